@@ -1,0 +1,158 @@
+"""Training algorithms as data: every constant that papers and published code disagree about is a field here.
+
+A preset fills fields that the user left out; anything written beside it wins. The resolved spec shows every value.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from accord.config.base import Spec
+from accord.config.presets import PRESETS, PresetName, filled
+
+
+class CreditSpec(Spec):
+    """From reward scores to one advantage per sample and modality (OmniNFT eq. 6-7)."""
+
+    mode: Literal["routed", "sum", "gdpo"] = "routed"
+    """`routed`: each reward drives the branch(es) of its route. `sum`: weighted raw rewards, normalised once, shared.
+    `gdpo`: normalised per reward, weighted, summed, shared."""
+    std: Literal["prompt", "step"] = "step"
+    """Divide by the standard deviation inside the prompt's group, or over all valid samples of the step."""
+    epsilon: float = Field(default=1e-4, gt=0)
+    """Added to that standard deviation; also the threshold under which a spread counts as none."""
+    batch_norm: bool = False
+    """`gdpo` only: normalise the summed advantage over the step again (arXiv 2601.05242)."""
+
+
+class LossSpec(Spec):
+    """The negative-aware forward-process loss (OmniNFT eq. 3-6, DiffusionNFT)."""
+
+    space: Literal["x0", "velocity"] = "x0"
+    normaliser: Literal["detached", "attached", "none"] = "detached"
+    """Adaptive weight 1/mean|x0hat - x0| per sample; `attached` lets gradient through it, as the published code does."""
+    beta: float = Field(default=1.0, gt=0, le=10)
+    """Mixing strength between old and trained prediction."""
+    advantage_clip: float = Field(default=5.0, gt=0)
+    """r = 1/2 + clip(A / advantage_clip, -1, 1) / 2; the loss is scaled by advantage_clip / beta in return."""
+    rescale: bool = True
+    """Multiply by advantage_clip / beta, so that the on-policy gradient is A times that of the plain matching loss."""
+    reduction: Literal["sum", "mean"] = "mean"
+    """How the modalities' losses combine."""
+    reference_penalty: float = Field(default=1e-4, ge=0)
+    """Weight of the distance to the reference policy."""
+    reference_space: Literal["x0", "velocity"] = "velocity"
+
+
+class SigmaSpec(Spec):
+    """Which noise levels are trained."""
+
+    per_sample: int = Field(default=2, ge=1, le=1000)
+    """Noise levels drawn for every sample and step."""
+    low: float = Field(default=0.0, ge=0, le=1)
+    high: float = Field(default=1.0, ge=0, le=1)
+    """Only sigmas of the sampler's schedule inside [low, high] are drawn."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.low > self.high:
+            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+        return self
+
+
+class BlockScale(Spec):
+    """A run of transformer blocks and what is left of the gradient there."""
+
+    start: float = Field(ge=0)
+    stop: float = Field(gt=0)
+    """Blocks in [start, stop): fractions of the depth when both are ≤ 1 and `unit` is `depth`, else block numbers."""
+    keep: float = Field(ge=0, le=1)
+    """Factor on the gradient; 0 stops it, 1 leaves it alone."""
+    unit: Literal["depth", "block"] = "depth"
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.stop <= self.start:
+            raise ValueError(f"stop ({self.stop}) must be greater than start ({self.start})")
+        if self.unit == "depth" and self.stop > 1:
+            raise ValueError(f"stop ({self.stop}) is a fraction of the depth and must be ≤ 1; or set unit = 'block'")
+        return self
+
+
+class SurgerySpec(Spec):
+    """Layer-wise gradient surgery at the audio-to-video cross-attention (OmniNFT eq. 8-9). Forward is unchanged."""
+
+    enabled: bool = True
+    tensor: Literal["context", "kv"] = "context"
+    """Scale the gradient into the audio context before the projections, or into K and V after them."""
+    schedule: tuple[BlockScale, ...] = Field(
+        default=(BlockScale(start=0.0, stop=0.02, keep=0.0), BlockScale(start=0.02, stop=0.23, keep=0.1)),
+        strict=False,  # a list is a fine tuple once the preset has been laid under it
+    )
+    """Later entries win where runs overlap; blocks in none keep 1."""
+
+
+class RegionSpec(Spec):
+    """Region-wise reweighting of the video loss by the model's own V2A attention (OmniNFT eq. 10-11)."""
+
+    enabled: bool = True
+    formula: Literal["minmax", "frame_sigmoid"] = "minmax"
+    """`minmax`: 1 + strength * (s - min) / (max - min) per sample. `frame_sigmoid`: 1 + strength * sigmoid(strength * z),
+    z being the score standardised within its frame."""
+    strength: float = Field(default=0.5, ge=0, le=100)
+    first_block: float = Field(default=0.2, ge=0, le=1)
+    last_block: float = Field(default=1.0, ge=0, le=1)
+    """Fractions of the depth between which attention is read."""
+    first_step: float = Field(default=0.5, ge=0, le=1)
+    last_step: float = Field(default=1.0, ge=0, le=1)
+    """Fractions of the denoising steps between which attention is read."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Strength grows linearly from 0 over so many optimizer steps."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for low, high in (("first_block", "last_block"), ("first_step", "last_step")):
+            if getattr(self, low) >= getattr(self, high):
+                raise ValueError(f"{low} must be below {high}, else no attention is read")
+        return self
+
+
+class OldPolicySpec(Spec):
+    """How the sampling policy follows the trained one: old <- eta * old + (1 - eta) * policy after every step."""
+
+    start: float = Field(default=0.0, ge=0, le=1)
+    rate: float = Field(default=0.001, ge=0, le=1)
+    maximum: float = Field(default=0.5, ge=0, le=1)
+    """eta(step) = min(start + rate * step, maximum); eta = 0 copies the policy."""
+
+
+class DiffusionNFTSpec(Spec):
+    """Negative-aware fine-tuning on clean samples (DiffusionNFT), with shared or routed credit."""
+
+    impl: ClassVar[str] = "learner.algorithms.nft:NFT"
+    presets: ClassVar[dict[PresetName, dict[str, Any]]] = PRESETS["diffusion_nft"]
+
+    name: Literal["diffusion_nft"] = "diffusion_nft"
+    preset: PresetName = "accord"
+    credit: CreditSpec = CreditSpec(mode="gdpo")
+    loss: LossSpec = LossSpec()
+    sigmas: SigmaSpec = SigmaSpec()
+    old_policy: OldPolicySpec = OldPolicySpec()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        return filled(value, cls.presets)
+
+
+class OmniNFTSpec(DiffusionNFTSpec):
+    """OmniNFT (arXiv 2605.12480): routed advantages, gradient surgery, region-wise reweighting over DiffusionNFT."""
+
+    presets: ClassVar[dict[PresetName, dict[str, Any]]] = PRESETS["omninft"]
+
+    name: Literal["omninft"] = "omninft"  # type: ignore[assignment]
+    credit: CreditSpec = CreditSpec(mode="routed")
+    surgery: SurgerySpec = SurgerySpec()
+    region: RegionSpec = RegionSpec()

@@ -1,0 +1,134 @@
+"""The job spec: what a team submits. The TOML file and the REST body are this same document."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from accord.config.backbones import SamplingSpec
+from accord.config.base import Spec
+from accord.plugins import spec_union
+
+if TYPE_CHECKING:
+    from accord.config.algorithms import OmniNFTSpec as AlgorithmSpec
+    from accord.config.backbones import LTX2Spec as BackboneSpec
+    from accord.config.rewards import RewardSpec as AnyReward
+else:
+    AlgorithmSpec = spec_union("algorithms")
+    BackboneSpec = spec_union("backbones")
+    AnyReward = spec_union("rewards")
+
+
+class PromptsSpec(Spec):
+    """Where prompts come from: JSON lines with `id`, `prompt_av`, `prompt_v`, `prompt_a`."""
+
+    train: str = Field(min_length=1, max_length=4096)
+    """File with the prompts that are trained on."""
+    held_out: str = Field(min_length=1, max_length=4096)
+    """File with prompts that are only evaluated; none may be a training prompt."""
+    per_step: int = Field(default=8, ge=1, le=4096)
+    """Prompts (groups) per optimizer step."""
+    group_size: int = Field(default=8, ge=1, le=1024)
+    """Samples per prompt."""
+
+
+class OptimizerSpec(Spec):
+    """AdamW on the policy adapter."""
+
+    learning_rate: float = Field(default=1e-3, gt=0, le=1)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    micro_batch: int = Field(default=8, ge=1, le=4096)
+    """Samples per forward on one rank; changes memory and speed, not the result beyond rounding."""
+
+
+class ClusterSpec(Spec):
+    """How much of the cluster one attempt takes."""
+
+    rollout_workers: int = Field(default=1, ge=1, le=4096)
+    rollout_cpus: float = Field(default=0.5, ge=0, le=256)
+    rollout_gpus: float = Field(default=0.0, ge=0, le=8)
+    learner_ranks: int = Field(default=2, ge=1, le=4096)
+    learner_cpus: float = Field(default=0.5, ge=0, le=256)
+    learner_gpus: float = Field(default=0.0, ge=0, le=1)
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """`torch` is the plain engine: one rank, no DeepSpeed."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    torch_threads: int = Field(default=1, ge=1, le=256)
+    """Threads of every torch process; part of what makes CPU results reproducible."""
+    policy_lag: int = Field(default=0, ge=0, le=8)
+    """Groups of step n are sampled with version max(0, n-1-policy_lag), exactly. 1 overlaps sampling and learning."""
+
+
+class CheckpointSpec(Spec):
+    """When to write checkpoints and how many to keep."""
+
+    every: int = Field(default=5, ge=1)
+    """Steps between checkpoints; the last step always has one."""
+    keep: int = Field(default=3, ge=1, le=1000)
+
+
+class EvaluateSpec(Spec):
+    """Held-out evaluation: the same prompts and seeds each time. Before the first and after the last step always."""
+
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations in between; 0 = none."""
+    samples_per_prompt: int = Field(default=8, ge=2, le=1024)
+    clips: int = Field(default=6, ge=0, le=100)
+    """Held-out clips kept as mp4, base and tuned side by side."""
+
+
+class JobSpec(Spec):
+    """One post-training job."""
+
+    name: str = Field(default="untitled", min_length=1, max_length=100, pattern=r"^[\w .:-]+$")
+    seed: int = Field(default=0, ge=0, le=2**31 - 1)
+    steps: int = Field(ge=1, le=1_000_000)
+    """Optimizer steps."""
+    backbone: BackboneSpec
+    sampling: SamplingSpec = SamplingSpec()
+    prompts: PromptsSpec
+    rewards: Annotated[tuple[AnyReward, ...], Field(min_length=1, max_length=64)]
+    algorithm: AlgorithmSpec
+    optimizer: OptimizerSpec = OptimizerSpec()
+    cluster: ClusterSpec = ClusterSpec()
+    checkpoint: CheckpointSpec = CheckpointSpec()
+    evaluate: EvaluateSpec = EvaluateSpec()
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    """Attempts before the job fails; only lost processes and infrastructure use them up."""
+    max_runtime_s: float = Field(default=86_400.0, gt=0, le=31_536_000)
+    """Wall time of one attempt before it is stopped and the job fails."""
+    labels: dict[str, str] = Field(default_factory=dict, max_length=16)
+
+    @model_validator(mode="after")
+    def _rewards_fit(self) -> Self:
+        twice = [name for name, count in Counter(reward.name for reward in self.rewards).items() if count > 1]
+        if twice:
+            raise ValueError(f"/rewards: {', '.join(twice)} listed more than once; list each reward once")
+        if not any(reward.weight > 0 for reward in self.rewards):
+            raise ValueError("/rewards: all weights are 0, so nothing would be trained; give one a weight")
+        known = set(self.backbone.modalities)
+        for index, reward in enumerate(self.rewards):
+            wanted = set(reward.needs) | ({"video", "audio"} if reward.route == "both" else {reward.route})
+            if not wanted <= known:
+                missing = ", ".join(sorted(wanted - known))
+                raise ValueError(f"/rewards/{index}: {reward.name} needs {missing}, which {self.backbone.name} lacks")
+        return self
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> Self:
+        if self.prompts.group_size < 2:
+            raise ValueError(
+                f"/prompts/group_size: {self.prompts.group_size} cannot be normalised within its group; use 2 or more"
+            )
+        ranks = self.cluster.learner_ranks
+        if self.cluster.engine == "torch" and ranks != 1:
+            raise ValueError(f"/cluster/learner_ranks: the torch engine has one rank, not {ranks}; use deepspeed")
+        if self.prompts.per_step % ranks:
+            raise ValueError(
+                f"/prompts/per_step: {self.prompts.per_step} prompts do not divide among {ranks} learner ranks"
+            )
+        return self

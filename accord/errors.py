@@ -1,0 +1,118 @@
+"""Every error Accord raises on purpose, in one tree.
+
+    AccordError
+    ├── UserError                 the job, a file or a call is wrong; retrying does not help
+    │   ├── SpecError             a field of a job spec (carries JSON pointers)
+    │   ├── ModelError            a model directory is missing, torn or unsafe
+    │   └── PromptError           a prompt file is missing, empty or has a bad line
+    ├── StoreError                the job store
+    │   ├── StoreUnavailable      no answer, or it refuses writes
+    │   ├── JobNotFound
+    │   ├── Conflict              illegal transition, or a key reused with another body
+    │   └── Fenced                a newer attempt owns the job: stop at once
+    ├── CheckpointError           a checkpoint is torn or does not fit
+    ├── RewardError               a whole reward is down (one bad clip is an invalid score, never this)
+    ├── RolloutError              a group could not be sampled within its tries
+    ├── NonFiniteError            loss or gradient is NaN or infinite
+    └── DeadlineExceeded          a wait ended at its deadline
+
+All of them pickle (they cross process boundaries): `args` is exactly what the constructor takes.
+"""
+
+
+class AccordError(Exception):
+    """Base of the tree."""
+
+    reason = "internal"
+    """Stable word for events, metrics and problem+json `code`."""
+
+
+class UserError(AccordError):
+    """The caller's input is wrong."""
+
+    reason = "user_error"
+
+
+class SpecError(UserError):
+    """A job spec does not validate. `problems` holds (JSON pointer, what is wrong and what would be right)."""
+
+    reason = "invalid_spec"
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        super().__init__(problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "; ".join(f"{pointer or '/'}: {message}" for pointer, message in self.problems)
+
+
+class ModelError(UserError):
+    """A model directory cannot be used."""
+
+    reason = "invalid_model"
+
+
+class PromptError(UserError):
+    """A prompt file cannot be used."""
+
+    reason = "invalid_prompts"
+
+
+class StoreError(AccordError):
+    """The job store refused."""
+
+    reason = "store"
+
+
+class StoreUnavailable(StoreError):
+    """The store does not answer, or answers that it takes no writes."""
+
+    reason = "store_unavailable"
+
+
+class JobNotFound(StoreError):
+    """No such job."""
+
+    reason = "job_not_found"
+
+
+class Conflict(StoreError):
+    """The job's state does not allow this, or an idempotency key was used with another body."""
+
+    reason = "conflict"
+
+
+class Fenced(StoreError):
+    """Another attempt owns the job now; everything this one writes is refused."""
+
+    reason = "fenced"
+
+
+class CheckpointError(AccordError):
+    """A checkpoint is torn, or belongs to another job or layout."""
+
+    reason = "checkpoint"
+
+
+class RewardError(AccordError):
+    """A required reward gave no usable score."""
+
+    reason = "reward"
+
+
+class RolloutError(AccordError):
+    """A group could not be sampled."""
+
+    reason = "rollout"
+
+
+class NonFiniteError(AccordError):
+    """Loss or gradient is not finite."""
+
+    reason = "nonfinite"
+
+
+class DeadlineExceeded(AccordError):
+    """A wait ended at its deadline."""
+
+    reason = "deadline"

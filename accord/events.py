@@ -1,0 +1,124 @@
+"""What happens to a job, as typed events. One sink takes them all; logs, Redis, Prometheus and pages read the same."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+
+Phase = Literal["startup", "rollout", "reward", "learn", "publish", "checkpoint", "evaluate"]
+
+
+class Event(BaseModel):
+    """Fields every event has."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, ser_json_inf_nan="null")
+
+    at: float = Field(default_factory=time.time)
+    """Unix time in seconds."""
+
+
+class StateChanged(Event):
+    """The job moved to another state."""
+
+    type: Literal["state"] = "state"
+    state: str
+    reason: str = ""
+    attempt: int = 0
+
+
+class Progress(Event):
+    """Something long advanced: drives live bars. `done` of `total` within `phase` of `step`."""
+
+    type: Literal["progress"] = "progress"
+    phase: Phase
+    step: int
+    done: int
+    total: int
+    detail: str = ""
+
+
+class StepCompleted(Event):
+    """One optimizer step is done and published."""
+
+    type: Literal["step"] = "step"
+    step: int
+    policy_version: int
+    metrics: dict[str, float | None]
+    """Flat names such as `reward/sync/mean`, `loss/video`, `grad_norm`; null when undefined."""
+    phase_seconds: dict[Phase, float]
+    samples: int
+    """Clips sampled for this step."""
+
+
+class CheckpointSaved(Event):
+    """A checkpoint is complete on disk (its manifest was written last)."""
+
+    type: Literal["checkpoint"] = "checkpoint"
+    step: int
+    path: str
+    bytes: int
+    seconds: float
+
+
+class RewardSummary(BaseModel):
+    """Mean over valid scores with its standard error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="null")
+
+    mean: float | None
+    sem: float | None
+    n: int
+
+
+class EvaluationDone(Event):
+    """Held-out prompts were sampled and scored with a fixed set of seeds."""
+
+    type: Literal["evaluation"] = "evaluation"
+    step: int
+    role: str
+    rewards: dict[str, RewardSummary]
+    held_out: dict[str, RewardSummary]
+    """Metrics nobody trains on: distance to the clean world, diversity, shuffled-pair controls."""
+
+
+class ProcessLost(Event):
+    """A process died and what is done about it."""
+
+    type: Literal["process_lost"] = "process_lost"
+    process: str
+    outcome: str
+    recovery_seconds: float | None = None
+
+
+class Warned(Event):
+    """Something to know that did not stop the job."""
+
+    type: Literal["warning"] = "warning"
+    code: str
+    message: str
+
+
+class Failed(Event):
+    """The attempt failed; whether the job goes on is the state machine's word."""
+
+    type: Literal["failed"] = "failed"
+    reason: str
+    message: str
+    retryable: bool
+
+
+JobEvent = Annotated[
+    StateChanged | Progress | StepCompleted | CheckpointSaved | EvaluationDone | ProcessLost | Warned | Failed,
+    Field(discriminator="type"),
+]
+JOB_EVENT: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
+
+
+class EventSink(Protocol):
+    """Takes events. `emit` raises `Fenced` when the attempt no longer owns the job."""
+
+    def emit(self, event: Event) -> None:
+        """Deliver one event, in order."""
+        ...

@@ -1,0 +1,18 @@
+"""Identifiers. A job id sorts by creation time and is unguessable."""
+
+import secrets
+import time
+from typing import NewType
+
+JobId = NewType("JobId", str)
+PolicyVersion = NewType("PolicyVersion", int)
+"""Version n = the weights after optimizer step n; 0 = as loaded."""
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+
+
+def new_job_id() -> JobId:
+    """Return `job-` + 9 characters of milliseconds (base 32, sortable) + 16 random characters (80 bits)."""
+    milliseconds = time.time_ns() // 1_000_000
+    stamp = "".join(_ALPHABET[(milliseconds >> shift) & 31] for shift in range(40, -1, -5))
+    return JobId(f"job-{stamp}{''.join(secrets.choice(_ALPHABET) for _ in range(16))}")

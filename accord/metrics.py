@@ -1,0 +1,68 @@
+"""THE table of Prometheus metrics: name, kind, labels, help. Dashboards, alerts and code take names from here only.
+
+`job_id` labels training gauges of running jobs and nothing else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One time series family."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
+_WAIT = (0.1, 0.5, 1, 5, 15, 60, 300, 900, 3600, 14400)
+
+TABLE: tuple[Metric, ...] = (
+    # queue
+    Metric("accord_queue_jobs", "gauge", "Jobs by state.", ("state",)),
+    Metric("accord_queue_wait_seconds", "histogram", "Time from acceptance to the first attempt.", (), _WAIT),
+    Metric("accord_queue_oldest_age_seconds", "gauge", "Age of the oldest queued job."),
+    Metric("accord_jobs_finished_total", "counter", "Jobs that ended.", ("outcome", "reason")),
+    Metric("accord_lease_lost_total", "counter", "Attempts whose lease ran out."),
+    Metric("accord_lease_fenced_writes_total", "counter", "Writes refused because a newer attempt owns the job."),
+    # api
+    Metric(
+        "accord_http_request_duration_seconds", "histogram", "API latency.", ("route", "method", "status"), _SECONDS
+    ),
+    # training (per running job)
+    Metric("accord_train_step", "gauge", "Last completed optimizer step.", ("job_id",)),
+    Metric("accord_train_last_step_timestamp_seconds", "gauge", "Unix time of the last completed step.", ("job_id",)),
+    Metric("accord_train_step_seconds", "gauge", "Wall time of the last step.", ("job_id",)),
+    Metric("accord_train_reward_mean", "gauge", "Mean valid reward of the last step.", ("job_id", "reward")),
+    Metric("accord_train_reward_std", "gauge", "Spread of the reward in the last step.", ("job_id", "reward")),
+    Metric("accord_train_reward_valid_ratio", "gauge", "Share of valid scores.", ("job_id", "reward")),
+    Metric("accord_train_loss", "gauge", "Loss per modality.", ("job_id", "modality")),
+    Metric("accord_train_reference_distance", "gauge", "Distance to the base policy.", ("job_id", "modality")),
+    Metric("accord_train_advantage_std", "gauge", "Spread of the advantages.", ("job_id", "modality")),
+    Metric("accord_train_zero_advantage_ratio", "gauge", "Share of samples without advantage.", ("job_id", "modality")),
+    Metric("accord_train_grad_norm", "gauge", "Gradient norm before clipping.", ("job_id",)),
+    Metric("accord_train_learning_rate", "gauge", "Learning rate.", ("job_id",)),
+    Metric("accord_train_phase_seconds", "histogram", "Time per phase of a step.", ("phase",), _SECONDS),
+    Metric("accord_train_nonfinite_total", "counter", "Non-finite values stopped on the way.", ("where",)),
+    # rollout
+    Metric("accord_rollout_samples_total", "counter", "Clips sampled."),
+    Metric("accord_weights_version", "gauge", "Last published policy version.", ("job_id",)),
+    # rewards
+    Metric("accord_reward_scores_total", "counter", "Scores by validity.", ("reward", "outcome")),
+    Metric("accord_reward_replicas", "gauge", "Replicas of a reward server.", ("reward", "kind")),
+    # checkpoints
+    Metric("accord_checkpoint_write_seconds", "histogram", "Time to write a checkpoint.", (), _SECONDS),
+    Metric("accord_checkpoint_bytes", "gauge", "Size of the last checkpoint.", ("job_id",)),
+    Metric("accord_checkpoint_last_success_timestamp_seconds", "gauge", "Time of the last checkpoint.", ("job_id",)),
+    # recovery
+    Metric("accord_process_lost_total", "counter", "Processes that died during an attempt.", ("process",)),
+    Metric("accord_recovery_seconds", "histogram", "Time from a death to the next progress.", ("process",), _WAIT),
+    Metric("accord_attempts_total", "counter", "Attempts started."),
+    Metric("accord_build_info", "gauge", "Always 1; the version is the label.", ("version",)),
+)

@@ -1,0 +1,63 @@
+"""Everything random is derived, never drawn: seeds and prompt order as pure functions of the job.
+
+A seed depends on (job seed, purpose, step, prompt index, sample index) alone, so it is the same on every worker, rank
+and attempt.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from accord.config.job import JobSpec
+from accord.ids import PolicyVersion
+from accord.types import Prompt, RolloutRequest
+
+
+def derive_seed(*parts: int | str) -> int:
+    """Return 63 bits of BLAKE2b over the parts: a seed for a counter-based generator."""
+    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def prompt_order(job_seed: int, epoch: int, count: int) -> list[int]:
+    """Return a permutation of range(count): the order of the prompts in one pass over the file."""
+    return sorted(range(count), key=lambda index: derive_seed(job_seed, "prompt-order", epoch, index))
+
+
+def sampling_version(step: int, policy_lag: int) -> PolicyVersion:
+    """The one version whose samples step `step` trains on: max(0, step - 1 - policy_lag)."""
+    return PolicyVersion(max(0, step - 1 - policy_lag))
+
+
+def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[RolloutRequest]:
+    """The groups of one training step, in prompt order. Each pass over the prompts is a fresh permutation."""
+    region = getattr(job.algorithm, "region", None)
+    requests = []
+    for position in range(job.prompts.per_step):
+        epoch, place = divmod((step - 1) * job.prompts.per_step + position, len(prompts))
+        prompt = prompts[prompt_order(job.seed, epoch, len(prompts))[place]]
+        seeds = tuple(derive_seed(job.seed, "train", step, position, g) for g in range(job.prompts.group_size))
+        requests.append(
+            RolloutRequest(
+                step=step,
+                prompt_index=position,
+                prompt=prompt,
+                seeds=seeds,
+                role="old",
+                policy_version=sampling_version(step, job.cluster.policy_lag),
+                capture_token_weights=bool(region and region.enabled),
+            )  # fmt: skip
+        )
+    return requests
+
+
+def evaluation_requests(job: JobSpec, prompts: Sequence[Prompt], version: PolicyVersion) -> list[RolloutRequest]:
+    """One group per held-out prompt, with the same seeds at every evaluation, sampled from the trained policy."""
+    return [
+        RolloutRequest(
+            step=0, prompt_index=index, prompt=prompt, role="policy", policy_version=version,
+            seeds=tuple(derive_seed(job.seed, "evaluate", index, g) for g in range(job.evaluate.samples_per_prompt)),
+        )
+        for index, prompt in enumerate(prompts)
+    ]  # fmt: skip
