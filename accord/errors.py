@@ -11,6 +11,7 @@
     │   ├── Conflict              illegal transition, or a key reused with another body
     │   └── Fenced                a newer attempt owns the job: stop at once
     ├── CheckpointError           a checkpoint is torn or does not fit
+    ├── MediaError                a clip cannot be written or read as a file
     ├── RewardError               a whole reward is down (one bad clip is an invalid score, never this)
     ├── RolloutError              a group could not be sampled within its tries
     ├── NonFiniteError            loss or gradient is NaN or infinite
@@ -92,6 +93,12 @@ class CheckpointError(AccordError):
     """A checkpoint is torn, or belongs to another job or layout."""
 
     reason = "checkpoint"
+
+
+class MediaError(AccordError):
+    """A clip cannot be written as a file, or a file cannot be read as a clip."""
+
+    reason = "media"
 
 
 class RewardError(AccordError):

@@ -22,7 +22,7 @@ Role = Literal["policy", "old", "ref"]
 
 ScoreReason = Literal[
     "ok", "non_finite", "no_events", "silent_audio", "too_short", "bad_media", "timeout", "backpressure", "model_error",
-    "unreachable",
+    "unreachable", "unverifiable",
 ]  # fmt: skip
 
 

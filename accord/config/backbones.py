@@ -25,6 +25,8 @@ class LTX2Spec(Spec):
     """A diffusers `LTX2Pipeline` directory (LTX-2 or LTX-2.3, tiny or full size)."""
 
     impl: ClassVar[str] = "accord.backbones.ltx2:LTX2Backbone"
+    inspect: ClassVar[str] = "accord.config.model_dir:inspect_model_dir"
+    """`module:function` (light) that checks `path` and returns ModelFacts; a backbone without it is not checked."""
     modalities: ClassVar[tuple[Modality, ...]] = MODALITIES
 
     name: Literal["ltx2"] = "ltx2"

@@ -1,0 +1,178 @@
+"""LoRA roles in one model: `policy` is trained, `old` samples, `ref` is the base with adapters off.
+
+Works on any module that holds the adapted network, whether or not DDP or DeepSpeed wraps it. Tensors are named by
+their module path inside the network, such as `transformer_blocks.0.attn1.to_q.lora_A.weight`.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from safetensors.numpy import save_file
+from torch import Tensor, nn
+
+from accord.config.backbones import LoRASpec
+from accord.errors import CheckpointError, SpecError
+from accord.requests import derive_seed
+from accord.types import Role
+
+ADAPTER_ROLES: tuple[Role, Role] = ("policy", "old")
+EXPORT_FILE = "pytorch_lora_weights.safetensors"
+_NOT_ADAPTED = "to_gate_logits"
+"""Per-head gates stay frozen: an adapter goes on query, key, value, output and feed-forward layers."""
+
+
+def target_layers(module: nn.Module, spec: LoRASpec) -> list[str]:
+    """Paths of the linear layers that get an adapter. Raises SpecError for a target that matches nothing."""
+    found: dict[str, list[str]] = {target: [] for target in spec.targets}
+    for path, parent in module.named_modules():
+        for target in found.keys() & parent._modules.keys():
+            part = parent._modules[target]
+            prefix = f"{path}.{target}" if path else target
+            found[target] += [
+                f"{prefix}.{name}" if name else prefix
+                for name, layer in (part.named_modules() if part is not None else ())
+                if isinstance(layer, nn.Linear) and not name.endswith(_NOT_ADAPTED)
+            ]
+    missing = [target for target, layers in found.items() if not layers]
+    if missing:
+        raise SpecError([("/backbone/lora/targets", f"{', '.join(missing)}: matches no linear layer of the model")])
+    return sorted(layer for layers in found.values() for layer in layers)
+
+
+def add_roles(module: nn.Module, spec: LoRASpec, seed: int) -> None:
+    """Add `policy` and `old` to a frozen network, identical and without effect yet (B = 0).
+
+    A ~ N(0, 1/rank^2), drawn per layer from `seed` and its path alone. Adapters are float32 whatever the network is;
+    only `policy` requires gradients; `policy` is active.
+    """
+    targets = target_layers(module, spec)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # PEFT draws an initialisation, which is replaced below, and wonders about a second adapter
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        for name in ADAPTER_ROLES:
+            config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, lora_dropout=0.0)
+            inject_adapter_in_model(config, module, adapter_name=name)
+    for name in ADAPTER_ROLES:
+        for key, parameter in adapter_parameters(module, name).items():
+            parameter.data = _initial(parameter.data.float(), key, spec.rank, seed)
+            parameter.requires_grad_(name == "policy")
+    _activate(_layers(module), "policy")
+
+
+def _initial(like: Tensor, key: str, rank: int, seed: int) -> Tensor:
+    if ".lora_B." in key or like.is_meta:
+        return torch.zeros_like(like)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "lora", key))
+    return (torch.randn(like.shape, generator=generator) / rank).to(like.device)
+
+
+@contextmanager
+def role(module: nn.Module, name: Role) -> Iterator[None]:
+    """Compute as `name` inside the block. Flags only: no parameter and no `requires_grad` is touched."""
+    layers = _layers(module)
+    before = [(layer._active_adapter, layer._disable_adapters) for layer in layers]
+    try:
+        _activate(layers, name)
+        yield
+    finally:
+        for layer, (active, disabled) in zip(layers, before, strict=True):
+            layer._active_adapter, layer._disable_adapters = active, disabled
+
+
+def _activate(layers: list[LoraLayer], name: Role) -> None:
+    for layer in layers:
+        layer._disable_adapters = name == "ref"
+        if name != "ref":
+            layer._active_adapter = [name]
+
+
+def adapter_parameters(module: nn.Module, name: Role) -> dict[str, nn.Parameter]:
+    """The tensors of one role by key, in the order of the model."""
+    marker = f".{name}."
+    return {
+        path.replace(marker, "."): parameter
+        for path, parameter in _network(module).named_parameters()
+        if ".lora_" in path and marker in path
+    }
+
+
+def adapter_state(module: nn.Module, name: Role) -> dict[str, np.ndarray]:
+    """Copy one role out as float32 arrays by key."""
+    return {
+        key: parameter.detach().to("cpu", torch.float32, copy=True).numpy()
+        for key, parameter in adapter_parameters(module, name).items()
+    }
+
+
+@torch.no_grad()
+def load_adapter_state(module: nn.Module, name: Role, state: Mapping[str, np.ndarray]) -> None:
+    """Copy arrays into one role. Raises CheckpointError when keys or shapes differ from the model's."""
+    parameters = adapter_parameters(module, name)
+    differing = parameters.keys() ^ state.keys()
+    if differing:
+        some = ", ".join(sorted(differing)[:3])
+        raise CheckpointError(f"adapter {name}: {len(differing)} tensors differ from the model's, such as {some}")
+    for key, parameter in parameters.items():
+        if parameter.shape != state[key].shape:
+            shapes = f"{tuple(state[key].shape)} for {tuple(parameter.shape)}"
+            raise CheckpointError(f"adapter {name}: {key} has shape {shapes}; was it trained with another rank?")
+        parameter.copy_(torch.from_numpy(np.array(state[key], dtype=np.float32)))
+
+
+@torch.no_grad()
+def clear_adapters(module: nn.Module) -> None:
+    """Set B = 0 in both roles: version 0, the base model."""
+    for name in ADAPTER_ROLES:
+        for key, parameter in adapter_parameters(module, name).items():
+            if ".lora_B." in key:
+                parameter.zero_()
+
+
+@torch.no_grad()
+def blend_(module: nn.Module, into: Role = "old", source: Role = "policy", eta: float = 0.0) -> None:
+    """In place: into <- eta * into + (1 - eta) * source (OmniNFT alg. 1). eta = 0 copies."""
+    origin = adapter_parameters(module, source)
+    for key, parameter in adapter_parameters(module, into).items():
+        if eta == 0.0:
+            parameter.copy_(origin[key])
+        else:
+            parameter.mul_(eta).add_(origin[key], alpha=1.0 - eta)
+
+
+def export_lora(state: Mapping[str, np.ndarray], spec: LoRASpec, directory: Path) -> Path:
+    """Write a role's tensors as the file that diffusers' `LTX2Pipeline.load_lora_weights(directory)` takes.
+
+    The scale alpha / rank is multiplied into B, so that readers which know no alpha get the same model. Returns the
+    path of the file.
+    """
+    scale = np.float32(spec.alpha / spec.rank)
+    tensors = {
+        f"transformer.{key}": np.ascontiguousarray(value * scale if ".lora_B." in key else value, dtype=np.float32)
+        for key, value in state.items()
+    }
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / EXPORT_FILE
+    note = {"accord_lora": json.dumps({"trained_rank": spec.rank, "trained_alpha": spec.alpha, "scale": "in lora_B"})}
+    save_file(tensors, path, metadata={"format": "pt", **note})
+    return path
+
+
+def _network(module: nn.Module) -> nn.Module:
+    """The adapted network inside `module`, found by the configs that PEFT left on it."""
+    for candidate in module.modules():
+        if "peft_config" in vars(candidate):
+            return candidate
+    raise CheckpointError(f"{type(module).__name__} holds no adapters; call add_roles first")
+
+
+def _layers(module: nn.Module) -> list[LoraLayer]:
+    return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]

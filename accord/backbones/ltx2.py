@@ -1,0 +1,271 @@
+"""Any diffusers `LTX2Pipeline` directory, tiny or full size, LTX-2 or LTX-2.3, as a Backbone.
+
+The only file that knows LTX-2: timesteps 0…1000, packing and normalisation of latents, text connectors, decoders.
+Which generation a directory holds is written in its configs (per-head gates, prompt modulation, connector layout) and
+the classes of diffusers follow them; nothing here asks for a version.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, Self
+
+import torch
+from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
+from diffusers.models.transformers.transformer_ltx2 import apply_interleaved_rotary_emb, apply_split_rotary_emb
+from diffusers.utils import logging as diffusers_logging
+from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
+
+from accord.backbones.adapters import add_roles
+from accord.backbones.base import Conditions, Latents, VelocityModel
+from accord.config.backbones import LTX2Spec, SamplingSpec
+from accord.config.model_dir import ModelFacts, inspect_model_dir
+from accord.diffusion.schedule import ScheduleConfig, sigma_schedule
+from accord.types import MODALITIES, Clip, Modality
+
+TIMESTEPS = 1000.0
+"""Sigma 1 as the transformer counts it."""
+_TEXT_TOKENS = 1024
+"""Longest prompt of the family; a tokenizer with a shorter limit decides for itself."""
+_DECODERS = ("vae", "audio_vae", "vocoder")
+
+
+class LTX2Velocity(VelocityModel):
+    """The transformer with the clip's geometry filled in."""
+
+    def __init__(
+        self, transformer: LTX2VideoTransformer3DModel, grid: tuple[int, int, int], audio_tokens: int, fps: float
+    ) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.depth = len(transformer.transformer_blocks)
+        self.compute_dtype = transformer.proj_in.weight.dtype
+        self.grid = grid
+        self.audio_tokens = audio_tokens
+        self.fps = fps
+
+    def forward(
+        self, latents: Latents, sigmas: Mapping[Modality, Tensor], conditions: Conditions
+    ) -> dict[Modality, Tensor]:
+        """Return the velocity of both modalities, float32 [B, T, C].
+
+        latents: [B, T, C]; sigmas: [B] in [0, 1]; conditions: B rows. Each modality is modulated by its own sigma and
+        the cross-attention between them by the other's.
+        """
+        video_time, audio_time = sigmas["video"].float() * TIMESTEPS, sigmas["audio"].float() * TIMESTEPS
+        frames, height, width = self.grid
+        video, audio = self.transformer(
+            hidden_states=latents["video"].to(self.compute_dtype),
+            audio_hidden_states=latents["audio"].to(self.compute_dtype),
+            encoder_hidden_states=conditions.video_BLC,
+            audio_encoder_hidden_states=conditions.audio_BLC,
+            timestep=video_time,
+            audio_timestep=audio_time,
+            sigma=video_time,
+            audio_sigma=audio_time,
+            encoder_attention_mask=conditions.mask_BL,
+            audio_encoder_attention_mask=conditions.mask_BL,
+            num_frames=frames,
+            height=height,
+            width=width,
+            fps=self.fps,
+            audio_num_frames=self.audio_tokens,
+            use_cross_timestep=True,
+            return_dict=False,
+        )
+        return {"video": video.float(), "audio": audio.float()}
+
+    @contextmanager
+    def watch_video_attention(self, blocks: Sequence[int], sink: Callable[[Tensor], None]) -> Iterator[None]:
+        """See VelocityModel.watch_video_attention."""
+        with ExitStack() as stack:
+            for index in blocks:
+                watch = _AttentionWatch(self.transformer.transformer_blocks[index].video_to_audio_attn, sink)
+                stack.callback(watch.remove)
+            yield
+
+
+class _AttentionWatch:
+    """Hooks on one cross-attention that reduce its map to the attention every key receives.
+
+    The queries and keys are taken where the model's own processor computes them, behind their normalisation, so the
+    processor, and with it the output, stays untouched. One head's [B, A, T] map lives at a time.
+    """
+
+    def __init__(self, attention: nn.Module, sink: Callable[[Tensor], None]) -> None:
+        self.attention: Any = attention
+        self.sink = sink
+        self.seen: dict[str, Tensor] = {}
+        self.rotary: dict[str, Any] = {}
+        self.handles = [
+            attention.register_forward_pre_hook(self._before, with_kwargs=True),
+            self.attention.norm_q.register_forward_hook(self._keep("query")),
+            self.attention.norm_k.register_forward_hook(self._keep("key")),
+            attention.register_forward_hook(self._after),
+        ]
+        if self.attention.to_gate_logits is not None:
+            self.handles.append(self.attention.to_gate_logits.register_forward_hook(self._keep("gate")))
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
+
+    def _before(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        self.rotary = {"query": kwargs.get("query_rotary_emb"), "key": kwargs.get("key_rotary_emb")}
+
+    def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            self.seen[name] = output.detach()
+
+        return hook
+
+    def _after(self, _module: nn.Module, _args: Any, _output: Tensor) -> None:
+        heads = self.attention.heads
+        query = self._rotated("query").unflatten(2, (heads, -1)).float()
+        key = self._rotated("key").unflatten(2, (heads, -1)).float()
+        gates = 2.0 * torch.sigmoid(self.seen["gate"].float()) if "gate" in self.seen else None
+        scale = query.shape[-1] ** -0.5
+        mass = torch.zeros(key.shape[:2], device=key.device)
+        for head in range(heads):
+            shares = torch.softmax(query[:, :, head] @ key[:, :, head].transpose(1, 2) * scale, dim=-1)
+            if gates is not None:
+                shares = shares * gates[:, :, head, None]
+            mass += shares.sum(dim=1)
+        self.seen.clear()
+        self.sink(mass / heads)
+
+    def _rotated(self, name: str) -> Tensor:
+        freqs = self.rotary[name]
+        if freqs is None:
+            return self.seen[name]
+        rotate = apply_split_rotary_emb if self.attention.rope_type == "split" else apply_interleaved_rotary_emb
+        return rotate(self.seen[name], freqs)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars while loading: a worker's log is not a terminal."""
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers_logging.enable_progress_bar()
+        transformers_logging.enable_progress_bar()
+
+
+class LTX2Backbone:
+    """An LTX-2 pipeline as sampler and learner use it."""
+
+    modalities: tuple[Modality, ...] = MODALITIES
+
+    def __init__(self, pipeline: LTX2Pipeline, facts: ModelFacts, sampling: SamplingSpec, device: str) -> None:
+        self.pipeline = pipeline
+        self.facts = facts
+        self.sampling = sampling
+        self.device = device
+        self.grid = facts.video_grid(sampling.frames, sampling.height, sampling.width)
+        self.audio_tokens = facts.audio_tokens(sampling.frames, sampling.fps)
+        self.velocity_model = LTX2Velocity(pipeline.transformer, self.grid, self.audio_tokens, sampling.fps)
+        self.depth = self.velocity_model.depth
+
+    @classmethod
+    def load(
+        cls, spec: LTX2Spec, sampling: SamplingSpec, *, device: str = "cpu", decoders: bool = True, seed: int = 0
+    ) -> Self:
+        """Load the directory, freeze it, and add the LoRA roles initialised from `seed`.
+
+        Transformer and text parts compute in `spec.dtype`; decoders always in float32, since the waveform and the
+        closed-form codecs do not survive bfloat16. Raises ModelError, or SpecError for a target that matches nothing.
+        """
+        facts = inspect_model_dir(spec.path)
+        left_out = {} if decoders else dict.fromkeys(_DECODERS)
+        dtypes = {"default": getattr(torch, spec.dtype), **dict.fromkeys(_DECODERS if decoders else (), torch.float32)}
+        with _quiet():
+            pipeline = LTX2Pipeline.from_pretrained(
+                facts.path, dtype=dtypes, use_safetensors=True, local_files_only=True, **left_out
+            )
+        pipeline.set_progress_bar_config(disable=True)
+        for part in pipeline.components.values():
+            if isinstance(part, nn.Module):
+                part.requires_grad_(False).eval().to(device)
+        add_roles(pipeline.transformer, spec.lora, seed)
+        if spec.gradient_checkpointing:
+            pipeline.transformer.enable_gradient_checkpointing()
+        return cls(pipeline, facts, sampling, device)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Conditions:
+        """Encode prompts one by one, so that a row is the same whatever it is encoded with. Returns len(texts) rows."""
+        rows = [self._encode_one(text) for text in texts]
+        return Conditions(*(torch.cat([row[part] for row in rows]) for part in range(3)))
+
+    def _encode_one(self, text: str) -> tuple[Tensor, Tensor, Tensor]:
+        embeds, mask, _, _ = self.pipeline.encode_prompt(
+            [text],
+            do_classifier_free_guidance=False,
+            max_sequence_length=min(_TEXT_TOKENS, self.pipeline.tokenizer_max_length),
+            device=torch.device(self.device),
+        )
+        video, audio, mask = self.pipeline.connectors(embeds, mask, padding_side=self.pipeline.tokenizer.padding_side)
+        return video, audio, mask
+
+    def velocity(
+        self, latents: Latents, sigmas: Mapping[Modality, Tensor], conditions: Conditions
+    ) -> dict[Modality, Tensor]:
+        """See LTX2Velocity.forward."""
+        result: dict[Modality, Tensor] = self.velocity_model(latents, sigmas, conditions)
+        return result
+
+    def latent_shapes(self) -> dict[Modality, tuple[int, int]]:
+        """(T, C) per modality for the job's clip size."""
+        frames, height, width = self.grid
+        return {
+            "video": (frames * height * width, self.facts.video_channels),
+            "audio": (self.audio_tokens, self.facts.audio_channels),
+        }
+
+    def sigmas(self, num_steps: int) -> Tensor:
+        """The pipeline's own schedule for this clip size, float32 [num_steps + 1]."""
+        config = ScheduleConfig.parse(self.facts.scheduler)
+        tokens = self.latent_shapes()["video"][0]
+        return torch.tensor(sigma_schedule(config, num_steps, tokens, self.sampling.shift), dtype=torch.float32)
+
+    @torch.no_grad()
+    def decode(self, latents: Latents) -> list[Clip]:
+        """Turn clean latents [G, T, C] into G clips, one at a time to bound memory."""
+        groups = latents["video"].shape[0]
+        return [
+            Clip(
+                video_FHWC=self._frames(latents["video"][index : index + 1]),
+                fps=self.sampling.fps,
+                audio_CS=self._sound(latents["audio"][index : index + 1]),
+                sample_rate=self.facts.sample_rate,
+            )
+            for index in range(groups)
+        ]
+
+    def _frames(self, packed: Tensor) -> Any:
+        """[1, T, C] to uint8 [F, H, W, 3]."""
+        pipeline, vae = self.pipeline, self.pipeline.vae
+        patches = (self.facts.patch_size, self.facts.patch_size_t)
+        frames, height, width = self.grid
+        raw = pipeline._unpack_latents(packed.float(), frames, height, width, *patches)
+        raw = pipeline._denormalize_latents(raw, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
+        moment = torch.zeros(1, device=raw.device) if vae.config.timestep_conditioning else None
+        with torch.random.fork_rng(devices=[]):  # a decoder that injects noise injects the same each time
+            torch.manual_seed(0)
+            pixels = vae.decode(raw, moment, return_dict=False)[0]
+        scaled = ((pixels[0].clamp(-1.0, 1.0) + 1.0) * 127.5).round()
+        return scaled.permute(1, 2, 3, 0).to("cpu", torch.uint8).contiguous().numpy()
+
+    def _sound(self, packed: Tensor) -> Any:
+        """[1, T, C] to float32 [channels, S]."""
+        pipeline, audio_vae = self.pipeline, self.pipeline.audio_vae
+        raw = pipeline._denormalize_audio_latents(packed.float(), audio_vae.latents_mean, audio_vae.latents_std)
+        bins = audio_vae.config.mel_bins // audio_vae.mel_compression_ratio
+        mel = audio_vae.decode(pipeline._unpack_audio_latents(raw, self.audio_tokens, bins), return_dict=False)[0]
+        return pipeline.vocoder(mel)[0].clamp(-1.0, 1.0).float().cpu().contiguous().numpy()

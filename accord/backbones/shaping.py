@@ -1,0 +1,170 @@
+"""Shapers: gradient surgery and attention capture. Off, they change nothing; on, no forward value changes.
+
+Blocks are found by walking modules, in the order of the model, so any wrapper may be around them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accord.backbones.base import VelocityModel
+from accord.config.algorithms import BlockScale, RegionSpec, SurgerySpec
+from accord.errors import SpecError
+
+_AUDIO_TO_VIDEO = "audio_to_video_attn"
+_EDGE = 1e-9
+"""Tolerance of products such as 10/48 * 48."""
+
+
+def block_factors(schedule: Sequence[BlockScale], depth: int) -> list[float]:
+    """What is left of the gradient at each block [depth]. Later entries win; blocks in none keep 1.
+
+    Raises SpecError for a block number beyond the depth.
+    """
+    factors = [1.0] * depth
+    for index, run in enumerate(schedule):
+        if run.unit == "block" and run.stop > depth:
+            where = f"/algorithm/surgery/schedule/{index}/stop"
+            raise SpecError([(where, f"{run.stop:g} is beyond the model's {depth} blocks; use unit = 'depth'")])
+        scale = depth if run.unit == "depth" else 1
+        for block in range(depth):
+            if run.start * scale - _EDGE <= block < run.stop * scale - _EDGE:
+                factors[block] = run.keep
+    return factors
+
+
+@contextmanager
+def gradient_surgery(module: nn.Module, spec: SurgerySpec) -> Iterator[None]:
+    """Scale the gradient that flows from video into audio at the audio-to-video cross-attention (OmniNFT eq. 8-9).
+
+    K' = sg(K) + keep * (K - sg(K)), likewise V, for `tensor = "kv"`; the same on the audio hidden state in front of
+    both projections for `"context"`, which leaves their own weights the full gradient. Enter it around forward *and*
+    backward: gradient checkpointing computes the forward again inside backward.
+    """
+    attentions = _audio_to_video(module) if spec.enabled else []
+    factors = block_factors(spec.schedule, len(attentions)) if spec.enabled else []
+    with ExitStack() as stack:
+        for attention, keep in zip(attentions, factors, strict=True):
+            for handle in _surgery_hooks(attention, spec.tensor, keep) if keep != 1.0 else ():
+                stack.callback(handle.remove)
+        yield
+
+
+def _audio_to_video(module: nn.Module) -> list[Any]:
+    found = [parent._modules[_AUDIO_TO_VIDEO] for parent in module.modules() if _AUDIO_TO_VIDEO in parent._modules]
+    if not found:
+        raise SpecError([("/algorithm/surgery", "the backbone has no audio-to-video cross-attention to operate on")])
+    return found
+
+
+def _surgery_hooks(attention: Any, tensor: str, keep: float) -> list[Any]:
+    if tensor == "kv":
+
+        def scale_output(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            return scale_gradient(output, keep)
+
+        return [layer.register_forward_hook(scale_output) for layer in (attention.to_k, attention.to_v)]
+
+    def scale_context(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        if "encoder_hidden_states" in kwargs:
+            context = scale_gradient(kwargs["encoder_hidden_states"], keep)
+            return args, {**kwargs, "encoder_hidden_states": context}
+        return (args[0], scale_gradient(args[1], keep), *args[2:]), kwargs
+
+    return [attention.register_forward_pre_hook(scale_context, with_kwargs=True)]
+
+
+def scale_gradient(x: Tensor, keep: float) -> Tensor:
+    """Return x bit for bit; its gradient is multiplied by `keep` on the way back."""
+    if keep == 0.0:
+        return x.detach()
+    scaled: Tensor = _Scale.apply(x, keep)
+    return scaled
+
+
+class _Scale(torch.autograd.Function):
+    """Identity forward, scaled backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: float) -> Tensor:
+        ctx.keep = keep
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.keep, None
+
+
+class RegionCapture:
+    """Collects, during the denoising of a group, how much sound attends to each video token (OmniNFT eq. 10)."""
+
+    def __init__(self, model: VelocityModel, spec: RegionSpec, num_steps: int) -> None:
+        self.model = model
+        self.spec = spec
+        self.blocks = _between(spec.first_block, spec.last_block, model.depth)
+        self.steps = frozenset(_between(spec.first_step, spec.last_step, num_steps))
+        self.total: Tensor | None = None
+        self.count = 0
+
+    def during(self, step: int) -> AbstractContextManager[None]:
+        """Enter around the conditional forward of a step (0-based); watches it if the spec reads that step."""
+        if step not in self.steps:
+            return nullcontext()
+        return self.model.watch_video_attention(self.blocks, self._add)
+
+    def _add(self, mass_BT: Tensor) -> None:
+        self.total = mass_BT if self.total is None else self.total + mass_BT
+        self.count += 1
+
+    def scores(self) -> Tensor:
+        """Mean over the chosen blocks and steps of the attention each video token got, float32 [G, T]."""
+        if self.total is None:
+            raise RuntimeError("no attention was captured: no forward ran inside `during`")
+        return self.total / self.count
+
+    def weights(self, frames: int) -> Tensor:
+        """The weights of the video loss [G, T]; `frames` is the number of latent frames."""
+        return region_weights(self.scores(), self.spec, frames)
+
+
+@contextmanager
+def capture_region(module: nn.Module, spec: RegionSpec, num_steps: int) -> Iterator[RegionCapture]:
+    """Yield a RegionCapture for one group denoised in `num_steps` steps by the model inside `module`."""
+    model = next((part for part in module.modules() if isinstance(part, VelocityModel)), None)
+    if model is None:
+        raise SpecError([("/algorithm/region", "the backbone has no attention from sound to picture to read")])
+    yield RegionCapture(model, spec, num_steps)
+
+
+def region_weights(scores_GT: Tensor, spec: RegionSpec, frames: int) -> Tensor:
+    """Turn attention scores into token weights at full strength, float32 [G, T].
+
+    `minmax` (OmniNFT eq. 11): w = 1 + strength * (s - min s) / (max s - min s), per sample.
+    `frame_sigmoid` (released code): w = 1 + strength * sigmoid(strength * z), z standardised within a latent frame.
+    A sample or frame without any spread has s = min s, and z = 0.
+    """
+    scores = scores_GT.float()
+    if spec.formula == "minmax":
+        low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
+        return 1.0 + spec.strength * _ratio(scores - low, high - low)
+    by_frame = scores.unflatten(1, (frames, -1))
+    centred = by_frame - by_frame.mean(dim=2, keepdim=True)
+    spread = by_frame.std(dim=2, keepdim=True) if by_frame.shape[2] > 1 else torch.zeros_like(centred)
+    return (1.0 + spec.strength * torch.sigmoid(spec.strength * _ratio(centred, spread))).flatten(1)
+
+
+def _ratio(value: Tensor, unit: Tensor) -> Tensor:
+    """Value / unit, and 0 where the unit is 0."""
+    return torch.where(unit > 0, value / torch.where(unit > 0, unit, 1.0), 0.0)
+
+
+def _between(first: float, last: float, count: int) -> list[int]:
+    """Indices i of `count` with floor(first * count) <= i <= floor(last * count)."""
+    low = min(math.floor(first * count + _EDGE), count - 1)
+    return list(range(low, min(math.floor(last * count + _EDGE), count - 1) + 1))

@@ -1,0 +1,176 @@
+"""Clips to MP4 files that people can watch and hear, and back.
+
+H.264 (yuv420p, BT.709) and AAC in one file whose index comes first, so that a browser plays it while it loads. Both
+streams start at time 0: the priming samples of AAC are taken off by the file's edit list, there are no B-frames to
+reorder. Shapes: F frames, H height, W width, C audio channels, S audio samples.
+"""
+
+from __future__ import annotations
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from accord.errors import MediaError
+from accord.types import Clip
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+AAC_RATES = (44_100, 48_000)
+"""Sample rates that are kept; any other is resampled to 48 kHz, where an AAC frame is only 21 ms long."""
+
+
+def write_mp4(clip: Clip, path: Path, *, min_side: int = 256) -> None:
+    """Write a clip as MP4, whole or not at all (temporary file, then rename).
+
+    A picture whose shorter side is below `min_side` pixels is enlarged by a whole factor, each pixel becoming a
+    square; an odd side grows by one repeated row or column. A clip without audio samples becomes a silent file.
+
+    Raises:
+        MediaError: the arrays do not make a clip, or FFmpeg or the file system refuses.
+    """
+    _check(clip)
+    video = even_sides(enlarge(clip.video_FHWC, min_side))
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _encode(clip, video, temporary)
+        temporary.replace(path)
+    except OSError as error:  # FFmpeg's own errors are OSErrors too
+        raise MediaError(f"cannot write the clip {path}: {error}; check the folder and its free space") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_mp4(path: Path) -> Clip:
+    """Read a file back as people see and hear it: uint8 video [F, H, W, 3], float32 audio [C, S], both from time 0.
+
+    Sizes and rates are those of the file, so a small clip comes back enlarged. A file without sound gives [1, 0].
+
+    Raises:
+        MediaError: the file is missing, is no video, or is torn.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise MediaError(f"{path} has no video stream; it is not a clip that write_mp4 wrote")
+            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+            fps = float(container.streams.video[0].average_rate or 0)
+            container.seek(0)
+            audio, rate = (
+                _decode_audio(container) if container.streams.audio else (np.zeros((1, 0), np.float32), 48_000)
+            )
+    except OSError as error:
+        raise MediaError(f"cannot read the clip {path}: {error}; the file is missing, torn or no MP4") from error
+    if not frames or fps <= 0:
+        raise MediaError(f"{path} holds no video frames; the file is torn")
+    return Clip(np.stack(frames), fps, audio, rate)
+
+
+def enlarge(video: NDArray[np.uint8], min_side: int) -> NDArray[np.uint8]:
+    """Repeat pixels [F, H, W, 3] by the smallest whole factor that brings the shorter side to `min_side` or more."""
+    factor = max(1, -(-min_side // min(video.shape[1:3])))
+    return video if factor == 1 else video.repeat(factor, axis=1).repeat(factor, axis=2)
+
+
+def even_sides(video: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Repeat the last row or column [F, H, W, 3] where a side is odd: yuv420p halves both."""
+    _, height, width, _ = video.shape
+    if height % 2 or width % 2:
+        return np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    return video
+
+
+def _check(clip: Clip) -> None:
+    """Refuse arrays that are no clip, before FFmpeg says it in its own words."""
+    video, audio = clip.video_FHWC, clip.audio_CS
+    if video.dtype != np.uint8 or video.ndim != 4 or video.shape[-1] != 3 or 0 in video.shape:
+        raise MediaError(f"video_FHWC is {video.dtype} {list(video.shape)}; a clip has uint8 [F, H, W, 3], none empty")
+    if audio.ndim != 2 or audio.shape[0] not in (1, 2):
+        raise MediaError(f"audio_CS has shape {list(audio.shape)}; a clip has [1, S] (mono) or [2, S] (stereo)")
+    if not np.isfinite(audio).all():
+        raise MediaError("audio_CS holds NaN or infinity; the model or vocoder that made it is broken")
+    if not clip.fps > 0 or (audio.shape[1] and not clip.sample_rate > 0):
+        raise MediaError(f"fps {clip.fps} and sample_rate {clip.sample_rate} must both be greater than 0")
+
+
+def _encode(clip: Clip, video: NDArray[np.uint8], path: Path) -> None:
+    """Encode and mux into `path`."""
+    import av
+
+    with av.open(str(path), "w", format="mp4", options={"movflags": "+faststart"}) as container:
+        picture = _video_stream(container, video, clip.fps)
+        sound = _audio_stream(container, clip) if clip.audio_CS.shape[1] else None
+        for index, pixels in enumerate(video):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame = frame.reformat(format="yuv420p", src_colorspace="ITU709", dst_colorspace="ITU709")
+            frame.pts = index
+            frame.time_base = 1 / picture.codec_context.framerate
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode(None))
+        if sound is not None:
+            for block in _audio_blocks(clip, sound):
+                container.mux(sound.encode(block))
+            container.mux(sound.encode(None))
+
+
+def _video_stream(container: Any, video: NDArray[np.uint8], fps: float) -> Any:
+    """Add the H.264 stream; one thread, so that the same clip gives the same bytes anywhere."""
+    options = {"crf": "18", "preset": "medium", "bf": "0"}
+    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
+    stream.height, stream.width = video.shape[1:3]
+    stream.pix_fmt = "yuv420p"
+    context = stream.codec_context
+    context.thread_count = 1
+    context.colorspace = context.color_primaries = context.color_trc = 1  # BT.709, as the conversion above
+    context.color_range = 1  # limited
+    return stream
+
+
+def _audio_stream(container: Any, clip: Clip) -> Any:
+    """Add the AAC stream."""
+    channels = clip.audio_CS.shape[0]
+    rate = clip.sample_rate if clip.sample_rate in AAC_RATES else 48_000
+    stream = container.add_stream("aac", rate=rate, layout="mono" if channels == 1 else "stereo")
+    stream.bit_rate = 96_000 * channels
+    return stream
+
+
+def _audio_blocks(clip: Clip, stream: Any) -> list[Any]:
+    """The clip's audio as frames in the encoder's rate and format, the resampler's tail included."""
+    import av
+
+    layout = "mono" if clip.audio_CS.shape[0] == 1 else "stereo"
+    samples = np.ascontiguousarray(np.clip(clip.audio_CS, -1.0, 1.0), dtype=np.float32)
+    whole = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
+    whole.sample_rate = clip.sample_rate
+    whole.pts = 0
+    whole.time_base = Fraction(1, clip.sample_rate)
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=stream.codec_context.sample_rate, frame_size=1024)
+    return [*resampler.resample(whole), *resampler.resample(None)]
+
+
+def _decode_audio(container: Any) -> tuple[NDArray[np.float32], int]:
+    """Decode the sound [C, S] and its rate; what lies before time 0 is cut, a late start is filled with silence."""
+    import av
+
+    stream = container.streams.audio[0]
+    rate = int(stream.codec_context.sample_rate)
+    resampler = av.AudioResampler(format="fltp", layout=stream.layout, rate=rate)
+    blocks: list[NDArray[np.float32]] = []
+    start: float | None = None
+    for frame in container.decode(audio=0):
+        start = float(frame.time or 0.0) if start is None else start
+        blocks.extend(np.asarray(block.to_ndarray(), np.float32) for block in resampler.resample(frame))
+    blocks.extend(np.asarray(block.to_ndarray(), np.float32) for block in resampler.resample(None))
+    if not blocks:
+        return np.zeros((stream.codec_context.channels, 0), np.float32), rate
+    audio = np.concatenate(blocks, axis=1)
+    lead = round((start or 0.0) * rate)
+    return (np.pad(audio, ((0, 0), (lead, 0))) if lead > 0 else audio[:, -lead:]), rate

@@ -1,0 +1,250 @@
+"""The tiny but complete `LTX2Pipeline`: every component of the official pipeline at a size that trains on a CPU.
+
+`build_pipeline` puts the closed-form codecs together with an untrained transformer, untrained connectors, a random
+frozen text encoder and a word tokenizer; `save_pipeline` writes the directory that `LTX2Pipeline.from_pretrained`
+loads. The text encoder is random on purpose: its features tell the 18 words of the world apart, which is enough.
+
+Shapes: 25 frames of 32x32 give 7 x 2 x 2 = 28 video tokens of 40 channels and 52 audio tokens of 16 channels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKLLTX2Audio,
+    AutoencoderKLLTX2Video,
+    FlowMatchEulerDiscreteScheduler,
+    LTX2Pipeline,
+    LTX2VideoTransformer3DModel,
+)
+from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
+from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.processors import TemplateProcessing
+from torch import Tensor
+from transformers import (
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma3TextConfig,
+    PreTrainedTokenizerFast,
+    SiglipVisionConfig,
+)
+
+from accord.world.codecs import AUDIO_LATENTS, MEL_BANDS, VIDEO_LATENTS, VIDEO_PATCH
+from accord.world.scene import ALL_PROMPTS, FPS, FRAMES, SAMPLE_RATE
+
+TEXT_TOKENS = 16
+TEXT_WIDTH = 64
+TEXT_LAYERS = 2
+HEADS = 4
+VIDEO_HEAD_DIM = 32
+AUDIO_HEAD_DIM = 24
+LAYERS = 4
+LATENT_GRID = (7, 2, 2)
+AUDIO_TOKENS = 52
+AUDIO_CHANNELS = AUDIO_LATENTS * MEL_BANDS // 4
+SPECIAL_WORDS = ("<pad>", "<eos>", "<bos>", "<unk>")
+PARTS = ("transformer", "vae", "audio_vae", "vocoder", "text_encoder", "connectors")
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A word tokenizer for the captions. It pads on the left and always starts with `<bos>`, so an empty prompt has
+    one token: the connectors divide by the number of tokens."""
+    words = sorted({word for prompt in ALL_PROMPTS for word in prompt.prompt_av.split()})
+    vocabulary = {word: index for index, word in enumerate([*SPECIAL_WORDS, *words])}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    core.normalizer = Lowercase()
+    core.pre_tokenizer = WhitespaceSplit()
+    core.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        model_max_length=TEXT_TOKENS,
+        padding_side="left",
+        pad_token="<pad>",
+        eos_token="<eos>",
+        bos_token="<bos>",
+        unk_token="<unk>",
+    )
+
+
+def build_text_encoder(vocabulary_size: int) -> Gemma3ForConditionalGeneration:
+    """A two-layer Gemma 3 with random frozen weights, four times the usual scale so that words stay distinct."""
+    text = Gemma3TextConfig(
+        vocab_size=vocabulary_size,
+        hidden_size=TEXT_WIDTH,
+        intermediate_size=2 * TEXT_WIDTH,
+        num_hidden_layers=TEXT_LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=32,
+        sliding_window=64,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=2,
+    )
+    vision = SiglipVisionConfig(
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=28,
+        patch_size=14,
+        vision_use_head=False,
+    )
+    config = Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=3,
+        boi_token_index=3,
+        eoi_token_index=3,
+    )
+    encoder = Gemma3ForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in encoder.model.language_model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(4.0)
+    encoder.requires_grad_(False)
+    return encoder
+
+
+def build_connectors() -> LTX2TextConnectors:
+    """The text connectors, one layer and 16 registers for each modality."""
+    return LTX2TextConnectors(
+        caption_channels=TEXT_WIDTH,
+        text_proj_in_factor=TEXT_LAYERS + 1,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=TEXT_WIDTH // 2,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=TEXT_TOKENS,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=TEXT_WIDTH // 2,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=TEXT_TOKENS,
+        connector_rope_base_seq_len=TEXT_TOKENS,
+        rope_type="split",
+    )
+
+
+def build_transformer() -> LTX2VideoTransformer3DModel:
+    """The audio-video transformer. Rotary positions span 2 s and 32 px so that short clips use their frequencies."""
+    return LTX2VideoTransformer3DModel(
+        in_channels=VIDEO_LATENTS,
+        out_channels=VIDEO_LATENTS,
+        num_attention_heads=HEADS,
+        attention_head_dim=VIDEO_HEAD_DIM,
+        cross_attention_dim=HEADS * VIDEO_HEAD_DIM,
+        vae_scale_factors=(4, VIDEO_PATCH, VIDEO_PATCH),
+        pos_embed_max_pos=2,
+        base_height=32,
+        base_width=32,
+        audio_in_channels=AUDIO_CHANNELS,
+        audio_out_channels=AUDIO_CHANNELS,
+        audio_num_attention_heads=HEADS,
+        audio_attention_head_dim=AUDIO_HEAD_DIM,
+        audio_cross_attention_dim=HEADS * AUDIO_HEAD_DIM,
+        audio_pos_embed_max_pos=2,
+        num_layers=LAYERS,
+        caption_channels=TEXT_WIDTH,
+        rope_theta=100.0,
+        rope_type="split",
+    )
+
+
+def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler with the constants LTX-2 ships with: dynamic exponential shift and a terminal sigma of 0.1."""
+    return FlowMatchEulerDiscreteScheduler(
+        use_dynamic_shifting=True,
+        base_shift=0.95,
+        max_shift=2.05,
+        base_image_seq_len=1024,
+        max_image_seq_len=4096,
+        shift_terminal=0.1,
+        time_shift_type="exponential",
+    )
+
+
+def build_pipeline(
+    vae: AutoencoderKLLTX2Video, audio_vae: AutoencoderKLLTX2Audio, vocoder: LTX2Vocoder, seed: int
+) -> LTX2Pipeline:
+    """Put the codecs together with freshly initialised (seeded) text and transformer parts."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer = build_tokenizer()
+        pipeline = LTX2Pipeline(
+            scheduler=build_scheduler(),
+            vae=vae,
+            audio_vae=audio_vae,
+            text_encoder=build_text_encoder(len(tokenizer)),
+            tokenizer=tokenizer,
+            connectors=build_connectors(),
+            transformer=build_transformer(),
+            vocoder=vocoder,
+        )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def save_pipeline(pipeline: LTX2Pipeline, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+    """Write the pipeline directory with weights in `dtype` (safetensors). The pipeline itself keeps its precision."""
+    directory.mkdir(parents=True, exist_ok=True)
+    kept = {name: _state(getattr(pipeline, name)) for name in PARTS}
+    try:
+        pipeline.to(dtype=dtype)
+        pipeline.save_pretrained(directory, safe_serialization=True)
+    finally:
+        pipeline.to(dtype=torch.float32)
+        for name, state in kept.items():
+            getattr(pipeline, name).load_state_dict(state)
+
+
+def _state(module: torch.nn.Module) -> dict[str, Tensor]:
+    return {key: value.detach().clone() for key, value in module.state_dict().items()}
+
+
+def load_pipeline(directory: Path) -> LTX2Pipeline:
+    """Load a pipeline directory in float32 for the CPU."""
+    pipeline = LTX2Pipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@torch.no_grad()
+def encode_text(pipeline: LTX2Pipeline, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """Frozen text features [B, 16, 192] and attention mask [B, 16], the input of the connectors."""
+    embeds, mask, _, _ = pipeline.encode_prompt(
+        texts, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS
+    )
+    return embeds, mask
+
+
+def normalise_latents(pipeline: LTX2Pipeline, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """What the transformer sees: raw latents [B, 40, 7, 2, 2] and [B, 4, 52, 4] to [B, 28, 40] and [B, 52, 16]."""
+    stats = pipeline.vae
+    packed_video = pipeline._pack_latents(pipeline._normalize_latents(video, stats.latents_mean, stats.latents_std))
+    stats = pipeline.audio_vae
+    packed_audio = pipeline._normalize_audio_latents(
+        pipeline._pack_audio_latents(audio), stats.latents_mean, stats.latents_std
+    )
+    return packed_video, packed_audio
+
+
+@torch.no_grad()
+def decode_latents(pipeline: LTX2Pipeline, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+    """Packed normalised latents [B, 28, 40], [B, 52, 16] to frames [B, 3, 25, 32, 32] and audio [B, 32800]."""
+    vae, audio_vae = pipeline.vae, pipeline.audio_vae
+    raw = pipeline._unpack_latents(video, *LATENT_GRID)
+    frames = vae.decode(pipeline._denormalize_latents(raw, vae.latents_mean, vae.latents_std)).sample
+    sound = pipeline._denormalize_audio_latents(audio, audio_vae.latents_mean, audio_vae.latents_std)
+    mel = audio_vae.decode(pipeline._unpack_audio_latents(sound, AUDIO_TOKENS, MEL_BANDS // 4)).sample
+    return frames, pipeline.vocoder(mel)[:, 0]
+
+
+assert FRAMES == 4 * (LATENT_GRID[0] - 1) + 1
+assert round(FRAMES / FPS * SAMPLE_RATE / 160 / 4) == AUDIO_TOKENS

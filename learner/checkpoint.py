@@ -1,0 +1,232 @@
+"""Checkpoints that are either whole or not there.
+
+    checkpoints/step-000005/
+        policy-000005.safetensors            both roles of version 5; one file per version still needed
+        optimizer-00000-of-00002.safetensors one per rank when the engine shards its state, else one
+        job.json                             the resolved spec
+        manifest.json                        written last: sha256 and size of every file above
+
+Everything is written under a temporary name that carries the attempt's epoch, synced, and renamed. A directory whose
+manifest is missing or does not match its files is torn: `latest` says so and takes the one before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import safetensors.numpy
+import safetensors.torch
+from torch import Tensor
+
+from accord.config.job import JobSpec
+from accord.errors import CheckpointError
+from accord.ids import PolicyVersion
+from accord.types import PolicyState, Role
+from learner.publish import file_sha256
+from learner.ranks import Ranks
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+_NAME = re.compile(r"step-(\d{6,})")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Restored:
+    """What a checkpoint holds for one rank."""
+
+    step: int
+    states: Sequence[PolicyState]
+    """Ascending versions, the last one is `step`."""
+    optimizer: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint on disk."""
+
+    step: int
+    path: Path
+    bytes: int
+    seconds: float
+
+
+def job_digest(job: JobSpec) -> str:
+    """sha256 of the resolved spec: a checkpoint of another spec is refused."""
+    return hashlib.sha256(job.model_dump_json().encode()).hexdigest()
+
+
+class Checkpoints:
+    """The checkpoints of one run. `save` and `latest` are called on every rank."""
+
+    def __init__(
+        self,
+        directory: Path,
+        job: JobSpec,
+        ranks: Ranks,
+        *,
+        epoch: int = 0,
+        layout: str = "torch",
+        sharded: bool = False,
+        guard: Callable[[], None] = lambda: None,
+        warn: Callable[[str, str], None] = lambda _code, _message: None,
+    ) -> None:
+        """`guard` raises Fenced when the attempt lost the job; `warn(code, message)` reports a refused checkpoint."""
+        self.directory, self.job, self.ranks, self.epoch = directory, job, ranks, epoch
+        self.layout, self.sharded, self.guard, self.warn = layout, sharded, guard, warn
+
+    def save(self, step: int, states: Sequence[PolicyState], optimizer: Mapping[str, Tensor]) -> Saved:
+        """Write the checkpoint of `step`, replace what stands there, drop old ones. Rank 0 needs `states`.
+
+        Raises what `guard` raises before anything becomes visible; OSError when the disk refuses.
+        """
+        started = time.monotonic()
+        final = self.directory / f"step-{step:06d}"
+        draft = self.directory / f".step-{step:06d}.epoch-{self.epoch}.tmp"
+        if self.ranks.first:
+            shutil.rmtree(draft, ignore_errors=True)
+            draft.mkdir(parents=True)
+        self.ranks.barrier()
+        if self.sharded or self.ranks.first:
+            safetensors.torch.save_file(dict(optimizer), draft / self._shard())
+        self.ranks.barrier()
+        size = 0
+        if self.ranks.first:
+            size = self._complete(draft, step, states)
+            self.guard()
+            self._swap_in(draft, final)
+            self._prune(step)
+        self.ranks.barrier()
+        return Saved(step, final, size, time.monotonic() - started)
+
+    def latest(self) -> Restored | None:
+        """Return the newest whole checkpoint, None when there is none.
+
+        Raises CheckpointError when it belongs to another job or to another engine layout or number of ranks.
+        """
+        step = self.ranks.from_first(self._newest() if self.ranks.first else 0)
+        return self._load(self.directory / f"step-{step:06d}") if step else None
+
+    def _shard(self) -> str:
+        index, count = (self.ranks.index, self.ranks.count) if self.sharded else (0, 1)
+        return f"optimizer-{index:05d}-of-{count:05d}.safetensors"
+
+    def _complete(self, draft: Path, step: int, states: Sequence[PolicyState]) -> int:
+        for state in states:
+            tensors = {f"{role}/{name}": value for role, part in state.adapters.items() for name, value in part.items()}
+            safetensors.numpy.save_file(tensors, draft / f"policy-{state.version:06d}.safetensors")
+        (draft / "job.json").write_text(self.job.model_dump_json(indent=2), encoding="utf-8")
+        files: dict[str, dict[str, Any]] = {}
+        for path in sorted(draft.iterdir()):
+            _sync(path)
+            files[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "epoch": self.epoch,
+            "job_sha256": job_digest(self.job),
+            "world_size": self.ranks.count,
+            "layout": self.layout,
+            "policy_versions": [int(state.version) for state in states],
+            "files": files,
+        }
+        (draft / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        _sync(draft / MANIFEST)
+        _sync(draft)
+        return sum(entry["bytes"] for entry in files.values())
+
+    def _swap_in(self, draft: Path, final: Path) -> None:
+        """Rename into place. What stands there already was refused at restore, or is this very step again."""
+        aside = final.with_name(f".{final.name}.epoch-{self.epoch}.replaced")
+        shutil.rmtree(aside, ignore_errors=True)
+        if final.exists():
+            final.rename(aside)
+        draft.rename(final)
+        _sync(self.directory)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _prune(self, step: int) -> None:
+        """Keep the newest of this lineage; anything later than `step` was refused, anything dotted was abandoned."""
+        steps = self._steps()
+        kept = [known for known in steps if known <= step][-self.job.checkpoint.keep :]
+        for known in set(steps) - set(kept):
+            shutil.rmtree(self.directory / f"step-{known:06d}", ignore_errors=True)
+        for path in self.directory.glob(".step-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _steps(self) -> list[int]:
+        names = (path.name for path in self.directory.glob("step-*"))
+        return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+
+    def _newest(self) -> int:
+        for step in reversed(self._steps()):
+            path = self.directory / f"step-{step:06d}"
+            torn = _torn(path)
+            if torn is None:
+                return step
+            self.warn("checkpoint_torn", f"{path} is torn ({torn}); falling back to the one before it")
+        return 0
+
+    def _load(self, path: Path) -> Restored:
+        manifest = _manifest(path)
+        self._refuse_strangers(path, manifest)
+        states = [_load_state(path, version) for version in manifest["policy_versions"]]
+        return Restored(manifest["step"], states, safetensors.torch.load_file(path / self._shard()))
+
+    def _refuse_strangers(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        here = {
+            "format": FORMAT, "job_sha256": job_digest(self.job), "layout": self.layout, "world_size": self.ranks.count,
+        }  # fmt: skip
+        for key, wanted in here.items():
+            if manifest.get(key) != wanted:
+                raise CheckpointError(
+                    f"{path}: {key} is {manifest.get(key)!r}, this job has {wanted!r}; "
+                    "resume with the spec it was written by, or start in an empty run folder"
+                )
+
+
+def _load_state(path: Path, version: int) -> PolicyState:
+    adapters: dict[Role, dict[str, np.ndarray]] = {}
+    for name, value in safetensors.numpy.load_file(path / f"policy-{version:06d}.safetensors").items():
+        role, _, key = name.partition("/")
+        adapters.setdefault(cast(Role, role), {})[key] = value
+    return PolicyState(PolicyVersion(version), adapters)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+
+
+def _torn(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint directory; None when it is whole."""
+    try:
+        files = _manifest(path)["files"]
+        for name, entry in files.items():
+            file = path / name
+            if file.stat().st_size != entry["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes, the manifest says {entry['bytes']}"
+            if file_sha256(file) != entry["sha256"]:
+                return f"{name} does not have the sha256 of the manifest"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} is unreadable: {error!r}"
+    return None
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or directory to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,166 @@
+"""The engine port: a model with two adapter roles, an optimizer on one of them, and how gradients are summed.
+
+Contract of every engine: the loss handed to `backward` is this rank's mean over its own samples of the step, split over
+as many calls as the caller likes; the gradient that `step` uses is the average over ranks. So the step is that of the
+mean loss over all samples, whatever the engine and the number of ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from accord.backbones import adapters
+from accord.config.job import JobSpec, OptimizerSpec
+from accord.errors import CheckpointError
+from accord.types import Modality, Role
+
+Latents = Mapping[Modality, Tensor]
+AdapterState = Mapping[str, np.ndarray]
+
+
+class Engine(Protocol):
+    """What a rank needs to train. All methods are called on every rank, in the same order."""
+
+    module: nn.Module
+    layout: str
+    """How optimizer state is cut; a checkpoint of another layout does not fit."""
+    sharded: bool
+    """True: every rank holds a part of the optimizer state. False: all hold the same."""
+
+    def velocity(self, latents: Latents, sigmas: Latents, conditions: Any) -> dict[Modality, Tensor]:
+        """The model's forward under the active role."""
+        ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a scalar loss to this rank's."""
+        ...
+
+    def step(self) -> float:
+        """Average over ranks, clip, update, clear. Returns the norm of the whole gradient before clipping."""
+        ...
+
+    def adapter_state(self, role: Role) -> dict[str, np.ndarray]:
+        """Full float32 tensors of a role, on every rank."""
+        ...
+
+    def load_adapters(self, adapters: Mapping[Role, AdapterState]) -> None:
+        """Overwrite roles. Raises CheckpointError when names or shapes do not fit."""
+        ...
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """This rank's optimizer tensors by name; `load_optimizer_state` takes them back bit for bit."""
+        ...
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `optimizer_state` returned on the same rank. Raises CheckpointError when it does not fit."""
+        ...
+
+    def blend_old(self, eta: float) -> None:
+        """Blend: old <- eta old + (1 - eta) policy."""
+        ...
+
+
+def trainable(module: nn.Module) -> list[nn.Parameter]:
+    """Parameters of the policy adapter, in the module's order. Raises ValueError when there is none."""
+    found = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if not found:
+        raise ValueError("no parameter of the model requires a gradient; add adapter roles before making an engine")
+    return found
+
+
+def adamw(parameters: list[nn.Parameter], spec: OptimizerSpec) -> torch.optim.AdamW:
+    """The one optimizer. `foreach=False` keeps the arithmetic the same on every device and engine."""
+    return torch.optim.AdamW(
+        parameters, lr=spec.learning_rate, betas=spec.betas, eps=1e-8, weight_decay=spec.weight_decay, foreach=False
+    )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
+    """Flatten the optimizer's state of `parameters` to `<parameter number>/<key>`."""
+    return {
+        f"{number}/{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+        for number, parameter in enumerate(parameters)
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def set_optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], state: Mapping[str, Tensor]
+) -> None:
+    """Take back what `optimizer_tensors` returned. Raises CheckpointError when it does not fit."""
+    fresh: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
+    for name, value in state.items():
+        place, _, key = name.partition("/")
+        if not place.isdigit() or int(place) not in fresh:
+            raise CheckpointError(f"optimizer state {name!r} has no parameter here ({len(parameters)} parameters)")
+        parameter = parameters[int(place)]
+        if value.dim() and value.shape != parameter.shape:
+            raise CheckpointError(f"optimizer state {name!r} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+        fresh[int(place)][key] = value.clone().to(parameter.device if value.dim() else "cpu")
+    for number, parameter in enumerate(parameters):
+        optimizer.state.pop(parameter, None)
+        if fresh[number]:
+            optimizer.state[parameter] = fresh[number]
+
+
+class TorchEngine:
+    """One process, plain torch."""
+
+    layout = "torch"
+    sharded = False
+
+    def __init__(self, module: nn.Module, spec: OptimizerSpec) -> None:
+        self.module = module
+        self.max_grad_norm = spec.max_grad_norm
+        self.parameters = trainable(module)
+        self.optimizer = adamw(self.parameters, spec)
+
+    def velocity(self, latents: Latents, sigmas: Latents, conditions: Any) -> dict[Modality, Tensor]:
+        """The model's forward under the active role."""
+        return self.module(latents, sigmas, conditions)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate into `.grad`."""
+        loss.backward()
+
+    def step(self) -> float:
+        """Clip, update, clear."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    def adapter_state(self, role: Role) -> dict[str, np.ndarray]:
+        """Full float32 tensors of a role."""
+        return adapters.adapter_state(self.module, role)
+
+    def load_adapters(self, states: Mapping[Role, AdapterState]) -> None:
+        """Overwrite roles."""
+        for role, state in states.items():
+            adapters.load_adapter_state(self.module, role, state)
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Moments and step counts by parameter number."""
+        return optimizer_tensors(self.optimizer, self.parameters)
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore moments and step counts."""
+        set_optimizer_tensors(self.optimizer, self.parameters, state)
+
+    def blend_old(self, eta: float) -> None:
+        """Blend: old <- eta old + (1 - eta) policy."""
+        adapters.blend_(self.module, into="old", source="policy", eta=eta)
+
+
+def make_engine(job: JobSpec, module: nn.Module) -> Engine:
+    """Build the engine that the job names. DeepSpeed is imported only when asked for."""
+    if job.cluster.engine == "torch":
+        return TorchEngine(module, job.optimizer)
+    from learner.zero import ZeroEngine
+
+    return ZeroEngine(module, job.optimizer, job.cluster.zero_stage)

@@ -1,0 +1,231 @@
+"""Held-out evaluation: the same prompts and seeds each time, sampled from the trained policy.
+
+Writes `evaluation/step-000010.json` (summaries, every sample's scores, the change since the base) and clips of the base
+and the tuned model for the same prompts and seeds. Standard errors treat prompts as the independent draws.
+
+Nobody trains on these, and they go to `held_out`:
+`<modality>_distance`  Frechet distance of the latents to the clean built-in world; lower is better (tiny model only)
+`<modality>_diversity` spread of the latents; a collapse shows as a fall
+`<reward>_shuffled`    a reward on audio and video together, scored with another clip's audio: what chance gives
+`<reward>_gap`         paired minus shuffled, sample by sample
+`<reward>_offset_ms_median`  median of |offset| over samples that have one; lower is better
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics as stdlib_statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from accord.config.job import JobSpec
+from accord.config.rewards import RewardSpec
+from accord.errors import MediaError
+from accord.events import EvaluationDone, Event, Phase, Progress, RewardSummary, Warned
+from accord.ids import PolicyVersion
+from accord.media import write_mp4
+from accord.requests import derive_seed, evaluation_requests
+from accord.types import Clip, GroupData, GroupSource, Modality, Prompt, RolloutRequest, ScoredGroup
+from learner.statistics import Scores, bootstrapped, clustered, differences
+
+
+@dataclass(slots=True)
+class _Seen:
+    """What one evaluation has measured so far; lists run over prompts."""
+
+    groups: list[ScoredGroup] = field(default_factory=list)
+    latents: dict[Modality, list[np.ndarray]] = field(default_factory=dict)
+    audio: list[list[np.ndarray]] = field(default_factory=list)
+    scores: dict[str, list[list[float | None]]] = field(default_factory=dict)
+
+
+class Evaluator:
+    """Runs on rank 0 only."""
+
+    def __init__(
+        self,
+        job: JobSpec,
+        directory: Path,
+        source: GroupSource,
+        held_out: Sequence[Prompt],
+        emit: Callable[[Event], None],
+    ) -> None:
+        self.job, self.directory, self.source, self.held_out, self.emit = job, directory, source, held_out, emit
+        self.paired = [reward for reward in job.rewards if reward.route == "both" and len(reward.needs) > 1]
+
+    def path(self, step: int) -> Path:
+        """Where the evaluation of a step is written."""
+        return self.directory / "evaluation" / f"step-{step:06d}.json"
+
+    def done(self, step: int) -> bool:
+        """True when the evaluation of a step is on disk; files appear whole."""
+        return self.path(step).exists()
+
+    def cut(self, step: int) -> None:
+        """Drop evaluations after `step`: they belong to a lineage that died."""
+        for path in (self.directory / "evaluation").glob("step-*.json"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+
+    def evaluate(self, step: int) -> EvaluationDone:
+        """Sample, score, measure, write. Raises what the source raises (RolloutError, DeadlineExceeded)."""
+        started = time.monotonic()
+        requests = evaluation_requests(self.job, self.held_out, PolicyVersion(step))
+        seen = _Seen(scores={reward.name: [] for reward in self.job.rewards})
+        for batch in _batches(requests, self.job.prompts.per_step):
+            for group in self.source.evaluate(batch, [reward.name for reward in self.job.rewards]):
+                self._take_in(step, seen, group)
+            self._progress(step, len(seen.groups), len(requests))
+        rewards = {reward.name: clustered(seen.scores[reward.name]) for reward in self.job.rewards}
+        held_out = self._spread(seen)
+        for reward in self.paired:
+            held_out |= self._shuffled_control(reward, seen)
+        event = EvaluationDone(step=step, role="policy", rewards=rewards, held_out=held_out)
+        self._write(event, seen, time.monotonic() - started)
+        return event
+
+    def _take_in(self, step: int, seen: _Seen, group: ScoredGroup) -> None:
+        """Keep what later measures need: latents, sound and scores; pictures are only passed through."""
+        clips: list[Clip] = self.source.fetch(group.group.clips)
+        data: GroupData = self.source.fetch(group.group.data)
+        index = len(seen.groups)
+        seen.groups.append(group)
+        seen.audio.append([clip.audio_CS for clip in clips])
+        for modality, latents in data.latents.items():
+            seen.latents.setdefault(modality, []).append(np.asarray(latents))
+        for name, rows in seen.scores.items():
+            score = group.scores[name]
+            rows.append([value if ok else None for value, ok in zip(score.values, score.valid, strict=True)])
+        label = "base" if step == 0 else "tuned" if step == self.job.steps else ""
+        for sample in self._kept(index) if label else ():
+            name = clip_name(group.group.request, sample, label)
+            try:
+                write_mp4(clips[sample], self.directory / "clips" / name)
+            except MediaError as error:
+                self.emit(Warned(code="clip_not_written", message=str(error)))
+
+    def _kept(self, prompt_index: int) -> range:
+        """Samples of a prompt whose clips are kept: the wanted number is dealt out to the prompts in turn."""
+        whole, rest = divmod(self.job.evaluate.clips, len(self.held_out))
+        return range(min(whole + (prompt_index < rest), self.job.evaluate.samples_per_prompt))
+
+    def _spread(self, seen: _Seen) -> dict[str, RewardSummary]:
+        """Distance to the clean world and diversity, per modality."""
+        from accord.world import heldout
+
+        clean = heldout.load_clean_world() if self.job.backbone.path.startswith("builtin:") else None
+        found = {}
+        for modality, groups in seen.latents.items():
+
+            def pick(indices: Sequence[int], groups: list[np.ndarray] = groups) -> np.ndarray:
+                return np.concatenate([groups[index] for index in indices])
+
+            measures: dict[str, Callable[[np.ndarray], float]] = {"diversity": heldout.diversity}
+            if clean is not None:
+                stats = clean[modality]
+                measures["distance"] = lambda latents, stats=stats: heldout.frechet_distance(latents, stats)
+            for name, measure in measures.items():
+                found[f"{modality}_{name}"] = bootstrapped(
+                    lambda indices, measure=measure: float(measure(pick(indices))), len(groups),
+                    self.job.seed, modality, name,
+                )  # fmt: skip
+        return found
+
+    def _shuffled_control(self, reward: RewardSpec, seen: _Seen) -> dict[str, RewardSummary]:
+        """Score every picture with the sound of another prompt's clip, and compare sample by sample."""
+        shuffled: list[list[float | None]] = []
+        for index, group in enumerate(seen.groups):
+            clips: list[Clip] = self.source.fetch(group.group.clips)
+            mixed = []
+            for sample, clip in enumerate(clips):
+                prompt, other = partner(self.job.seed, index, sample, len(seen.groups), len(clips))
+                mixed.append(Clip(clip.video_FHWC, clip.fps, seen.audio[prompt][other], clip.sample_rate))
+            score = self.source.rescore(group.group.request.prompt, mixed, [reward.name])[reward.name]
+            shuffled.append([value if ok else None for value, ok in zip(score.values, score.valid, strict=True)])
+        name = reward.name
+        seen.scores[f"{name}_shuffled"] = shuffled
+        seen.scores[f"{name}_gap"] = differences(seen.scores[name], shuffled)
+        found = {key: clustered(seen.scores[key]) for key in (f"{name}_shuffled", f"{name}_gap")}
+        offsets = [_offsets_ms(group, name) for group in seen.groups]
+        if any(offsets):
+            found[f"{name}_offset_ms_median"] = bootstrapped(
+                lambda indices: _median([value for index in indices for value in offsets[index]]), len(offsets),
+                self.job.seed, name, "offset",
+            )  # fmt: skip
+        return found
+
+    def _write(self, event: EvaluationDone, seen: _Seen, seconds: float) -> None:
+        samples = [
+            {
+                "prompt": group.group.request.prompt.id,
+                "seed": seed,
+                "scores": {name: rows[index][sample] for name, rows in seen.scores.items()},
+                "reasons": {name: score.reasons[sample] for name, score in group.scores.items()},
+            }
+            for index, group in enumerate(seen.groups)
+            for sample, seed in enumerate(group.group.request.seeds)
+        ]
+        body = event.model_dump(mode="json") | {
+            "standard_errors": "prompts are the independent draws (clustered, or bootstrapped over prompts)",
+            "seconds": round(seconds, 3),
+            "change": self._change(event.step, seen.scores),
+            "samples": samples,
+        }
+        path = self.path(event.step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_suffix(".tmp")
+        draft.write_text(json.dumps(body, indent=1, allow_nan=False), encoding="utf-8")
+        draft.replace(path)
+
+    def _change(self, step: int, scores: Mapping[str, Scores]) -> dict[str, Any]:
+        """Difference to the base, paired by prompt and seed, for every score that has one value per sample."""
+        if step == 0 or not self.done(0):
+            return {}
+        samples = json.loads(self.path(0).read_text(encoding="utf-8"))["samples"]
+        size = self.job.evaluate.samples_per_prompt
+        change = {}
+        for name, rows in scores.items():
+            flat = [sample["scores"].get(name) for sample in samples]
+            base = [flat[start : start + size] for start in range(0, len(flat), size)]
+            change[name] = clustered(differences(rows, base)).model_dump(mode="json")
+        return change
+
+    def _progress(self, step: int, done: int, total: int) -> None:
+        phase: Phase = "evaluate"
+        self.emit(Progress(phase=phase, step=step, done=done, total=total, detail="held-out prompts"))
+
+
+def clip_name(request: RolloutRequest, sample: int, label: str) -> str:
+    """File name of a kept clip; the prompt's id without characters that a file system may mind."""
+    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', request.prompt.id)}-{request.seeds[sample]}-{label}.mp4"
+
+
+def partner(seed: int, prompt: int, sample: int, prompts: int, samples: int) -> tuple[int, int]:
+    """Whose sound a clip gets in the shuffled control: the same sample number of another prompt.
+
+    All prompts shift by the same derived distance, so every sound is used once. With a single prompt the sound is that
+    of its next sample.
+    """
+    if prompts == 1:
+        return 0, (sample + 1) % samples
+    shift = 1 + derive_seed(seed, "shuffle", sample) % (prompts - 1)
+    return (prompt + shift) % prompts, sample
+
+
+def _offsets_ms(group: ScoredGroup, reward: str) -> list[float]:
+    offsets = group.scores[reward].components.get("offset_s", ())
+    return [abs(value) * 1000 for value in offsets if value is not None and np.isfinite(value)]
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return stdlib_statistics.median(values) if values else None
+
+
+def _batches(requests: Sequence[RolloutRequest], size: int) -> list[Sequence[RolloutRequest]]:
+    return [requests[start : start + size] for start in range(0, len(requests), size)]

@@ -1,0 +1,115 @@
+"""One learner rank: its share of a step's groups, forward by forward, to one optimizer step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from accord.backbones.adapters import role
+from accord.backbones.shaping import gradient_surgery
+from accord.config.job import JobSpec
+from accord.errors import NonFiniteError
+from accord.types import GroupData, Modality, ScoredGroup
+from learner.algorithms.base import Algorithm, Credit, LossTerms
+from learner.engine import Engine
+from learner.ranks import Ranks
+from learner.views import VIEWS, MicroBatch
+
+Report = Callable[[int, int], None]
+"""Called with (done, total) micro-batches."""
+
+
+class Rank:
+    """Consumes scored groups and their credit; changes the engine's policy and old roles; returns metrics.
+
+    Groups go to ranks by prompt index, contiguously. The gradient is that of the mean loss over all samples and noise
+    levels of the step, so the number of ranks and the micro-batch size change nothing but rounding.
+    """
+
+    def __init__(
+        self, job: JobSpec, backbone: Any, engine: Engine, algorithm: Algorithm, ranks: Ranks, device: str = "cpu"
+    ) -> None:
+        self.job, self.backbone, self.engine, self.algorithm = job, backbone, engine, algorithm
+        self.ranks, self.device = ranks, device
+        self.modalities: tuple[Modality, ...] = tuple(backbone.modalities)
+
+    def update(
+        self,
+        step: int,
+        groups: Sequence[ScoredGroup],
+        credit: Credit,
+        fetch: Callable[[Any], GroupData],
+        report: Report = lambda _done, _total: None,
+    ) -> dict[str, float]:
+        """Train on the step's groups, then let the old policy follow. Returns flat metrics, equal on every rank.
+
+        Raises NonFiniteError, before the weights change, when a loss is NaN or infinite, and when a gradient is, before
+        anything is published.
+        """
+        batches = VIEWS[self.algorithm.view](
+            self.job, self.algorithm, self.backbone, step, groups, credit, self.ranks.share(len(groups)), fetch,
+            self.device,
+        )  # fmt: skip
+        total = math.ceil(batches.count() / self.job.optimizer.micro_batch)
+        sums: dict[str, Tensor] = {}
+        for done, micro in enumerate(batches, start=1):
+            with self._shaped():
+                terms = self._evaluate(micro)
+                self.engine.backward(terms.loss_B.sum() / batches.count())
+            for name, value_B in {**terms.metrics_B, **_region_metrics(micro.batch.token_weights)}.items():
+                sums[name] = sums.get(name, 0) + value_B.double().sum()
+            report(done, total)
+        metrics = self._reduced(sums, batches.count())
+        _require_finite(step, metrics)
+        grad_norm = self.engine.step()
+        _require_finite(step, {"grad_norm": grad_norm})
+        eta = self.algorithm.eta(step)
+        self.engine.blend_old(eta)
+        learning_rate = self.job.optimizer.learning_rate
+        return metrics | {"grad_norm": grad_norm, "learning_rate": learning_rate, "old_policy/eta": eta}
+
+    @contextmanager
+    def _shaped(self) -> Iterator[None]:
+        """The policy with its gradient surgery; spans the backward too, where checkpointed blocks run again."""
+        module, surgery = self.engine.module, self.algorithm.surgery
+        with role(module, "policy"), gradient_surgery(module, surgery) if surgery else nullcontext():
+            yield
+
+    def _evaluate(self, micro: MicroBatch) -> LossTerms:
+        """Anchors without gradient, then the policy, on the very same micro-batch."""
+        predictions = {}
+        for anchor in self.algorithm.anchors:
+            with torch.no_grad(), role(self.engine.module, anchor):
+                predictions[anchor] = self.engine.velocity(micro.latents, micro.sigmas, micro.conditions)
+        predictions["policy"] = self.engine.velocity(micro.latents, micro.sigmas, micro.conditions)
+        return self.algorithm.loss(micro.batch, predictions)
+
+    def _reduced(self, sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
+        """Means over all samples of all ranks: one collective and one copy to the host per step."""
+        names = sorted(sums)
+        totals = torch.stack([sums[name] for name in names] + [torch.tensor(float(count)).to(sums[names[0]])])
+        *values, samples = self.ranks.sum(totals).tolist()
+        return {name: value / samples for name, value in zip(names, values, strict=True)}
+
+
+def _region_metrics(weights: Mapping[Modality, Tensor]) -> dict[str, Tensor]:
+    """Largest and smallest token weight of each sample [B]."""
+    metrics = {}
+    for weight_BT in weights.values():
+        metrics["region/max"], metrics["region/min"] = weight_BT.amax(1), weight_BT.amin(1)
+    return metrics
+
+
+def _require_finite(step: int, metrics: Mapping[str, float]) -> None:
+    """Raise NonFiniteError naming the first value that is not finite."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"step {step}: {name} is {value}; the attempt stops before these weights are published. "
+                "Lower optimizer/learning_rate, or look at the samples of this step"
+            )

@@ -1,0 +1,209 @@
+"""What the page works with: one attempt's parts, and the run folder that it leaves.
+
+metrics.jsonl                   one StepCompleted per line, cut back to the checkpoint on resume
+checkpoints/  evaluation/  clips/  adapter/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from accord.backbones.adapters import export_lora
+from accord.config.job import JobSpec
+from accord.errors import RolloutError
+from accord.events import CheckpointSaved, Event, EventSink, Phase, Progress, StepCompleted, Warned
+from accord.ids import PolicyVersion
+from accord.requests import sampling_version
+from accord.types import GroupSource, Modality, PolicyState, Prompt, ScoredGroup
+from learner.algorithms.base import Algorithm, Credit
+from learner.checkpoint import Checkpoints
+from learner.engine import Engine
+from learner.evaluate import Evaluator
+from learner.publish import file_sha256, policy_state
+from learner.rank import Rank
+from learner.ranks import Ranks
+
+ADAPTER_FILE = "pytorch_lora_weights.safetensors"
+PROGRESS_SECONDS = 0.5
+"""Least time between two progress events of one phase."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a finished run is known by."""
+
+    policy_version: PolicyVersion
+    adapter_sha256: str
+    """Of the exported adapter file."""
+    adapter_path: str
+    steps: int
+
+
+class Run:
+    """One attempt at a job, on one rank. Every method is called on every rank, in the page's order."""
+
+    def __init__(
+        self,
+        job: JobSpec,
+        directory: Path,
+        *,
+        source: GroupSource,
+        events: EventSink | None,
+        rank: Rank,
+        held_out: Sequence[Prompt],
+        guard: Callable[[], None] = lambda: None,
+        epoch: int = 0,
+    ) -> None:
+        """`events` is None on ranks other than the first. `guard` raises Fenced when the attempt lost the job."""
+        self.job, self.directory, self.source, self.events = job, directory, source, events
+        self.rank, self.epoch = rank, epoch
+        self.engine: Engine = rank.engine
+        self.ranks: Ranks = rank.ranks
+        self.algorithm: Algorithm = rank.algorithm
+        self.modalities: tuple[Modality, ...] = rank.modalities
+        self.checkpoints = Checkpoints(
+            directory / "checkpoints", job, self.ranks, epoch=epoch, layout=self.engine.layout,
+            sharded=self.engine.sharded, guard=guard, warn=self._warn,
+        )  # fmt: skip
+        self.evaluator = Evaluator(job, directory, source, held_out, self._emit)
+        self.states: deque[PolicyState] = deque(maxlen=job.cluster.policy_lag + 1)
+        """The versions that groups in flight may be sampled with, oldest first."""
+        self.seconds: dict[Phase, float] = {}
+        self._last_progress = 0.0
+
+    def restore(self) -> int:
+        """Load the latest whole checkpoint and cut the run folder back to it. Returns its step, 0 = fresh."""
+        found = self.checkpoints.latest()
+        if found is None:
+            self.states.append(policy_state(self.engine, 0))
+        else:
+            self.states.extend(found.states)
+            self.engine.load_adapters(found.states[-1].adapters)
+            self.engine.load_optimizer_state(found.optimizer)
+        step = found.step if found else 0
+        if self.ranks.first:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            _cut_metrics(self.directory / "metrics.jsonl", step)
+            self.evaluator.cut(step)
+        return step
+
+    def republish(self) -> None:
+        """Publish every version that the next steps' samples may need, oldest first."""
+        with self._timed("publish"):
+            for state in self.states:
+                if self.ranks.first:
+                    self.source.publish(state)
+
+    def take(self, step: int) -> Sequence[ScoredGroup]:
+        """Wait for the groups of a step. Raises RolloutError when they are not the ones the step must train on."""
+        self.seconds = {}
+        started = time.monotonic()
+        groups = self.source.take(step)
+        self._split_wait(time.monotonic() - started, groups)
+        wanted = sampling_version(step, self.job.cluster.policy_lag)
+        seen = [
+            (group.group.request.step, group.group.request.prompt_index, group.group.policy_version) for group in groups
+        ]
+        if seen != [(step, index, wanted) for index in range(self.job.prompts.per_step)]:
+            raise RolloutError(f"step {step} needs version {wanted} of each prompt; got (step, prompt, version) {seen}")
+        return groups
+
+    def update(self, step: int, groups: Sequence[ScoredGroup], credit: Credit) -> dict[str, float]:
+        """One optimizer step."""
+        with self._timed("learn"):
+            return self.rank.update(
+                step, groups, credit, self.source.fetch, lambda done, total: self._progress("learn", step, done, total)
+            )
+
+    def publish(self, step: int) -> None:
+        """Make version `step` available to the workers."""
+        with self._timed("publish"):
+            self.states.append(policy_state(self.engine, step))
+            if self.ranks.first:
+                self.source.publish(self.states[-1])
+
+    def record(self, step: int, groups: Sequence[ScoredGroup], metrics: Mapping[str, float | None]) -> None:
+        """Write the step's line and emit it."""
+        event = StepCompleted(
+            step=step, policy_version=step, metrics=dict(metrics), phase_seconds=self.seconds,
+            samples=sum(len(group.group.request.seeds) for group in groups),
+        )  # fmt: skip
+        if self.ranks.first:
+            with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(event.model_dump_json() + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        self._emit(event)
+
+    def save(self, step: int) -> None:
+        """Write a checkpoint."""
+        saved = self.checkpoints.save(step, list(self.states), self.engine.optimizer_state())
+        self._emit(CheckpointSaved(step=step, path=str(saved.path), bytes=saved.bytes, seconds=round(saved.seconds, 4)))
+
+    def evaluate(self, step: int) -> None:
+        """Score held-out prompts with version `step`, unless the run folder has it already."""
+        if self.ranks.first and not self.evaluator.done(step):
+            self._emit(self.evaluator.evaluate(step))
+        self.ranks.barrier()
+
+    def finish(self) -> TrainResult:
+        """Export the adapter in the form that diffusers loads."""
+        state, directory = self.states[-1], self.directory / "adapter"
+        path = directory / ADAPTER_FILE
+        digest = ""
+        if self.ranks.first:
+            directory.mkdir(parents=True, exist_ok=True)
+            export_lora(state.adapters["policy"], self.job.backbone.lora, directory)
+            digest = file_sha256(path)
+        return TrainResult(state.version, digest, str(path), self.job.steps)
+
+    @contextmanager
+    def _timed(self, phase: Phase) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - started, 4)
+
+    def _split_wait(self, waited: float, groups: Sequence[ScoredGroup]) -> None:
+        """The wait for groups, split into rollout and reward in proportion to the time both took."""
+        sampling = sum(sum(group.group.seconds.values()) for group in groups)
+        scoring = sum(max((score.seconds for score in group.scores.values()), default=0.0) for group in groups)
+        share = scoring / (sampling + scoring) if sampling + scoring > 0 else 0.0
+        self.seconds["rollout"] = round(waited * (1 - share), 4)
+        self.seconds["reward"] = round(waited * share, 4)
+
+    def _progress(self, phase: Phase, step: int, done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total or now - self._last_progress >= PROGRESS_SECONDS:
+            self._last_progress = now
+            self._emit(Progress(phase=phase, step=step, done=done, total=total))
+
+    def _warn(self, code: str, message: str) -> None:
+        self._emit(Warned(code=code, message=message))
+
+    def _emit(self, event: Event) -> None:
+        if self.ranks.first and self.events is not None:
+            self.events.emit(event)
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines after `step`: they belong to a lineage that died."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # the line that was being written when the process died
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    draft = path.with_suffix(".tmp")
+    draft.write_text("".join(kept), encoding="utf-8")
+    draft.replace(path)

@@ -1,0 +1,129 @@
+"""The DeepSpeed engine, ZeRO stage 0 to 3: the only file that knows DeepSpeed.
+
+Its configuration is derived from the job; nobody writes a DeepSpeed file. The optimizer is torch's AdamW, so nothing is
+compiled. Gradients pile up locally and are averaged when `step` is called.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+if not torch.cuda.is_available():
+    os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks once, at import
+
+import deepspeed
+
+from accord.backbones import adapters
+from accord.config.job import OptimizerSpec
+from accord.types import Modality, Role
+from learner.engine import AdapterState, Latents, adamw, optimizer_tensors, set_optimizer_tensors, trainable
+
+
+def zero_config(spec: OptimizerSpec, stage: int) -> dict[str, Any]:
+    """Return DeepSpeed's dictionary for float32 adapters.
+
+    Communication overlap stays off: overlapped reduction orders sums by timing, and a job's result must not depend on
+    timing.
+    """
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": spec.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "communication_data_type": "fp32",
+        "steps_per_print": 1_000_000_000,
+        "zero_optimization": {
+            "stage": stage,
+            "overlap_comm": False,
+            "contiguous_gradients": True,
+            "reduce_scatter": False,
+            "round_robin_gradients": False,
+            "stage3_param_persistence_threshold": 0,
+        },
+    }
+
+
+class ZeroEngine:
+    """DeepSpeed around the model. Needs an initialised torch.distributed process group, also for one rank."""
+
+    def __init__(self, module: nn.Module, spec: OptimizerSpec, stage: int) -> None:
+        self.module = module
+        self.stage = stage
+        self.layout = f"zero{stage}"
+        self.sharded = stage > 0
+        self.parameters = trainable(module)
+        if not deepspeed.comm.is_initialized():
+            backend = torch.distributed.get_backend()
+            deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(
+            model=module,
+            optimizer=adamw(self.parameters, spec),
+            config=zero_config(spec, stage),
+            dist_init_required=False,
+        )
+
+    def velocity(self, latents: Latents, sigmas: Latents, conditions: Any) -> dict[Modality, Tensor]:
+        """The model's forward under the active role; ZeRO-3 gathers parameters on the way."""
+        return self.engine(latents, sigmas, conditions)
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate; stages 2 and 3 average into their partition at once."""
+        self.engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Finish averaging, clip by the global norm, update, clear."""
+        self.engine.step()
+        norm = self.engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    def adapter_state(self, role: Role) -> dict[str, np.ndarray]:
+        """Full float32 tensors of a role; ZeRO-3 gathers them first, so call it on every rank."""
+        with self._whole():
+            return adapters.adapter_state(self.module, role)
+
+    def load_adapters(self, states: Mapping[Role, AdapterState]) -> None:
+        """Overwrite roles, and the optimizer's own copy of the trained one."""
+        with self._whole(change=True):
+            for role, state in states.items():
+                adapters.load_adapter_state(self.module, role, state)
+        if self.stage > 0:
+            self.optimizer.refresh_fp32_params()
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """This rank's partition of the moments, and step counts."""
+        return optimizer_tensors(*self._inner)
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Restore this rank's partition."""
+        set_optimizer_tensors(*self._inner, state)
+
+    def blend_old(self, eta: float) -> None:
+        """Blend: old <- eta old + (1 - eta) policy."""
+        with self._whole(change=True):
+            adapters.blend_(self.module, into="old", source="policy", eta=eta)
+
+    @property
+    def _inner(self) -> tuple[torch.optim.Optimizer, Sequence[Tensor]]:
+        """The AdamW that DeepSpeed drives, and the tensors that it updates on this rank."""
+        if self.stage == 0:
+            return self.optimizer, self.parameters
+        flat = "single_partition_of_fp32_groups" if self.stage < 3 else "fp32_partitioned_groups_flat"
+        return self.optimizer.optimizer, getattr(self.optimizer, flat)
+
+    @contextmanager
+    def _whole(self, change: bool = False) -> Iterator[None]:
+        """Gather the adapters of a ZeRO-3 model. Every rank makes the same change; rank 0's is what is kept."""
+        if self.stage < 3:
+            yield
+            return
+        lora = [parameter for name, parameter in self.module.named_parameters() if "lora_" in name]
+        with deepspeed.zero.GatheredParameters(lora, modifier_rank=0 if change else None):
+            yield

@@ -1,0 +1,223 @@
+"""The rewards of a cluster: start them, look at them, scale one. One Serve application per reward.
+
+An application is called like its reward, or like its reward with a short digest when options of its model differ from
+the defaults (another CLAP checkpoint, say), so jobs that want different models never replace each other's. Fields that
+only concern a job (weight, route, required, deadline) do not make a different server.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.serve.config import ProxyLocation
+from ray.serve.context import _get_global_client
+from ray.serve.handle import DeploymentHandle
+
+from accord.config.rewards import RewardSpec
+from accord.errors import DeadlineExceeded, RewardError
+from accord.plugins import names, spec_class
+from reward_servers.deployment import RewardServer
+
+log = logging.getLogger(__name__)
+
+HTTP_HOST = "127.0.0.1"
+HTTP_PORT = 8421
+_DEPLOYMENT = "RewardServer"
+_POLL_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class RewardStatus:
+    """One reward server as it is at this moment."""
+
+    name: str
+    """Application name."""
+    status: str
+    """Serve's word: RUNNING, DEPLOYING, UNHEALTHY, DEPLOY_FAILED, DELETING."""
+    replicas_ready: int
+    replicas_target: int
+    ongoing: int
+    """Groups at the replicas: being scored or waiting for their batch."""
+    queued: int
+    """Groups waiting at their callers for a free replica, as last reported."""
+    route: str
+    """HTTP path, empty when HTTP is off."""
+    message: str = ""
+
+
+def app_name(spec: RewardSpec) -> str:
+    """The application that serves a spec."""
+    own = set(type(spec).model_fields) - set(RewardSpec.model_fields)
+    options = {field: getattr(spec, field) for field in sorted(own)}
+    if options == {field: type(spec).model_fields[field].default for field in options}:
+        return spec.name
+    digest = hashlib.blake2b(json.dumps(options, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
+    return f"{spec.name}-{digest}"
+
+
+def deploy(specs: Sequence[RewardSpec], *, http_port: int | None = HTTP_PORT, timeout_s: float = 180.0) -> list[str]:
+    """Start the servers of `specs` on the connected cluster and wait until all of them answer.
+
+    What runs already is left alone, scaled or not. `http_port=None` starts no HTTP proxy; a Serve instance that is up
+    keeps the port it has. Returns the application names, in the order of `specs`.
+
+    Raises:
+        RewardError: a server cannot be built (its own words are in the message).
+        DeadlineExceeded: the servers were not up within `timeout_s`.
+    """
+    location = ProxyLocation.Disabled if http_port is None else ProxyLocation.HeadOnly
+    http = {"host": HTTP_HOST, "port": http_port or HTTP_PORT, "request_timeout_s": 600}
+    serve.start(proxy_location=location, http_options=http)
+    wanted = {app_name(spec): spec for spec in specs}
+    up = {status.name for status in status() if status.status in {"RUNNING", "DEPLOYING"}}
+    missing = {name: spec for name, spec in wanted.items() if name not in up}
+    if missing:
+        serve.run_many(
+            [
+                serve.RunTarget(_application(spec, spec.min_replicas, spec.max_replicas), name, f"/rewards/{name}")
+                for name, spec in missing.items()
+            ],
+            wait_for_ingress_deployment_creation=False,
+            wait_for_applications_running=False,
+        )  # fmt: skip
+    _wait(set(wanted), timeout_s)
+    return [app_name(spec) for spec in specs]
+
+
+def scale(name: str, replicas: int, *, timeout_s: float = 120.0) -> None:
+    """Give one reward exactly so many replicas and wait until it has them. Others, and calls under way, go on.
+
+    Raises:
+        RewardError: no such reward is running, or `replicas` is below 1.
+        DeadlineExceeded: the replicas were not there within `timeout_s`.
+    """
+    if replicas < 1:
+        raise RewardError(f"cannot scale {name} to {replicas} replicas; give 1 or more")
+    running = {status.name for status in status()}
+    if name not in running:
+        raise RewardError(f"no reward {name!r} is running; running: {', '.join(sorted(running)) or 'none'}")
+    text = serve.get_app_handle(name).spec_json.remote().result(timeout_s=timeout_s)
+    spec = spec_class("rewards", json.loads(text)["name"]).model_validate_json(text)
+    serve.run_many(
+        [serve.RunTarget(_application(spec, replicas, replicas), name, f"/rewards/{name}")],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    _wait({name}, timeout_s, replicas)
+
+
+def status() -> list[RewardStatus]:
+    """All reward servers of the cluster, by name; an empty list when Serve is not running."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    if client is None:
+        return []
+    applications = client.get_serve_details()["applications"]
+    known = {name: app for name, app in applications.items() if name.split("-")[0] in names("rewards")}
+    return [_status_of(name, known[name]) for name in sorted(known)]
+
+
+def handle_of(application: str) -> DeploymentHandle:
+    """A handle to a running reward. Blocks for one round trip to Serve's controller."""
+    return serve.get_app_handle(application)
+
+
+def stop() -> None:
+    """Shut all of Serve down."""
+    serve.shutdown()
+
+
+def _application(spec: RewardSpec, low: int, high: int) -> serve.Application:
+    """The Serve application of a spec with bounds on its replicas."""
+    batch = spec.max_batch_groups
+    return RewardServer.options(
+        name=_DEPLOYMENT,
+        # Same version, other bounds: Serve then changes the number of replicas and restarts none of them.
+        version=f"{app_name(spec)}-{spec.max_batch_groups}-{spec.batch_wait_s}",
+        _internal=True,
+        ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
+        max_ongoing_requests=4 * batch,
+        max_queued_requests=-1,
+        autoscaling_config={
+            "min_replicas": low,
+            "max_replicas": max(low, high),
+            "initial_replicas": low,
+            "target_ongoing_requests": 2 * batch,
+            "upscale_delay_s": 10.0,
+            "downscale_delay_s": 120.0,
+            "look_back_period_s": 10.0,
+        },
+        health_check_period_s=5.0,
+        health_check_timeout_s=60.0,
+        graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=min(spec.deadline_s, 60.0),
+        max_constructor_retry_count=2,
+    ).bind(spec.name, spec.model_dump_json())
+
+
+def _wait(wanted: set[str], timeout_s: float, replicas: int | None = None) -> None:
+    """Wait until the applications run (with exactly `replicas`, if given)."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        current = {entry.name: entry for entry in status() if entry.name in wanted}
+        for entry in current.values():
+            if entry.status == "DEPLOY_FAILED":
+                raise RewardError(f"reward {entry.name} could not be started: {entry.message}")
+        waiting = sorted(name for name in wanted if not _there(current.get(name), replicas))
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            seen = ", ".join(f"{name}: {current[name].status if name in current else 'absent'}" for name in waiting)
+            raise DeadlineExceeded(f"rewards not ready after {timeout_s:g} s ({seen}); raise the limit or add CPUs")
+        time.sleep(_POLL_S)
+
+
+def _there(entry: RewardStatus | None, replicas: int | None) -> bool:
+    if entry is None or entry.status != "RUNNING":
+        return False
+    return replicas is None or entry.replicas_ready == entry.replicas_target == replicas
+
+
+def _status_of(name: str, application: dict[str, Any]) -> RewardStatus:
+    """Fold Serve's details of one application into one line."""
+    deployment = application["deployments"].get(_DEPLOYMENT)
+    if deployment is None:
+        return RewardStatus(name, application["status"], 0, 0, 0, 0, "", application["message"])
+    running = [replica for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
+    ongoing = _ongoing([replica["actor_name"] for replica in running])
+    return RewardStatus(
+        name=name,
+        status=application["status"],
+        replicas_ready=len(running),
+        replicas_target=deployment["target_num_replicas"],
+        ongoing=ongoing,
+        queued=0,
+        route=application.get("route_prefix") or "",
+        message=application["message"] or deployment["message"],
+    )
+
+
+def _ongoing(actors: Sequence[str]) -> int:
+    """Calls at the replicas that answer within a second."""
+    calls = []
+    for actor in actors:
+        try:
+            calls.append(ray.get_actor(actor, namespace=SERVE_NAMESPACE).get_num_ongoing_requests.remote())
+        except ValueError:  # it ended between the listing and this line
+            continue
+    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=1.0) if calls else ([], [])
+    counts = []
+    for call in ready:
+        try:
+            counts.append(int(ray.get(call)))
+        except ray.exceptions.RayError as error:
+            log.info("a replica ended while it was counted: %s", error)
+    return sum(counts)

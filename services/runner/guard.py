@@ -1,0 +1,48 @@
+"""Runs a command that must not outlive its parent: `python -m services.runner.guard PARENT_PID SIGNAL COMMAND…`.
+
+The kernel sends SIGNAL to the command when the parent is gone (Linux; elsewhere the command just runs). This is a
+program and not a `preexec_fn`, because running Python between fork and exec is not safe in a process with threads.
+The kernel watches the parent's *thread* that spawned: spawn from a thread that lives as long as the child may.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import IO, Any
+
+_PR_SET_PDEATHSIG = 1
+
+
+def spawn(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    when_orphaned: signal.Signals = signal.SIGKILL,
+    stdin: int | IO[Any] = subprocess.DEVNULL,
+    stdout: int | IO[Any] | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start `command` in its own session, tied to the calling thread's life. Its stderr goes where stdout goes."""
+    prefix = [sys.executable, "-m", "services.runner.guard", str(os.getpid()), str(int(when_orphaned))]
+    return subprocess.Popen(
+        [*prefix, *command], env=env, stdin=stdin, stdout=stdout, stderr=subprocess.STDOUT if stdout else None,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def main(arguments: list[str]) -> None:
+    """Tie this process to its parent, then become the command."""
+    parent, number, *command = arguments
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number))
+        if os.getppid() != int(parent):
+            sys.exit(f"the parent {parent} was gone before {command[0]} could start")
+    os.execvp(command[0], command)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,170 @@
+"""The composition root: one attempt of one job, from its lease to its outcome. The only module that knows every room.
+
+consumes: a claimed job (id, epoch) from the store; waits for: groups, steps, deadlines; produces: the run folder and
+the job's events; unblocked by: SIGTERM, which ends the attempt in an orderly way. How it ended is the exit code:
+0 succeeded, 10 the job itself is wrong, 11 worth another attempt, 12 a newer attempt owns the job, 13 told to stop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from accord import logs
+from accord.config.job import JobSpec
+from accord.config.preflight import preflight
+from accord.config.prompts import load_prompts
+from accord.config.settings import Settings
+from accord.errors import AccordError, Fenced, NonFiniteError, UserError
+from accord.events import Failed, Progress
+from services.runner.sink import StoreEventSink
+
+if TYPE_CHECKING:
+    from learner.group import TrainResult
+
+SUCCEEDED, USER_ERROR, RETRYABLE, FENCED, TERMINATED = 0, 10, 11, 12, 13
+
+log = logging.getLogger("accord.launch")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Not an Exception: nothing on the way may take it for a failure and retry."""
+
+
+def main() -> None:
+    """Run one attempt and exit with its outcome."""
+    parser = argparse.ArgumentParser(
+        prog="accord-attempt", description="One attempt of one job (started by the runner)."
+    )
+    parser.add_argument("--job-id", required=True)
+    parser.add_argument("--epoch", required=True, type=int)
+    arguments = parser.parse_args()
+    logs.configure(job_id=arguments.job_id, attempt=arguments.epoch, role="attempt")
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(attempt(Settings(), arguments.job_id, arguments.epoch))
+
+
+def _terminate(*_: Any) -> None:
+    raise Terminated
+
+
+def attempt(settings: Settings, job_id: str, epoch: int) -> int:
+    """Run the attempt; every way it can end becomes one exit code and, if it failed, one typed event."""
+    sink = StoreEventSink(settings, job_id, epoch)
+    try:
+        _attempt(settings, sink, job_id, epoch)
+    except Terminated:
+        return TERMINATED
+    except Fenced:
+        log.warning("a newer attempt owns this job; stopping")
+        return FENCED
+    except (UserError, NonFiniteError) as error:
+        return _failed(sink, error, error.reason, USER_ERROR)
+    except AccordError as error:
+        return _failed(sink, error, error.reason, RETRYABLE)
+    except Exception as error:  # whatever it was, the job gets a typed event and another attempt
+        return _failed(sink, error, "internal", RETRYABLE)
+    return SUCCEEDED
+
+
+def _failed(sink: StoreEventSink, error: Exception, reason: str, code: int) -> int:
+    log.exception("attempt failed")
+    message = f"{type(error).__name__}: {error}"
+    try:
+        sink.emit(Failed(reason=reason, message=message[:2000], retryable=code == RETRYABLE))
+    except AccordError as refused:
+        log.warning("the failure could not be reported: %s", refused)
+    return code
+
+
+def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) -> None:
+    started = time.monotonic()
+    job = sink.spec()
+    preflight(job)
+    run_dir = (settings.runs_dir / job_id).resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / "spec.json").write_text(job.model_dump_json(indent=2) + "\n")
+    stages = _Stages(sink)
+    stages.next("connecting to Ray")
+    _connect(settings, job_id, epoch)
+    try:
+        result = _train(job, run_dir, sink, epoch, stages, started)
+    finally:
+        _disconnect()
+    _conclude(job, run_dir, job_id, result, time.monotonic() - started)
+
+
+class _Stages:
+    """The start-up bar: a job tells what it is doing before its first clip."""
+
+    total = 4
+
+    def __init__(self, sink: StoreEventSink) -> None:
+        self.sink, self.done = sink, 0
+
+    def next(self, detail: str) -> None:
+        self.sink.emit(Progress(phase="startup", step=0, done=self.done, total=self.total, detail=detail))
+        self.done += 1
+
+
+def _connect(settings: Settings, job_id: str, epoch: int) -> None:
+    import ray
+
+    from services.runner.embedded import ray_address
+
+    ray.init(address=ray_address(settings), namespace=f"{job_id}-{epoch}", log_to_driver=True, logging_level="warning")
+
+
+def _disconnect() -> None:
+    """Leaving the cluster ends every actor this attempt owns; reward servers are not among them."""
+    import ray
+
+    ray.shutdown()
+
+
+def _train(
+    job: JobSpec, run_dir: Path, sink: StoreEventSink, epoch: int, stages: _Stages, started: float
+) -> TrainResult:
+    """Reward servers, rollout workers and stream, learner: then the learner's page runs until the last step."""
+    from learner import group
+    from reward_servers import app
+    from reward_servers.client import ServeScorer
+    from rollout_workers.actor import StreamClient, start_stream
+
+    stages.next("starting reward servers")
+    app.deploy(job.rewards)
+    stages.next("starting rollout workers")
+    stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), sink)
+    stages.next("starting learner ranks")
+    return group.run(
+        job,
+        run_dir,
+        make_source=partial(StreamClient, stream),
+        make_events=partial(_same, sink),
+        guard=sink.guard,
+        epoch=epoch,
+    )
+
+
+def _same(sink: StoreEventSink) -> StoreEventSink:
+    """A picklable factory: each process unpickles its own sink, which connects when first used."""
+    return sink
+
+
+def _conclude(job: JobSpec, run_dir: Path, job_id: str, result: TrainResult, seconds: float) -> None:
+    """Write what people look at: summary.json, report.html, artifacts.json."""
+    from services.runner.report import write_report
+    from services.runner.summary import write_summary
+
+    write_summary(run_dir, job, job_id, result, seconds)
+    write_report(run_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""Holds an embedded Ray: starts it, publishes its address in `<folder>/address`, ends when a part of it dies or SIGTERM.
+
+Started by embedded.py as `python -m services.runner.ray_holder FOLDER CPUS OBJECT_STORE_MB`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+
+def main(folder: Path, cpus: float, object_store_mb: int) -> int:
+    """Run until told to stop (0) or until the head processes are not complete any more (1)."""
+    stop = threading.Event()
+
+    def terminate(_number: int, _frame: FrameType | None) -> None:
+        stop.set()
+
+    signal.signal(signal.SIGTERM, terminate)
+    import ray
+
+    context = ray.init(
+        num_cpus=cpus,
+        object_store_memory=object_store_mb * 2**20,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="warning",
+        _temp_dir=str(folder),
+        _node_ip_address="127.0.0.1",
+    )
+    address = folder / ".address"
+    address.write_text(str(context.address_info["gcs_address"]), encoding="utf-8")
+    address.replace(folder / "address")
+    head = [child for child in psutil.Process().children() if child.name() in {"gcs_server", "raylet"}]
+    while not stop.wait(0.5):
+        if not all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in head):
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+    # Whoever started this ends Ray's processes by their mark; an orderly ray.shutdown() takes seconds and adds nothing.
+    sys.stdout.flush()
+    os._exit(status)

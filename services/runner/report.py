@@ -1,0 +1,366 @@
+"""report.html: one page that shows what a job did, with nothing to load and nothing to run.
+
+The page holds its styles, drawings, pictures and clips itself, has no script, and its own Content-Security-Policy
+forbids every request. It is made from the run folder alone, so a job that failed half-way has one, too.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from pydantic import ValidationError
+
+from accord.config.base import problems_of
+from accord.config.job import JobSpec
+from accord.errors import MediaError, SpecError, UserError
+from accord.events import StepCompleted
+from services.runner.report_charts import Point, Series, line_chart, phase_chart
+from services.runner.report_clips import embed
+from services.runner.summary import (
+    PHASES,
+    ClipPair,
+    Evaluation,
+    Row,
+    Summary,
+    build_summary,
+    read_evaluations,
+    read_steps,
+    summary_rows,
+    write_whole,
+)
+
+TEMPLATES = Path(__file__).parent / "templates"
+EMBED_LIMIT_BYTES = 24 * 2**20
+"""Clips are embedded up to this size in all; what is beyond it is named with its file instead."""
+UNFINISHED = "unfinished"
+"""State shown when the run folder has no summary."""
+ROUTE_WORDS = {"video": "video branch", "audio": "audio branch", "both": "both branches"}
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A chart and what is said under it."""
+
+    title: str
+    svg: Markup
+    note: str = ""
+    wide: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One of the two clips of a pair; `problem` says why there is nothing to play."""
+
+    title: str
+    video: str = ""
+    strip: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ShownPair:
+    """Base and tuned clip of one prompt and seed."""
+
+    prompt: str
+    seed: int
+    sides: tuple[Side, Side]
+
+
+def write_report(run_dir: Path) -> Path:
+    """Render `report.html` from the run folder, whole or not at all, and return its path.
+
+    Raises:
+        UserError: the folder has neither `summary.json` nor a readable `spec.json`.
+    """
+    summary, spec = _summary_of(run_dir)
+    unread: list[str] = []  # the summary's own warnings already name these
+    steps, evaluations = read_steps(run_dir, unread), read_evaluations(run_dir, unread)
+    rows = summary_rows(summary)
+    page = _template().render(
+        summary=summary,
+        spec=spec,
+        facts=_facts(spec),
+        tiles=_tiles(summary, rows),
+        headline=_headline(summary, rows),
+        reward_rows=[(row, _interval(row)) for row in rows if row.kind == "reward"],
+        held_out_rows=[(row, _interval(row)) for row in rows if row.kind == "held_out"],
+        pairs=_pairs(run_dir, summary.clips),
+        reward_figures=_reward_figures(summary, steps, evaluations),
+        training_figures=_training_figures(steps),
+        resolved=json.dumps(spec, indent=2, ensure_ascii=False),
+        route_words=ROUTE_WORDS,
+    )
+    path = run_dir / "report.html"
+    write_whole(path, page)
+    return path
+
+
+def _summary_of(run_dir: Path) -> tuple[Summary, dict[str, Any]]:
+    """Read summary.json and spec.json; without a summary one is built from the other files."""
+    spec = _json(run_dir / "spec.json")
+    recorded = _json(run_dir / "summary.json")
+    try:
+        if recorded:
+            return Summary.model_validate(recorded), spec
+        job = JobSpec.parse(json.dumps(spec))
+    except ValidationError as error:
+        pointer, message = problems_of(error)[0]
+        raise UserError(f"{run_dir}/summary.json is not a summary: {pointer}: {message}") from error
+    except SpecError as error:
+        raise UserError(f"{run_dir} is no run folder: it has no summary.json, and its spec.json: {error}") from error
+    summary = build_summary(run_dir, job, job_id=run_dir.name, state=UNFINISHED, wall_seconds=0.0)
+    return summary.model_copy(update={"wall_seconds": sum(summary.phase_seconds.values())}), spec
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; {} when the file is missing or torn."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _template() -> Any:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters.update(number=number, duration=duration, signed=signed)
+    return environment.get_template("report.html")
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """Format for a table: `0.412`, `12.3`, `1 234`; a dash for nothing."""
+    if value is None or math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    size = abs(value)
+    if size and size < 10**-digits:
+        return f"{value:.1e}".replace("-", "−")
+    places = digits if size < 10 else 1 if size < 1000 else 0
+    return f"{value:,.{places}f}".replace(",", "\u202f").replace("-", "−")
+
+
+def signed(value: float | None, digits: int = 3) -> str:
+    """Format a difference with its sign."""
+    text = number(value, digits)
+    return f"+{text}" if value is not None and value > 0 else text
+
+
+def duration(seconds: float) -> str:
+    """Format seconds as `4 min 05 s`."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
+
+
+def _headline(summary: Summary, rows: Sequence[Row]) -> str:
+    """One sentence that says how it came out."""
+    if summary.state != "succeeded":
+        return "This job did not come to its end; the page shows what it left."
+    trained = [row for row in rows if row.kind == "reward" and row.trained]
+    better = sum(row.verdict == "better" for row in trained)
+    text = f"{better} of {len(trained)} trained rewards rose by two standard errors or more on held-out prompts."
+    chance = [row.name for row in trained if row.verdict == "not beyond chance"]
+    if chance:
+        text += f" No more than chance would: {', '.join(chance)}."
+    fell = [row.name for row in trained if row.verdict == "worse"]
+    lost = [row.name for row in rows if row.kind == "held_out" and row.verdict in ("worse", "perhaps worse")]
+    if fell:
+        text += f" Fell: {', '.join(fell)}."
+    if lost:
+        text += f" Worse by one or more, though not trained on: {', '.join(lost)}."
+    return text
+
+
+def _tiles(summary: Summary, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """The figures at the top: (value, what it is)."""
+    trained = [row for row in rows if row.kind == "reward" and row.trained]
+    better = sum(row.verdict == "better" for row in trained)
+    return [
+        (f"{better} / {len(trained)}", "rewards better"),
+        (f"{summary.steps} / {summary.steps_wanted}", "optimizer steps"),
+        (number(float(summary.samples_generated), 0), "clips sampled"),
+        (duration(summary.wall_seconds), "wall time"),
+        ("off" if summary.guidance == 1 else f"{summary.guidance:g}", "guidance"),
+        (str(summary.seed), "seed"),
+    ]
+
+
+def _facts(spec: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What was trained and how, in a few lines, from the resolved spec; a part the spec lacks is left out."""
+
+    def part(name: str) -> Mapping[str, Any]:
+        value = spec.get(name)
+        return value if isinstance(value, Mapping) else {}
+
+    backbone, algorithm, sampling = part("backbone"), part("algorithm"), part("sampling")
+    prompts, optimizer, cluster = part("prompts"), part("optimizer"), part("cluster")
+    facts = [
+        ("Model", _joined(backbone, "{name} from {path}, {dtype}")),
+        ("Adapter", _joined(backbone.get("lora") or {}, "LoRA of rank {rank}, alpha {alpha:g}")),
+        ("Algorithm", _algorithm(algorithm)),
+        ("Clips", _joined(sampling, "{frames} frames of {height} × {width} at {fps:g} per second, {num_steps} steps")),
+        ("Guidance", _guidance(sampling)),
+        ("Each step", _joined(prompts, "{per_step} prompts × {group_size} samples")),
+        ("Optimizer", _joined(optimizer, "AdamW, learning rate {learning_rate:g}, gradient norm ≤ {max_grad_norm:g}")),
+        ("Cluster", _cluster(cluster)),
+    ]
+    return [(name, text) for name, text in facts if text]
+
+
+def _joined(values: Mapping[str, Any], pattern: str) -> str:
+    """Fill the pattern, or return nothing when a value is missing or of another type."""
+    try:
+        return pattern.format(**values)
+    except (KeyError, ValueError, TypeError):
+        return ""
+
+
+def _algorithm(algorithm: Mapping[str, Any]) -> str:
+    if not algorithm.get("name"):
+        return ""
+    credit = algorithm.get("credit") or {}
+    parts = [f"{algorithm['name']}, preset {algorithm.get('preset', '–')}", f"{credit.get('mode', 'default')} credit"]
+    for key, words in (("surgery", "gradient surgery"), ("region", "region weights")):
+        if isinstance(algorithm.get(key), Mapping):
+            parts.append(f"{words} {'on' if algorithm[key].get('enabled') else 'off'}")
+    return ", ".join(parts)
+
+
+def _guidance(sampling: Mapping[str, Any]) -> str:
+    scale = sampling.get("guidance")
+    if not isinstance(scale, int | float):
+        return ""
+    kind = "off (scale 1, conditional passes only)" if scale == 1 else f"classifier-free, scale {scale:g}"
+    return f"{kind}; the same in training and in both evaluations"
+
+
+def _cluster(cluster: Mapping[str, Any]) -> str:
+    text = _joined(cluster, "{rollout_workers} rollout worker(s), {learner_ranks} learner rank(s), {engine}")
+    if text and cluster.get("engine") == "deepspeed":
+        text += f" ZeRO {cluster.get('zero_stage')}"
+    return text + _joined(cluster, ", policy lag {policy_lag}") if text else ""
+
+
+def _interval(row: Row) -> Markup:
+    """Draw before (hollow) and after (filled) with two standard errors each, on a scale of their own."""
+    ends = [(one.mean, 2 * (one.sem or 0.0)) for one in (row.before, row.after) if one and one.mean is not None]
+    if len(ends) < 2:
+        return Markup("")
+    low, high = min(mean - half for mean, half in ends), max(mean + half for mean, half in ends)
+    span = (high - low) or 1.0
+
+    def x(value: float) -> float:
+        return round(8 + (value - low) / span * 104, 1)
+
+    marks = [
+        Markup('<path class="{}" d="M{} {}H{}"/><circle class="{}" cx="{}" cy="{}" r="4"/>').format(
+            f"whisker {kind}", x(mean - half), y, x(mean + half), f"dot {kind}", x(mean), y
+        )
+        for (mean, half), kind, y in zip(ends, ("before", "after"), (8, 20), strict=True)
+    ]
+    label = f"{row.name}: before {number(ends[0][0])}, after {number(ends[1][0])}"
+    return Markup('<svg class="interval" viewBox="0 0 120 28" role="img" aria-label="{}">{}</svg>').format(
+        label, Markup("").join(marks)
+    )
+
+
+def _pairs(run_dir: Path, clips: Sequence[ClipPair]) -> list[ShownPair]:
+    """Read and embed the clips in order until the limit is reached."""
+    left = EMBED_LIMIT_BYTES
+    shown = []
+    for pair in clips:
+        sides = []
+        for title, file in (("Base model", pair.base), ("Tuned model", pair.tuned)):
+            side, used = _side(run_dir, title, file, left)
+            left -= used
+            sides.append(side)
+        shown.append(ShownPair(pair.prompt, pair.seed, (sides[0], sides[1])))
+    return shown
+
+
+def _side(run_dir: Path, title: str, file: str | None, left: int) -> tuple[Side, int]:
+    """Embed one clip; also return the bytes it takes."""
+    if file is None:
+        return Side(title, problem="no clip was kept"), 0
+    path = (run_dir / file).resolve()
+    if not path.is_relative_to(run_dir.resolve()):
+        return Side(title, problem=f"{file} lies outside the run folder"), 0
+    try:
+        size = path.stat().st_size
+        if size > left:
+            return Side(title, problem=f"left out to keep this page small; see {file}"), 0
+        video, strip = embed(path)
+    except (OSError, MediaError) as error:
+        return Side(title, problem=f"{file} cannot be shown: {error}"), 0
+    return Side(title, video, strip), size
+
+
+def _reward_figures(
+    summary: Summary, steps: Sequence[StepCompleted], evaluations: Sequence[Evaluation]
+) -> list[Figure]:
+    figures = []
+    for name, change in summary.rewards.items():
+        means = _series(steps, f"reward/{name}/mean")
+        points = [
+            Point(one.step, found.mean, found.sem or 0.0)
+            for one in evaluations
+            if (found := one.rewards.get(name)) and found.mean is not None
+        ]
+        if not points and all(value is None for value in means):
+            continue
+        line = Series(name, change.route, [s.step for s in steps], means, _series(steps, f"reward/{name}/std"))
+        figures.append(Figure(name, line_chart(name, [line], points), ROUTE_WORDS[change.route]))
+    return figures
+
+
+def _training_figures(steps: Sequence[StepCompleted]) -> list[Figure]:
+    """Losses and distances per modality, gradient norm, time per phase: each only where there is something to see."""
+    charts = [
+        (
+            "Loss",
+            {"video": "loss/video", "audio": "loss/audio"},
+            "follows the noise levels drawn",
+        ),
+        (
+            "Distance to base",
+            {"video": "loss/reference/video", "audio": "loss/reference/audio"},
+            "penalty before its weight",
+        ),
+        ("Gradient norm", {"learn": "grad_norm"}, "before clipping"),
+        (
+            "Spread of advantages",
+            {"video": "advantage/video/std", "audio": "advantage/audio/std"},
+            "at 0 nothing is learned",
+        ),
+    ]
+    numbers = [step.step for step in steps]
+    figures = []
+    for title, keys, note in charts:
+        lines = [Series(colour, colour, numbers, _series(steps, key)) for colour, key in keys.items()]
+        lines = [line for line in lines if any(value is not None for value in line.values)]
+        if lines:
+            figures.append(Figure(title, line_chart(title, lines, zero=True), note))
+    seconds = {name: [step.phase_seconds.get(name, 0.0) for step in steps] for name in PHASES}  # type: ignore[call-overload]
+    seconds = {name: values for name, values in seconds.items() if any(values)}
+    if seconds:
+        title = "Time per step"
+        figures.append(Figure(title, phase_chart(title, numbers, seconds), "seconds spent in each phase", wide=True))
+    return figures
+
+
+def _series(steps: Sequence[StepCompleted], key: str) -> list[float | None]:
+    return [step.metrics.get(key) for step in steps]

@@ -1,0 +1,429 @@
+"""What came of a job, in numbers: summary.json, and the rows that the terminal's table and the report share.
+
+Everything is read from the run folder (`metrics.jsonl`, `evaluation/step-*.json`, `adapter/`, `clips/`), so that a
+summary can be made of a job that failed half-way, too. `summary_rows` is the one place where before and after are
+compared, so both print the same numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from accord.config.job import JobSpec
+from accord.config.prompts import load_prompts
+from accord.errors import PromptError
+from accord.events import RewardSummary, StepCompleted
+from accord.types import Route
+
+PHASES = ("rollout", "reward", "learn", "publish", "checkpoint", "startup", "evaluate")
+
+Better = Literal["higher", "lower"]
+
+
+class Document(BaseModel):
+    """Base of what is written: NaN becomes null, docstrings are the schema's descriptions."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="null")
+
+
+class Change(Document):
+    """A metric at the first and at the last evaluation, with the same prompts and seeds."""
+
+    before: RewardSummary | None
+    after: RewardSummary | None
+    difference: RewardSummary | None = None
+    """After minus before, sample by sample, where the metric has one value per sample."""
+
+
+class RewardChange(Change):
+    """A reward of the job."""
+
+    route: Route
+    weight: float
+    """0 = measured but not trained on."""
+    about: str = ""
+
+
+class ClipPair(Document):
+    """One prompt and seed, sampled by the base and by the tuned model. Paths are relative to the run folder."""
+
+    prompt_id: str
+    prompt: str
+    seed: int
+    base: str | None
+    tuned: str | None
+
+
+class Summary(Document):
+    """The outcome of a job in numbers: `summary.json`."""
+
+    job_id: str
+    name: str
+    state: str
+    reason: str = ""
+    """Why the job is in that state, where there is something to say."""
+    steps: int
+    """Optimizer steps done."""
+    steps_wanted: int
+    seed: int
+    guidance: float
+    """Classifier-free guidance that training and both evaluations sampled with; 1 = off."""
+    wall_seconds: float
+    phase_seconds: dict[str, float]
+    """Seconds per phase, summed over the steps of the final lineage and its evaluations."""
+    rewards: dict[str, RewardChange]
+    """On held-out prompts."""
+    held_out: dict[str, Change]
+    """Metrics that nothing was trained on."""
+    adapter_sha256: str | None
+    policy_version: int
+    samples_generated: int
+    """Clips sampled for training and for the evaluations."""
+    components: dict[str, str | int | None]
+    environment: dict[str, str]
+    clips: list[ClipPair]
+    warnings: list[str] = Field(default_factory=list)
+    """What could not be read while this was put together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of the result: a metric before and after."""
+
+    name: str
+    kind: Literal["reward", "held_out"]
+    route: Route | None
+    trained: bool
+    better: Better | None
+    """Which direction is the good one; None when neither is."""
+    before: RewardSummary | None
+    after: RewardSummary | None
+    delta: float | None
+    """after - before"""
+    error: float | None
+    """Standard error of delta: of the paired differences, else the root of the sum of both squared standard errors."""
+    paired: bool
+    z: float | None
+    """delta / error; infinite when a difference has no error at all"""
+    verdict: str
+    about: str = ""
+
+
+class EvaluatedSample(BaseModel):
+    """One held-out sample; what else is recorded of it is of no interest here."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    prompt: str
+    """The prompt's id."""
+    seed: int
+
+
+class Evaluation(BaseModel):
+    """One `evaluation/step-XXXXXX.json`, as far as a summary needs it."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    step: int
+    rewards: dict[str, RewardSummary]
+    held_out: dict[str, RewardSummary]
+    seconds: float = 0.0
+    change: dict[str, RewardSummary] = Field(default_factory=dict)
+    """Difference to the first evaluation, paired by prompt and seed."""
+    samples: list[EvaluatedSample] = Field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """A family of held-out metrics: its good direction and what it tells."""
+
+    better: Better | None
+    about: str
+
+
+CONTROLS: Mapping[str, Control] = {
+    "_distance": Control("lower", "Fréchet distance of the latents to those of the clean world"),
+    "_diversity": Control("higher", "spread of the latents; a fall means that clips become alike"),
+    "_shuffled": Control(None, "the reward with another clip's sound: what chance gives"),
+    "_gap": Control("higher", "the reward minus its shuffled control: what is more than chance"),
+    "_offset_ms_median": Control("lower", "median distance in time between sound and picture, ms"),
+}
+"""By the end of the metric's name; a metric with none of these ends has no good direction."""
+NO_CONTROL = Control(None, "")
+
+CLIP_FILE = re.compile(r"(?P<id>.+)-(?P<seed>\d+)-(?P<label>base|tuned)\.mp4")
+
+
+def build_summary(
+    run_dir: Path,
+    job: JobSpec,
+    *,
+    job_id: str,
+    state: str,
+    wall_seconds: float,
+    extra_seconds: Mapping[str, float] | None = None,
+    components: Mapping[str, str | int | None] | None = None,
+    reason: str = "",
+) -> Summary:
+    """Put the run folder's files together. What is missing or unreadable is left out and named in `warnings`.
+
+    `extra_seconds` adds time that no step's line has: `startup`, and `checkpoint` from the CheckpointSaved events.
+    """
+    warnings: list[str] = []
+    steps = read_steps(run_dir, warnings)
+    evaluations = read_evaluations(run_dir, warnings)
+    adapter = run_dir / "adapter" / "pytorch_lora_weights.safetensors"
+    return Summary(
+        job_id=job_id,
+        name=job.name,
+        state=state,
+        reason=reason,
+        steps=steps[-1].step if steps else 0,
+        steps_wanted=job.steps,
+        seed=job.seed,
+        guidance=job.sampling.guidance,
+        wall_seconds=round(wall_seconds, 3),
+        phase_seconds=_phase_seconds(steps, evaluations, extra_seconds or {}),
+        rewards=_reward_changes(job, evaluations),
+        held_out=_held_out_changes(evaluations),
+        adapter_sha256=sha256_of(adapter) if adapter.is_file() else None,
+        policy_version=steps[-1].policy_version if steps else 0,
+        samples_generated=sum(step.samples for step in steps) + sum(len(one.samples) for one in evaluations),
+        components=dict(components) if components is not None else component_versions(job),
+        environment=environment(),
+        clips=_clip_pairs(run_dir, job, evaluations, warnings),
+        warnings=warnings,
+    )
+
+
+def _phase_seconds(
+    steps: list[StepCompleted], evaluations: list[Evaluation], extra: Mapping[str, float]
+) -> dict[str, float]:
+    seconds = dict.fromkeys(PHASES, 0.0)
+    parts = [extra, *(step.phase_seconds for step in steps), *({"evaluate": one.seconds} for one in evaluations)]
+    for part in parts:
+        for phase, value in part.items():
+            seconds[phase] = seconds.get(phase, 0.0) + value
+    return {phase: round(value, 3) for phase, value in seconds.items()}
+
+
+def write_summary(run_dir: Path, summary: Summary) -> Path:
+    """Write `summary.json`, whole or not at all."""
+    path = run_dir / "summary.json"
+    write_whole(path, summary.model_dump_json(indent=2) + "\n")
+    return path
+
+
+def read_steps(run_dir: Path, warnings: list[str]) -> list[StepCompleted]:
+    """Read `metrics.jsonl`, by step. A line that does not parse, as a killed attempt leaves, becomes a warning."""
+    path = run_dir / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    steps: dict[int, StepCompleted] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            step = StepCompleted.model_validate_json(line)
+        except ValidationError as error:
+            warnings.append(f"metrics.jsonl, line {number}: left out ({error.errors()[0]['msg']})")
+            continue
+        steps[step.step] = step
+    return [steps[number] for number in sorted(steps)]
+
+
+def read_evaluations(run_dir: Path, warnings: list[str]) -> list[Evaluation]:
+    """Read `evaluation/step-*.json`, by step."""
+    found = []
+    for path in sorted((run_dir / "evaluation").glob("step-*.json")):
+        try:
+            found.append(Evaluation.model_validate_json(path.read_bytes()))
+        except (ValidationError, OSError) as error:
+            warnings.append(f"evaluation/{path.name}: left out ({type(error).__name__})")
+    return sorted(found, key=lambda one: one.step)
+
+
+def _ends(evaluations: list[Evaluation]) -> tuple[Evaluation | None, Evaluation | None]:
+    """The first and the last evaluation; a single one is `before` when no step had been done, else `after`."""
+    if not evaluations:
+        return None, None
+    if len(evaluations) == 1:
+        only = evaluations[0]
+        return (only, None) if only.step == 0 else (None, only)
+    return evaluations[0], evaluations[-1]
+
+
+def _reward_changes(job: JobSpec, evaluations: list[Evaluation]) -> dict[str, RewardChange]:
+    before, after = _ends(evaluations)
+    return {
+        spec.name: RewardChange(
+            route=spec.route,
+            weight=spec.weight,
+            about=spec.about,
+            before=before.rewards.get(spec.name) if before else None,
+            after=after.rewards.get(spec.name) if after else None,
+            difference=after.change.get(spec.name) if after else None,
+        )
+        for spec in job.rewards
+    }
+
+
+def _held_out_changes(evaluations: list[Evaluation]) -> dict[str, Change]:
+    before, after = _ends(evaluations)
+    names = {name: None for one in (before, after) if one for name in one.held_out}
+    return {
+        name: Change(
+            before=before.held_out.get(name) if before else None,
+            after=after.held_out.get(name) if after else None,
+            difference=after.change.get(name) if after else None,
+        )
+        for name in names
+    }
+
+
+def _clip_pairs(run_dir: Path, job: JobSpec, evaluations: list[Evaluation], warnings: list[str]) -> list[ClipPair]:
+    """Pair the files of `clips/` by seed, in the order of the evaluation's samples."""
+    files: dict[int, dict[str, str]] = {}
+    for path in sorted((run_dir / "clips").glob("*.mp4")):
+        if found := CLIP_FILE.fullmatch(path.name):
+            files.setdefault(int(found["seed"]), {})[found["label"]] = f"clips/{path.name}"
+    samples = {sample.seed: sample.prompt for one in evaluations for sample in one.samples if sample.seed in files}
+    texts = _prompt_texts(job, warnings) if samples else {}
+    return [
+        ClipPair(
+            prompt_id=prompt, prompt=texts.get(prompt, prompt), seed=seed, base=files[seed].get("base"),
+            tuned=files[seed].get("tuned"),
+        )
+        for seed, prompt in samples.items()
+    ]  # fmt: skip
+
+
+def _prompt_texts(job: JobSpec, warnings: list[str]) -> dict[str, str]:
+    """Prompt id to text; without the file, clips go by their prompt's id."""
+    try:
+        return {prompt.id: prompt.prompt_av for prompt in load_prompts(job.prompts.held_out)}
+    except PromptError as error:
+        warnings.append(f"texts of the held-out prompts: {error}")
+        return {}
+
+
+def summary_rows(summary: Summary) -> list[Row]:
+    """Every reward, then every held-out metric, with the difference and how many standard errors it is.
+
+    A reward with a shuffled control counts as better only when the gap to that control is better, too.
+    """
+    controls = [_row(name, "held_out", change, control_of(name)) for name, change in summary.held_out.items()]
+    verdicts = {row.name: row.verdict for row in controls}
+    rewards = []
+    for name, change in summary.rewards.items():
+        row = _row(name, "reward", change, Control("higher", change.about))
+        row = replace(row, route=change.route, trained=change.weight > 0)
+        if row.verdict == "better" and verdicts.get(f"{name}_gap", "better") != "better":
+            row = replace(row, verdict="not beyond chance")
+        rewards.append(row)
+    return rewards + controls
+
+
+def control_of(name: str) -> Control:
+    """Look up what a held-out metric tells by the end of its name."""
+    return next((control for end, control in CONTROLS.items() if name.endswith(end)), NO_CONTROL)
+
+
+def _row(name: str, kind: Literal["reward", "held_out"], change: Change, control: Control) -> Row:
+    delta, error = _difference(change)
+    z = None
+    if delta is not None and error is not None:
+        z = delta / error if error > 0 else math.copysign(math.inf, delta) if delta else 0.0
+    return Row(
+        name=name,
+        kind=kind,
+        route=None,
+        trained=False,
+        better=control.better,
+        before=change.before,
+        after=change.after,
+        delta=delta,
+        error=error,
+        paired=bool(change.difference and change.difference.mean is not None),
+        z=z,
+        verdict=verdict_of(delta, z, control.better),
+        about=control.about,
+    )
+
+
+def _difference(change: Change) -> tuple[float | None, float | None]:
+    """The difference and its standard error: paired where samples were paired, else of two independent means."""
+    if change.difference and change.difference.mean is not None:
+        return change.difference.mean, change.difference.sem
+    before, after = change.before, change.after
+    if before is None or after is None or before.mean is None or after.mean is None:
+        return None, None
+    error = None if before.sem is None or after.sem is None else math.hypot(before.sem, after.sem)
+    return after.mean - before.mean, error
+
+
+def verdict_of(delta: float | None, z: float | None, better: Better | None) -> str:
+    """Say a difference in a word: `unchanged` below 1 standard error, `perhaps …` below 2, from there on as it is."""
+    if delta is None:
+        return "not compared"
+    if z is None:
+        return "no error known"
+    if abs(z) < 1:
+        return "unchanged"
+    word = "different" if better is None else "better" if (z > 0) == (better == "higher") else "worse"
+    return word if abs(z) >= 2 else f"perhaps {word}"
+
+
+def component_versions(job: JobSpec, *, store: str = "unknown", ray: str = "local") -> dict[str, str | int | None]:
+    """Name the parts that were at work; `store` and `ray` say which one it was, in words without secrets."""
+    deepspeed = job.cluster.engine == "deepspeed"
+    return {
+        "store": store,
+        "ray": f"{_version('ray')} ({ray})",
+        "serve": _version("ray"),
+        "deepspeed": _version("deepspeed") if deepspeed else None,
+        "zero_stage": job.cluster.zero_stage if deepspeed else None,
+        "torch": _version("torch"),
+        "diffusers": _version("diffusers"),
+    }
+
+
+def environment() -> dict[str, str]:
+    """The machine and the libraries of this process, for the record."""
+    packages = ("accord-rl", "transformers", "peft", "numpy", "av")
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} CPUs"
+    return {"python": platform.python_version(), "system": system} | {name: _version(name) for name in packages}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def sha256_of(path: Path) -> str:
+    """Hash a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,141 @@
+"""The import law of the house, beyond what import-linter's contracts can say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("accord", "services", "rollout_workers", "reward_servers", "learner")
+SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+DOORS: dict[str, set[str]] = {
+    "deepspeed": {"learner/zero.py"},
+    "ray.serve": {"reward_servers/deployment.py", "reward_servers/app.py"},
+    "redis": {"services/jobs/redis_store.py"},
+}
+LTX_DOORS = ("accord/backbones/ltx2.py", "accord/world/")
+
+
+def _imports(path: Path) -> set[str]:
+    """Everything a file imports, wherever the statement stands: `a.b` for `import a.b`, `a.b.c` for `from a.b import c`."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _inside(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def test_contracts_of_import_linter_hold():
+    tool = Path(sys.executable).with_name("lint-imports")
+    if not tool.exists():
+        pytest.skip("pip install -e '.[dev]' brings import-linter")
+    result = subprocess.run([tool, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("framework", DOORS)
+def test_each_framework_has_one_door(framework):
+    through = {
+        str(path.relative_to(ROOT)) for path in SOURCES if any(_inside(name, framework) for name in _imports(path))
+    }
+    assert through <= DOORS[framework], f"{framework} is imported by {sorted(through - DOORS[framework])}"
+
+
+def test_ltx_classes_stay_behind_their_door():
+    offenders = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in SOURCES
+        for name in sorted(_imports(path))
+        if name.startswith("diffusers.") and "LTX" in name and not str(path.relative_to(ROOT)).startswith(LTX_DOORS)
+    ]
+    assert offenders == []
+
+
+def test_nobody_asks_which_algorithm_or_backbone_it_is():
+    """`x.algorithm.name == "…"` outside the file of that algorithm makes a second place that must know all of them."""
+    offenders = []
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Compare) and isinstance(node.comparators[0], ast.Constant):
+                left = ast.unparse(node.left)
+                if left.endswith(("algorithm", "algorithm.name", "backbone", "backbone.name")):
+                    offenders.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert offenders == []
+
+
+SLIM = """
+import sys
+from importlib import metadata
+from importlib.abc import MetaPathFinder
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+def needs(name, extras, seen):
+    name = canonicalize_name(name)
+    if (name, extras) in seen:
+        return
+    seen.add((name, extras))
+    try:
+        listed = metadata.requires(name) or []
+    except metadata.PackageNotFoundError:
+        return
+    for requirement in map(Requirement, listed):
+        markers = [{"extra": extra} for extra in extras] or [{"extra": ""}]
+        if requirement.marker is None or any(requirement.marker.evaluate(marker) for marker in markers):
+            needs(requirement.name, tuple(sorted(requirement.extras)), seen)
+
+seen = set()
+needs("accord-rl", ("api",), seen)
+allowed = {name for name, _ in seen}
+owners = metadata.packages_distributions()
+
+class OnlyTheApiExtra(MetaPathFinder):
+    def find_spec(self, fullname, path=None, target=None):
+        top = fullname.partition(".")[0]
+        if top in owners and not {canonicalize_name(owner) for owner in owners[top]} & allowed:
+            raise ModuleNotFoundError(f"No module named {fullname!r} in the api extra", name=fullname)
+        return None
+
+sys.meta_path.insert(0, OnlyTheApiExtra())
+import services.api.app
+heavy = {"torch", "ray", "deepspeed", "diffusers", "transformers", "peft", "scipy", "numpy"} & set(sys.modules)
+assert not heavy, f"imported by the API: {sorted(heavy)}"
+"""
+
+
+def test_the_api_starts_with_the_api_extra_alone():
+    """Packages that the `api` extra does not bring are hidden, then the API is imported."""
+    if not (ROOT / "services" / "api" / "app.py").exists():
+        pytest.skip("services/api/app.py is not there")
+    result = subprocess.run([sys.executable, "-c", SLIM], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+
+
+def test_the_light_language_is_light():
+    modules = "accord.ids accord.types accord.errors accord.events accord.metrics accord.logs accord.plugins accord.requests"
+    code = (
+        f"import sys; [__import__(name) for name in {modules.split()!r} + ['accord.config.job', 'accord.config.settings']]; "
+        "heavy = {'numpy', 'torch', 'ray', 'redis', 'fastapi', 'diffusers', 'transformers'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_package_is_in_the_wheel():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    listed = set(project["tool"]["setuptools"]["packages"])
+    present = {".".join(path.parent.relative_to(ROOT).parts) for path in SOURCES}
+    assert present == listed

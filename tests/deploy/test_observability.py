@@ -1,0 +1,191 @@
+"""Dashboards, rules and alerts use metrics that exist, with the labels they have; copies in the chart are exact."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+from accord.metrics import TABLE
+
+ROOT = Path(__file__).resolve().parents[2]
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "accord.json"
+
+SERIES = {
+    name: metric
+    for metric in TABLE
+    for name in (
+        [f"{metric.name}_bucket", f"{metric.name}_sum", f"{metric.name}_count"]
+        if metric.kind == "histogram"
+        else [metric.name]
+    )
+}
+
+
+def _rules():
+    for name in ("rules.yml", "alerts.yml"):
+        for group in yaml.safe_load((PROMETHEUS / name).read_text())["groups"]:
+            yield from group["rules"]
+
+
+def _alerts():
+    return [rule for rule in _rules() if "alert" in rule]
+
+
+def _panels():
+    return [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+
+
+def _expressions():
+    for rule in _rules():
+        yield rule.get("alert") or rule["record"], rule["expr"]
+    for panel in _panels():
+        for target in panel["targets"]:
+            yield panel["title"], target["expr"]
+    for variable in json.loads(DASHBOARD.read_text())["templating"]["list"]:
+        if variable["type"] == "query":
+            yield variable["name"], variable["definition"]
+
+
+EXPRESSIONS = list(_expressions())
+
+
+@pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[where for where, _ in EXPRESSIONS])
+def test_every_series_exists_with_its_labels(where, expression):
+    recorded = {rule["record"] for rule in _rules() if "record" in rule}
+    names = set(re.findall(r"(?<![\w:])accord_\w+(?![\w:])", expression))
+    assert names or any(name in expression for name in recorded), f"{where} uses no metric of ours"
+    for name in names:
+        assert name in SERIES, f"{where}: {name} is not in accord/metrics.py"
+    for name, matchers in re.findall(r"(?<![\w:])(accord_\w+)\{([^}]*)\}", expression):
+        for label in re.findall(r"(\w+)\s*[=!]~?", matchers):
+            assert label in SERIES[name].labels, f"{where}: {name} has no label {label}"
+
+
+def test_counters_end_in_total_and_names_are_unique():
+    names = [metric.name for metric in TABLE]
+    assert len(names) == len(set(names))
+    for metric in TABLE:
+        assert metric.name.endswith("_total") == (metric.kind == "counter"), metric.name
+
+
+def test_no_metric_is_left_unseen():
+    """A metric that neither dashboard nor alert looks at is noise; take it out or show it."""
+    text = "\n".join(expression for _, expression in EXPRESSIONS)
+    unseen = [metric.name for metric in TABLE if not re.search(rf"{metric.name}(_bucket|_sum|_count)?\b", text)]
+    assert unseen == []
+
+
+def test_dashboard_is_one_that_provisions():
+    board = json.loads(DASHBOARD.read_text())
+    assert board["uid"] == "accord"
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(ids) == len(set(ids))
+    assert board["templating"]["list"][0]["type"] == "datasource"
+    for panel in _panels():
+        assert panel["datasource"]["uid"] == "${datasource}", panel["title"]
+        assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
+        assert all(target["datasource"]["uid"] == "${datasource}" for target in panel["targets"]), panel["title"]
+
+
+def test_panels_do_not_overlap():
+    taken: dict[tuple[int, int], str] = {}
+    for panel in json.loads(DASHBOARD.read_text())["panels"]:
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24, panel["title"]
+        for x in range(place["x"], place["x"] + place["w"]):
+            for y in range(place["y"], place["y"] + place["h"]):
+                assert (x, y) not in taken, f"{panel['title']} lies on {taken.get((x, y))}"
+                taken[x, y] = panel["title"]
+
+
+@pytest.mark.parametrize("alert", _alerts(), ids=lambda alert: alert["alert"])
+def test_every_alert_leads_to_its_page_of_the_runbook(alert):
+    file, _, anchor = alert["annotations"]["runbook_url"].partition("#")
+    headings = re.findall(r"^##+ (.+)$", (ROOT / file).read_text(), flags=re.MULTILINE)
+    assert anchor == alert["alert"].lower()
+    assert anchor in {heading.lower().strip() for heading in headings}
+    assert alert["labels"]["severity"] in {"critical", "warning"}
+    assert alert["annotations"]["summary"]
+
+
+def test_every_alert_has_a_unit_test():
+    tests = (PROMETHEUS / "alerts_test.yml").read_text()
+    firing = {
+        case["alertname"]
+        for group in yaml.safe_load(tests)["tests"]
+        for case in group.get("alert_rule_test", [])
+        if case["exp_alerts"]
+    }
+    assert firing == {alert["alert"] for alert in _alerts()}
+
+
+@pytest.mark.parametrize(
+    ("source", "copy"),
+    [
+        (PROMETHEUS / "alerts.yml", "alerts.yml"),
+        (PROMETHEUS / "rules.yml", "rules.yml"),
+        (DASHBOARD, "accord.json"),
+    ],
+    ids=lambda item: Path(item).name,
+)
+def test_the_chart_holds_exact_copies(source, copy):
+    copied = ROOT / "helm" / "files" / copy
+    assert copied.read_text() == source.read_text(), f"cp {source.relative_to(ROOT)} {copied.relative_to(ROOT)}"
+
+
+def _promtool(*arguments):
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not on PATH (Debian's prometheus package has it)")
+    return subprocess.run([tool, *arguments], cwd=PROMETHEUS, capture_output=True, text=True, timeout=60)
+
+
+def test_promtool_accepts_configuration_and_rules():
+    result = _promtool("check", "config", "prometheus.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_promtool_unit_tests_of_the_alerts_pass():
+    result = _promtool("test", "rules", "alerts_test.yml")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_promtool_parses_every_panel(tmp_path):
+    """Each panel's expression, its variables filled in, as a recording rule."""
+    rules = []
+    for index, (_, expression) in enumerate(EXPRESSIONS):
+        if expression.startswith("label_values"):
+            continue
+        for variable, value in {"$__rate_interval": "1m", "$__range": "1h", "$job_id": ".*", "$reward": "sync"}.items():
+            expression = expression.replace(variable, value)
+        rules.append({"record": f"panel:{index}:check", "expr": expression})
+    file = tmp_path / "panels.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
+    result = _promtool("check", "rules", str(file))
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_promtool_finds_our_names_clean():
+    """The exposition of every metric in the table passes Prometheus' own lint."""
+    lines = []
+    for metric in TABLE:
+        labels = ",".join(f'{label}="x"' for label in metric.labels)
+        lines += [f"# HELP {metric.name} {metric.help}", f"# TYPE {metric.name} {metric.kind}"]
+        if metric.kind == "histogram":
+            inner = f"{labels}," if labels else ""
+            lines += [f'{metric.name}_bucket{{{inner}le="+Inf"}} 1']
+            lines += [f"{metric.name}_sum{{{labels}}} 1", f"{metric.name}_count{{{labels}}} 1"]
+        else:
+            lines += [f"{metric.name}{{{labels}}} 1"]
+    tool = shutil.which("promtool")
+    if tool is None:
+        pytest.skip("promtool is not on PATH (Debian's prometheus package has it)")
+    result = subprocess.run([tool, "check", "metrics"], input="\n".join(lines) + "\n", capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -1,0 +1,78 @@
+"""The promise: same job, same bits, however many workers and whatever is killed on the way."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.service import Service, running_service, small_job
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with running_service(tmp_path_factory.mktemp("exact")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def undisturbed(service: Service) -> dict[str, Any]:
+    return service.finish(service.submit(small_job()))
+
+
+def after_first_step(service: Service, job_id: str) -> None:
+    def stepped() -> bool:
+        return any(event["type"] == "step" for event in service.events(job_id))
+
+    service.wait(job_id, stepped, 120)
+
+
+def kill(service: Service, title: str) -> None:
+    victims = service.processes(title)
+    assert victims, f"no process with {title!r} to kill"
+    victims[-1].kill()
+
+
+@pytest.mark.timeout(600)
+def test_two_rollout_workers_give_the_same_bits(service: Service, undisturbed: dict[str, Any]) -> None:
+    summary = service.finish(service.submit(small_job(cluster={"rollout_workers": 2})))
+    assert summary["adapter_sha256"] == undisturbed["adapter_sha256"]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("title", "what"),
+    [
+        ("ray::RolloutActor", "a rollout worker"),
+        ("ray::ServeReplica:sync", "a reward replica"),
+        ("ray::RayTrainWorker", "a learner rank"),
+        ("services.runner.launch", "the attempt"),
+    ],
+)
+def test_killed_process_changes_nothing(
+    service: Service, undisturbed: dict[str, Any], title: str, what: str
+) -> None:
+    job_id = service.submit(small_job(name=f"kill {what}"))
+    after_first_step(service, job_id)
+    kill(service, title)
+    summary = service.finish(job_id)
+    assert summary["adapter_sha256"] == undisturbed["adapter_sha256"], f"{what} was killed and the adapter changed"
+    assert summary["policy_version"] == 3
+
+
+def test_different_seed_gives_different_bits(service: Service, undisturbed: dict[str, Any]) -> None:
+    """The control: equality above is not that of an adapter that never moves."""
+    summary = service.finish(service.submit(small_job(seed=8)))
+    assert summary["adapter_sha256"] != undisturbed["adapter_sha256"]
+
+
+def test_nothing_is_left_behind(tmp_path: Path) -> None:
+    with running_service(tmp_path) as service:
+        job_id = service.submit(small_job(steps=50))
+        service.wait(job_id, lambda: service.job(job_id)["state"] == "running", 60)
+        time.sleep(2)
+    assert service.processes("") == []
+    assert not list((tmp_path / "data").rglob("*.sock"))
