@@ -10,6 +10,8 @@
     │   ├── JobNotFound
     │   ├── Conflict              illegal transition, or a key reused with another body
     │   └── Fenced                a newer attempt owns the job: stop at once
+    ├── ServiceError              a process of the service cannot start
+    │   └── Unreachable           nothing answers where something should
     ├── CheckpointError           a checkpoint is torn or does not fit
     ├── MediaError                a clip cannot be written or read as a file
     ├── RewardError               a whole reward is down (one bad clip is an invalid score, never this)
@@ -87,6 +89,18 @@ class Fenced(StoreError):
     """Another attempt owns the job now; everything this one writes is refused."""
 
     reason = "fenced"
+
+
+class ServiceError(AccordError):
+    """A process of the service cannot start: a port is taken, a directory cannot be written."""
+
+    reason = "service"
+
+
+class Unreachable(ServiceError):
+    """Nothing answers where something should."""
+
+    reason = "unreachable"
 
 
 class CheckpointError(AccordError):

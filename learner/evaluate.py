@@ -5,7 +5,7 @@ and the tuned model for the same prompts and seeds. Standard errors treat prompt
 
 Nobody trains on these, and they go to `held_out`:
 `<modality>_distance`  Frechet distance of the latents to the clean built-in world; lower is better (tiny model only)
-`<modality>_diversity` spread of the latents; a collapse shows as a fall
+`<modality>_diversity` spread of the latents; a fall means collapse (tiny model only)
 `<reward>_shuffled`    a reward on audio and video together, scored with another clip's audio: what chance gives
 `<reward>_gap`         paired minus shuffled, sample by sample
 `<reward>_offset_ms_median`  median of |offset| over samples that have one; lower is better
@@ -23,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from accord.config.job import JobSpec
 from accord.config.rewards import RewardSpec
@@ -32,6 +34,8 @@ from accord.ids import PolicyVersion
 from accord.media import write_mp4
 from accord.requests import derive_seed, evaluation_requests
 from accord.types import Clip, GroupData, GroupSource, Modality, Prompt, RolloutRequest, ScoredGroup
+from accord.world import heldout
+from accord.world.heldout import WorldStatistics
 from learner.statistics import Scores, bootstrapped, clustered, differences
 
 
@@ -116,25 +120,18 @@ class Evaluator:
         return range(min(whole + (prompt_index < rest), self.job.evaluate.samples_per_prompt))
 
     def _spread(self, seen: _Seen) -> dict[str, RewardSummary]:
-        """Distance to the clean world and diversity, per modality."""
-        from accord.world import heldout
-
-        clean = heldout.load_clean_world() if self.job.backbone.path.startswith("builtin:") else None
-        found = {}
-        for modality, groups in seen.latents.items():
-
-            def pick(indices: Sequence[int], groups: list[np.ndarray] = groups) -> np.ndarray:
-                return np.concatenate([groups[index] for index in indices])
-
-            measures: dict[str, Callable[[np.ndarray], float]] = {"diversity": heldout.diversity}
-            if clean is not None:
-                stats = clean[modality]
-                measures["distance"] = lambda latents, stats=stats: heldout.frechet_distance(latents, stats)
-            for name, measure in measures.items():
+        """Distance to the clean built-in world and diversity, per modality; nothing for other models and clip sizes."""
+        found: dict[str, RewardSummary] = {}
+        if not self.job.backbone.path.startswith("builtin:"):
+            return found
+        for modality, statistics in heldout.load_clean_world().items():
+            groups = seen.latents.get(modality, [])
+            if not groups or groups[0][0].size != len(statistics.centre):
+                continue
+            for name, measure in (("distance", heldout.frechet_distance), ("diversity", heldout.diversity)):
                 found[f"{modality}_{name}"] = bootstrapped(
-                    lambda indices, measure=measure: float(measure(pick(indices))), len(groups),
-                    self.job.seed, modality, name,
-                )  # fmt: skip
+                    _over_prompts(measure, groups, statistics), len(groups), self.job.seed, modality, name
+                )
         return found
 
     def _shuffled_control(self, reward: RewardSpec, seen: _Seen) -> dict[str, RewardSummary]:
@@ -216,6 +213,14 @@ def partner(seed: int, prompt: int, sample: int, prompts: int, samples: int) -> 
         return 0, (sample + 1) % samples
     shift = 1 + derive_seed(seed, "shuffle", sample) % (prompts - 1)
     return (prompt + shift) % prompts, sample
+
+
+def _over_prompts(
+    measure: Callable[[Tensor, WorldStatistics], float], groups: Sequence[np.ndarray], statistics: WorldStatistics
+) -> Callable[[list[int]], float]:
+    """A measure of latents [N, T, C] as a function of the prompts that are taken."""
+    rows = [torch.from_numpy(latents.copy()) for latents in groups]
+    return lambda indices: measure(torch.cat([rows[index] for index in indices]), statistics)
 
 
 def _offsets_ms(group: ScoredGroup, reward: str) -> list[float]:

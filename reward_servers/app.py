@@ -25,7 +25,7 @@ from ray.serve.handle import DeploymentHandle
 from accord.config.rewards import RewardSpec
 from accord.errors import DeadlineExceeded, RewardError
 from accord.plugins import names, spec_class
-from reward_servers.deployment import RewardServer
+from reward_servers.deployment import DEPLOYMENT
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def stop() -> None:
 def _application(spec: RewardSpec, low: int, high: int) -> serve.Application:
     """The Serve application of a spec with bounds on its replicas."""
     batch = spec.max_batch_groups
-    return RewardServer.options(
+    application: serve.Application = DEPLOYMENT.options(
         name=_DEPLOYMENT,
         # Same version, other bounds: Serve then changes the number of replicas and restarts none of them.
         version=f"{app_name(spec)}-{spec.max_batch_groups}-{spec.batch_wait_s}",
@@ -161,6 +161,7 @@ def _application(spec: RewardSpec, low: int, high: int) -> serve.Application:
         graceful_shutdown_timeout_s=min(spec.deadline_s, 60.0),
         max_constructor_retry_count=2,
     ).bind(spec.name, spec.model_dump_json())
+    return application
 
 
 def _wait(wanted: set[str], timeout_s: float, replicas: int | None = None) -> None:
@@ -207,7 +208,7 @@ def _status_of(name: str, application: dict[str, Any]) -> RewardStatus:
 
 def _ongoing(actors: Sequence[str]) -> int:
     """Calls at the replicas that answer within a second."""
-    calls = []
+    calls: list[Any] = []
     for actor in actors:
         try:
             calls.append(ray.get_actor(actor, namespace=SERVE_NAMESPACE).get_num_ongoing_requests.remote())

@@ -70,6 +70,7 @@ class RewardModel(ABC):
 
     def __init__(self, spec: RewardSpec) -> None:
         self.spec = spec
+        self._told: set[str] = set()
 
     @property
     def needs(self) -> tuple[Modality, ...]:
@@ -99,13 +100,21 @@ class RewardModel(ABC):
             if "audio" in self.needs and self.needs_sound and float(np.abs(clip.audio_CS).max()) < SILENCE_PEAK:
                 return self.empty("silent_audio")
             score = self.score_clip(prompt, clip)
-        except Exception:
-            log.exception("reward %s could not score a clip of prompt %s", self.spec.name, prompt.id)
+        except Exception as error:
+            self._tell(prompt, error)
             return Score.invalid("model_error")
         if score.valid and not math.isfinite(score.value):
             log.warning("reward %s gave %r for a clip of prompt %s", self.spec.name, score.value, prompt.id)
             return Score.invalid("non_finite")
         return score
+
+    def _tell(self, prompt: Prompt, error: Exception) -> None:
+        """Log a failed clip in one line, with its traceback the first time."""
+        first = repr(error) not in self._told
+        self._told.add(repr(error))
+        log.warning(
+            "reward %s could not score a clip of prompt %s: %r", self.spec.name, prompt.id, error, exc_info=first
+        )
 
 
 def unusable(clip: Clip, needs: Sequence[Modality]) -> ScoreReason | None:

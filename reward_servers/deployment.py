@@ -20,7 +20,6 @@ from reward_servers.wire import BadBody, read_body
 MAX_BODY_BYTES = 512 * 1024 * 1024
 
 
-@serve.deployment
 class RewardServer:
     """Holds one RewardModel. Called by handle in the cluster, and over HTTP by people.
 
@@ -31,17 +30,17 @@ class RewardServer:
     def __init__(self, name: str, spec_json: str) -> None:
         self._spec = spec_class("rewards", name).model_validate_json(spec_json)
         self._model = build(self._spec)
-        self._batched.set_max_batch_size(self._spec.max_batch_groups)  # type: ignore[attr-defined]
-        self._batched.set_batch_wait_timeout_s(self._spec.batch_wait_s)  # type: ignore[attr-defined]
 
-    @serve.batch
-    async def _batched(self, prompts: list[Prompt], groups: list[Sequence[Clip]]) -> list[RewardScores]:
-        """Score what came together, off the event loop so that health checks go on being answered."""
-        return await asyncio.to_thread(score_groups, self._model, prompts, groups)
+        @serve.batch(max_batch_size=self._spec.max_batch_groups, batch_wait_timeout_s=self._spec.batch_wait_s)
+        async def together(prompts: list[Prompt], groups: list[Sequence[Clip]]) -> list[RewardScores]:
+            # Off the event loop, so that health checks go on being answered.
+            return await asyncio.to_thread(score_groups, self._model, prompts, groups)
+
+        self._together: Any = together
 
     async def score(self, prompt: Prompt, clips: Sequence[Clip]) -> RewardScores:
         """Score one group. Object references given at the top level arrive here as their values."""
-        scores: RewardScores = await self._batched(prompt, clips)  # type: ignore[call-arg, arg-type, assignment]
+        scores: RewardScores = await self._together(prompt, clips)
         return scores
 
     def spec_json(self) -> str:
@@ -100,3 +99,6 @@ def _problem(status: int, field: str, detail: str) -> JSONResponse:
     if field or status == 400:
         problem["field"] = field
     return JSONResponse(json.loads(json.dumps(problem)), status, media_type="application/problem+json")
+
+
+DEPLOYMENT: Any = serve.deployment(RewardServer)

@@ -89,7 +89,7 @@ def _stranger(rng: np.random.Generator) -> Float:
 
 
 def make_codec(pipeline: Path | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What generated sound goes through: mel, audio autoencoder (of a pipeline, if given), vocoder. [B, S] to [B, S]."""
+    """What generated sound goes through: mel, audio autoencoder of a pipeline (if given), vocoder; [B, S] to [B, S]."""
     vocoder, vae = build_vocoder(), None
     if pipeline is not None:
         from diffusers import AutoencoderKLLTX2Audio

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,8 @@ def add_roles(module: nn.Module, spec: LoRASpec, seed: int) -> None:
         # PEFT draws an initialisation, which is replaced below, and wonders about a second adapter
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")
         for name in ADAPTER_ROLES:
-            config = LoraConfig(r=spec.rank, lora_alpha=spec.alpha, target_modules=targets, lora_dropout=0.0)
+            alpha: Any = spec.alpha  # declared int, used as a factor
+            config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)
             inject_adapter_in_model(config, module, adapter_name=name)
     for name in ADAPTER_ROLES:
         for key, parameter in adapter_parameters(module, name).items():

@@ -84,6 +84,8 @@ class Backbone(Protocol):
     modalities: tuple[Modality, ...]
     velocity_model: VelocityModel
     depth: int
+    latent_frames: int
+    """Tokens along time of a video; the tokens of one latent frame are neighbours."""
 
     @classmethod
     def load(cls, spec: Any, sampling: Any, *, device: str = "cpu", decoders: bool = True, seed: int = 0) -> Self:

@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
 import torch
-from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
+from diffusers import LTX2Pipeline
 from diffusers.models.transformers.transformer_ltx2 import apply_interleaved_rotary_emb, apply_split_rotary_emb
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
@@ -35,13 +35,11 @@ _DECODERS = ("vae", "audio_vae", "vocoder")
 class LTX2Velocity(VelocityModel):
     """The transformer with the clip's geometry filled in."""
 
-    def __init__(
-        self, transformer: LTX2VideoTransformer3DModel, grid: tuple[int, int, int], audio_tokens: int, fps: float
-    ) -> None:
+    def __init__(self, transformer: Any, grid: tuple[int, int, int], audio_tokens: int, fps: float) -> None:
         super().__init__()
         self.transformer = transformer
         self.depth = len(transformer.transformer_blocks)
-        self.compute_dtype = transformer.proj_in.weight.dtype
+        self.compute_dtype: torch.dtype = transformer.proj_in.weight.dtype
         self.grid = grid
         self.audio_tokens = audio_tokens
         self.fps = fps
@@ -94,19 +92,19 @@ class _AttentionWatch:
     processor, and with it the output, stays untouched. One head's [B, A, T] map lives at a time.
     """
 
-    def __init__(self, attention: nn.Module, sink: Callable[[Tensor], None]) -> None:
-        self.attention: Any = attention
+    def __init__(self, attention: Any, sink: Callable[[Tensor], None]) -> None:
+        self.attention = attention
         self.sink = sink
         self.seen: dict[str, Tensor] = {}
         self.rotary: dict[str, Any] = {}
         self.handles = [
             attention.register_forward_pre_hook(self._before, with_kwargs=True),
-            self.attention.norm_q.register_forward_hook(self._keep("query")),
-            self.attention.norm_k.register_forward_hook(self._keep("key")),
+            attention.norm_q.register_forward_hook(self._keep("query")),
+            attention.norm_k.register_forward_hook(self._keep("key")),
             attention.register_forward_hook(self._after),
         ]
-        if self.attention.to_gate_logits is not None:
-            self.handles.append(self.attention.to_gate_logits.register_forward_hook(self._keep("gate")))
+        if attention.to_gate_logits is not None:
+            self.handles.append(attention.to_gate_logits.register_forward_hook(self._keep("gate")))
 
     def remove(self) -> None:
         """Take the hooks off."""
@@ -162,7 +160,7 @@ class LTX2Backbone:
 
     modalities: tuple[Modality, ...] = MODALITIES
 
-    def __init__(self, pipeline: LTX2Pipeline, facts: ModelFacts, sampling: SamplingSpec, device: str) -> None:
+    def __init__(self, pipeline: Any, facts: ModelFacts, sampling: SamplingSpec, device: str) -> None:
         self.pipeline = pipeline
         self.facts = facts
         self.sampling = sampling
@@ -171,6 +169,7 @@ class LTX2Backbone:
         self.audio_tokens = facts.audio_tokens(sampling.frames, sampling.fps)
         self.velocity_model = LTX2Velocity(pipeline.transformer, self.grid, self.audio_tokens, sampling.fps)
         self.depth = self.velocity_model.depth
+        self.latent_frames = self.grid[0]
 
     @classmethod
     def load(
@@ -185,7 +184,7 @@ class LTX2Backbone:
         left_out = {} if decoders else dict.fromkeys(_DECODERS)
         dtypes = {"default": getattr(torch, spec.dtype), **dict.fromkeys(_DECODERS if decoders else (), torch.float32)}
         with _quiet():
-            pipeline = LTX2Pipeline.from_pretrained(
+            pipeline: Any = LTX2Pipeline.from_pretrained(
                 facts.path, dtype=dtypes, use_safetensors=True, local_files_only=True, **left_out
             )
         pipeline.set_progress_bar_config(disable=True)

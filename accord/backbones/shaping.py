@@ -133,13 +133,15 @@ class RegionCapture:
         return region_weights(self.scores(), self.spec, frames)
 
 
-@contextmanager
-def capture_region(module: nn.Module, spec: RegionSpec, num_steps: int) -> Iterator[RegionCapture]:
-    """Yield a RegionCapture for one group denoised in `num_steps` steps by the model inside `module`."""
+def capture_region(module: nn.Module, spec: RegionSpec, num_steps: int) -> RegionCapture:
+    """A fresh RegionCapture for one group denoised in `num_steps` steps by the model inside `module`.
+
+    Nothing is attached to the model outside of `during`. Raises SpecError when there is no such attention to read.
+    """
     model = next((part for part in module.modules() if isinstance(part, VelocityModel)), None)
     if model is None:
         raise SpecError([("/algorithm/region", "the backbone has no attention from sound to picture to read")])
-    yield RegionCapture(model, spec, num_steps)
+    return RegionCapture(model, spec, num_steps)
 
 
 def region_weights(scores_GT: Tensor, spec: RegionSpec, frames: int) -> Tensor:

@@ -28,3 +28,11 @@ class Settings(BaseSettings):
     grace_s: float = Field(default=20.0, gt=0)
     """Time an attempt gets between SIGTERM and SIGKILL."""
     max_body_bytes: int = Field(default=1_048_576, gt=0)
+    api_key: SecretStr | None = None
+    """Key of the API; unset: the one in `<data_dir>/api-key`, which the API makes at its first start."""
+    url: str | None = None
+    """Where the commands find the API; default: http://host:port."""
+    retry_backoff_s: float = Field(default=5.0, ge=0)
+    """Wait before the second attempt; doubles with each lost one."""
+    ray_cpus: int | None = Field(default=None, gt=0)
+    """Logical CPUs of the embedded Ray; default: the machine's, but at least 8, because small jobs share cores well."""

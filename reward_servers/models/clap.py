@@ -60,6 +60,7 @@ class ClapRewardModel(RewardModel):
             ).eval()
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"{spec.path} is not a CLAP checkpoint that transformers can load: {error}") from error
+        self._length = int(self._extractor.nb_max_samples)
         self._text_limit = int(self._model.config.text_config.max_position_embeddings) - 2
         self._texts: dict[str, torch.Tensor] = {}
 
@@ -73,16 +74,16 @@ class ClapRewardModel(RewardModel):
 
     def _windows(self, sound_S: Float) -> list[Float]:
         """Cut into evenly spaced windows of the checkpoint's length; shorter sound is one window."""
-        length = int(self._extractor.nb_max_samples)
-        count = max(1, -(-len(sound_S) // length))
-        starts = np.linspace(0, max(0, len(sound_S) - length), count).round().astype(int)
-        return [sound_S[start : start + length] for start in starts]
+        count = max(1, -(-len(sound_S) // self._length))
+        starts = np.linspace(0, max(0, len(sound_S) - self._length), count).round().astype(int)
+        return [sound_S[start : start + self._length] for start in starts]
 
     @torch.no_grad()
     def _embed_sound(self, window_S: Float) -> torch.Tensor:
         """Unit embedding [D] of one window."""
         rate = self._extractor.sampling_rate
-        features = self._extractor(window_S, sampling_rate=rate, return_tensors="pt")["input_features"].float()
+        made = self._extractor(window_S, sampling_rate=rate, max_length=self._length, return_tensors="pt")
+        features = made["input_features"].float()
         out = self._model.get_audio_features(features, is_longer=torch.zeros(1, 1, dtype=torch.bool))
         return torch.nn.functional.normalize(out.pooler_output[0], dim=0)
 

@@ -60,7 +60,7 @@ class TextVideoModel(RewardModel):
         motions = [MOTIONS[word] for word in words if word in MOTIONS]
         if not colours and not motions:
             return Score.invalid("unverifiable")
-            frames = shrunk(clip.video_FHWC, SHORT_SIDE)
+        frames = shrunk(clip.video_FHWC, SHORT_SIDE)
         parts = {}
         if colours:
             parts["colour"] = float(np.mean([_named_share(frames, name) for name in colours]))

@@ -58,7 +58,7 @@ def store_url(settings: Settings) -> str:
 
 def open_store(settings: Settings) -> JobStore:
     """Return the store that the settings point at. Connects on first use."""
-    return RedisJobStore(store_url(settings))
+    return RedisJobStore(store_url(settings), timeout_s=min(5.0, max(0.5, settings.lease_s / 3)))
 
 
 def without_password(url: str) -> str:
@@ -104,7 +104,7 @@ class RedisJobStore:
             raise JobNotFound(f"no job {job_id!r}")
         return _job(fields)
 
-    def list(self, *, limit: int = 50, after: str | None = None, state: JobState | None = None) -> Page:
+    def page(self, *, limit: int = 50, after: str | None = None, state: JobState | None = None) -> Page:
         """See JobStore."""
         index = PREFIX + (f"in:{state.value}" if state else "all")
         upper = f"({after}" if after else "+"

@@ -99,7 +99,7 @@ class JobStore(Protocol):
         """Raises JobNotFound."""
         ...
 
-    def list(self, *, limit: int = 50, after: str | None = None, state: JobState | None = None) -> Page:
+    def page(self, *, limit: int = 50, after: str | None = None, state: JobState | None = None) -> Page:
         """Return up to `limit` jobs older than job id `after`, newest first."""
         ...
 
@@ -197,7 +197,7 @@ class InMemoryJobStore:
         with self._lock:
             return self._find(job_id)
 
-    def list(self, *, limit: int = 50, after: str | None = None, state: JobState | None = None) -> Page:
+    def page(self, *, limit: int = 50, after: str | None = None, state: JobState | None = None) -> Page:
         """See JobStore."""
         with self._lock:
             wanted = [

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Self
 
 from accord.config.settings import Settings
-from accord.errors import AccordError, StoreUnavailable
+from accord.errors import AccordError, ServiceError, StoreUnavailable, Unreachable
 from services.jobs.redis_store import URL_FILE, RedisJobStore
 from services.runner import guard, processes
 
@@ -32,12 +32,6 @@ RAY_FILE = "ray.json"
 _SOCKET_PATH_LIMIT = 100
 """Unix socket paths end at 107 bytes."""
 _RAY_MARK = "ACCORD_RAY_DIR"
-
-
-class ServiceError(AccordError):
-    """An embedded server does not start."""
-
-    reason = "service"
 
 
 class _Watched:
@@ -52,15 +46,19 @@ class _Watched:
         self._thread = threading.Thread(target=self._watch, name=f"accord-{self.name}", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, deadline_s: float = 60.0) -> None:
-        """Start and wait until it answers. Raises ServiceError."""
+    def start(self, deadline_s: float = 60.0, abort: threading.Event | None = None) -> bool:
+        """Start and wait until it answers; False when `abort` was set before. Raises ServiceError."""
         self._thread.start()
         deadline = time.monotonic() + deadline_s
         while not self._started.wait(0.05):
-            if self._failure or time.monotonic() > deadline or self._stopping.is_set():
+            if abort is not None and abort.is_set():
+                self.stop()
+                return False
+            if self._failure or time.monotonic() > deadline:
                 reason = self._failure or f"no answer within {deadline_s:.0f} s"
                 self.stop()
                 raise ServiceError(f"the embedded {self.name} did not start: {reason}")
+        return True
 
     def stop(self) -> None:
         """End it and remove what it owned."""
@@ -131,10 +129,12 @@ class EmbeddedStore(_Watched):
         self._url_file = data_dir.resolve() / URL_FILE
         self.url = f"unix://:{self._password}@{socket}?db=0"
 
-    def start(self, deadline_s: float = 15.0) -> None:
+    def start(self, deadline_s: float = 15.0, abort: threading.Event | None = None) -> bool:
         """See _Watched; afterwards `store.url` in the data directory leads other processes here."""
-        super().start(deadline_s)
-        write_private(self._url_file, self.url + "\n")
+        started = super().start(deadline_s, abort)
+        if started:
+            write_private(self._url_file, self.url + "\n")
+        return started
 
     def kill(self) -> None:
         """SIGKILL the server, as a crash would; it is restarted."""
@@ -179,11 +179,14 @@ class EmbeddedStore(_Watched):
 
 
 class EmbeddedRay(_Watched):
-    """A one-node Ray on the loopback interface only, with token authentication; see ray_holder.py."""
+    """A one-node Ray on the loopback interface only, with token authentication; see ray_holder.py.
+
+    While it runs, `ray.json` in the data directory leads other processes to it.
+    """
 
     name = "Ray"
 
-    def __init__(self, data_dir: Path, *, cpus: float | None = None, object_store_mb: int = 512) -> None:
+    def __init__(self, data_dir: Path, *, cpus: int | None = None, object_store_mb: int = 512) -> None:
         super().__init__()
         self._data_dir = data_dir.resolve()
         self._file = self._data_dir / RAY_FILE
@@ -197,10 +200,6 @@ class EmbeddedRay(_Watched):
     def up(self) -> bool:
         """True while an address is published."""
         return self._file.exists()
-
-    def start(self, deadline_s: float = 90.0) -> None:
-        """See _Watched; afterwards `ray.json` in the data directory leads other processes here."""
-        super().start(deadline_s)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         self._folder = _short_folder("accord-ray-")
@@ -262,7 +261,7 @@ class EmbeddedRay(_Watched):
 def ray_environment(settings: Settings) -> dict[str, str]:
     """The environment with which a process reaches Ray: RAY_ADDRESS, else the embedded one of the data directory.
 
-    Raises ServiceError when neither is there.
+    Raises Unreachable when neither is there.
     """
     if settings.ray_address:
         return {"RAY_ADDRESS": settings.ray_address}
@@ -270,7 +269,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         found = json.loads((settings.data_dir / RAY_FILE).read_text(encoding="utf-8"))
         return {"RAY_ADDRESS": str(found["address"]), **_connection_environment(Path(found["token_path"]))}
     except (OSError, ValueError, KeyError):
-        raise ServiceError(
+        raise Unreachable(
             f"no Ray: RAY_ADDRESS is not set and no service runs on {settings.data_dir.resolve()}; "
             "start one with `accord up` or set RAY_ADDRESS"
         ) from None

@@ -17,6 +17,8 @@ from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
 
+Child = subprocess.Popen[bytes]
+
 
 def spawn(
     command: Sequence[str],
@@ -25,7 +27,7 @@ def spawn(
     when_orphaned: signal.Signals = signal.SIGKILL,
     stdin: int | IO[Any] = subprocess.DEVNULL,
     stdout: int | IO[Any] | None = None,
-) -> subprocess.Popen[bytes]:
+) -> Child:
     """Start `command` in its own session, tied to the calling thread's life. Its stderr goes where stdout goes."""
     prefix = [sys.executable, "-m", "services.runner.guard", str(os.getpid()), str(int(when_orphaned))]
     return subprocess.Popen(

@@ -14,7 +14,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from accord import logs
 from accord.config.job import JobSpec
@@ -23,12 +23,15 @@ from accord.config.prompts import load_prompts
 from accord.config.settings import Settings
 from accord.errors import AccordError, Fenced, NonFiniteError, UserError
 from accord.events import Failed, Progress
+from services.runner.embedded import ray_address
 from services.runner.sink import StoreEventSink
 
 if TYPE_CHECKING:
     from learner.group import TrainResult
 
 SUCCEEDED, USER_ERROR, RETRYABLE, FENCED, TERMINATED = 0, 10, 11, 12, 13
+
+_Shared = TypeVar("_Shared")
 
 log = logging.getLogger("accord.launch")
 
@@ -89,54 +92,49 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     preflight(job)
     run_dir = (settings.runs_dir / job_id).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
-    (run_dir / "spec.json").write_text(job.model_dump_json(indent=2) + "\n")
-    stages = _Stages(sink)
+    (run_dir / "spec.json").write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    stages = Stages(sink)
     stages.next("connecting to Ray")
-    _connect(settings, job_id, epoch)
+    address = ray_address(settings)  # before Ray is imported: it also tells Ray its token
+    import ray
+
+    ray.init(address=address, namespace=f"{job_id}-{epoch}", log_to_driver=True, logging_level="warning")
     try:
         result = _train(job, run_dir, sink, epoch, stages, started)
     finally:
-        _disconnect()
-    _conclude(job, run_dir, job_id, result, time.monotonic() - started)
+        ray.shutdown()  # ends every actor this attempt owns; the reward servers are not among them
+    conclude(settings, sink, job, run_dir, stages, time.monotonic() - started)
+    log.info("version %d, adapter %s", result.policy_version, result.adapter_sha256)
 
 
-class _Stages:
-    """The start-up bar: a job tells what it is doing before its first clip."""
+class Stages:
+    """The start-up bar: what the attempt is doing before its first clip."""
 
-    total = 4
+    names = ("connecting to Ray", "starting reward servers", "starting rollout workers", "starting learner ranks")
 
     def __init__(self, sink: StoreEventSink) -> None:
-        self.sink, self.done = sink, 0
+        self.sink = sink
+        self.began = time.monotonic()
+        self.seconds = 0.0
+        """Time until the learner took over."""
 
-    def next(self, detail: str) -> None:
-        self.sink.emit(Progress(phase="startup", step=0, done=self.done, total=self.total, detail=detail))
-        self.done += 1
-
-
-def _connect(settings: Settings, job_id: str, epoch: int) -> None:
-    import ray
-
-    from services.runner.embedded import ray_address
-
-    ray.init(address=ray_address(settings), namespace=f"{job_id}-{epoch}", log_to_driver=True, logging_level="warning")
-
-
-def _disconnect() -> None:
-    """Leaving the cluster ends every actor this attempt owns; reward servers are not among them."""
-    import ray
-
-    ray.shutdown()
+    def next(self, name: str) -> None:
+        """Say which stage begins."""
+        self.seconds = time.monotonic() - self.began
+        done = self.names.index(name)
+        self.sink.emit(Progress(phase="startup", step=0, done=done, total=len(self.names), detail=name))
 
 
 def _train(
-    job: JobSpec, run_dir: Path, sink: StoreEventSink, epoch: int, stages: _Stages, started: float
+    job: JobSpec, run_dir: Path, sink: StoreEventSink, epoch: int, stages: Stages, started: float
 ) -> TrainResult:
     """Reward servers, rollout workers and stream, learner: then the learner's page runs until the last step."""
     from learner import group
     from reward_servers import app
     from reward_servers.client import ServeScorer
-    from rollout_workers.actor import StreamClient, start_stream
+    from rollout_workers.actor import start_stream
 
+    deadline = started + job.max_runtime_s
     stages.next("starting reward servers")
     app.deploy(job.rewards)
     stages.next("starting rollout workers")
@@ -145,25 +143,43 @@ def _train(
     return group.run(
         job,
         run_dir,
-        make_source=partial(StreamClient, stream),
-        make_events=partial(_same, sink),
+        make_source=partial(_itself, stream),
+        make_events=partial(_itself, sink),
         guard=sink.guard,
         epoch=epoch,
+        deadline_s=deadline - time.monotonic(),
     )
 
 
-def _same(sink: StoreEventSink) -> StoreEventSink:
-    """A picklable factory: each process unpickles its own sink, which connects when first used."""
-    return sink
+def _itself(thing: _Shared) -> _Shared:
+    """A factory that pickles: every process gets its own copy, which connects when first used."""
+    return thing
 
 
-def _conclude(job: JobSpec, run_dir: Path, job_id: str, result: TrainResult, seconds: float) -> None:
+def conclude(
+    settings: Settings, sink: StoreEventSink, job: JobSpec, run_dir: Path, stages: Stages, seconds: float
+) -> None:
     """Write what people look at: summary.json, report.html, artifacts.json."""
+    from services.runner.artifacts import write_artifacts
     from services.runner.report import write_report
-    from services.runner.summary import write_summary
+    from services.runner.summary import build_summary, component_versions, write_summary
 
-    write_summary(run_dir, job, job_id, result, seconds)
+    summary = build_summary(
+        run_dir,
+        job,
+        job_id=sink.job_id,
+        state="succeeded",
+        wall_seconds=seconds,
+        extra_seconds={"startup": stages.seconds},
+        components=component_versions(
+            job,
+            store="redis (REDIS_URL)" if settings.redis_url else "valkey (embedded)",
+            ray="cluster" if settings.ray_address else "embedded",
+        ),
+    )
+    write_summary(run_dir, summary)
     write_report(run_dir)
+    write_artifacts(run_dir, sink.job_id)
 
 
 if __name__ == "__main__":

@@ -55,5 +55,5 @@ def stop(process: subprocess.Popen[bytes], grace_s: float) -> int:
 def alive(pid: int) -> bool:
     """True when a process of that id exists and is not a zombie."""
     with contextlib.suppress(psutil.Error):
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     return False

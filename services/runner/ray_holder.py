@@ -1,6 +1,7 @@
-"""Holds an embedded Ray: starts it, publishes its address in `<folder>/address`, ends when a part of it dies or SIGTERM.
+"""Holds an embedded Ray: starts it and publishes its address in `<folder>/address`.
 
-Started by embedded.py as `python -m services.runner.ray_holder FOLDER CPUS OBJECT_STORE_MB`.
+It ends on SIGTERM, and when a part of Ray dies. Started by embedded.py as
+`python -m services.runner.ray_holder FOLDER CPUS OBJECT_STORE_MB`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ import os
 import signal
 import sys
 import threading
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import psutil
 
 
-def main(folder: Path, cpus: float, object_store_mb: int) -> int:
+def main(folder: Path, cpus: int, object_store_mb: int) -> int:
     """Run until told to stop (0) or until the head processes are not complete any more (1)."""
     stop = threading.Event()
 
@@ -23,8 +26,7 @@ def main(folder: Path, cpus: float, object_store_mb: int) -> int:
         stop.set()
 
     signal.signal(signal.SIGTERM, terminate)
-    import ray
-
+    ray: Any = import_module("ray")
     context = ray.init(
         num_cpus=cpus,
         object_store_memory=object_store_mb * 2**20,
@@ -45,7 +47,7 @@ def main(folder: Path, cpus: float, object_store_mb: int) -> int:
 
 
 if __name__ == "__main__":
-    status = main(Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3]))
+    status = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
     # Whoever started this ends Ray's processes by their mark; an orderly ray.shutdown() takes seconds and adds nothing.
     sys.stdout.flush()
     os._exit(status)

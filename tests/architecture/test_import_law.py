@@ -124,7 +124,9 @@ def test_the_api_starts_with_the_api_extra_alone():
 
 
 def test_the_light_language_is_light():
-    modules = "accord.ids accord.types accord.errors accord.events accord.metrics accord.logs accord.plugins accord.requests"
+    modules = (
+        "accord.ids accord.types accord.errors accord.events accord.metrics accord.logs accord.plugins accord.requests"
+    )
     code = (
         f"import sys; [__import__(name) for name in {modules.split()!r} + ['accord.config.job', 'accord.config.settings']]; "
         "heavy = {'numpy', 'torch', 'ray', 'redis', 'fastapi', 'diffusers', 'transformers'} & set(sys.modules); "

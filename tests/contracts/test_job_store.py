@@ -169,7 +169,7 @@ def test_idempotency_key(store: JobStore) -> None:
     assert again.id == first.id and not created_again
     with pytest.raises(Conflict):
         store.enqueue(other)
-    assert len(store.list().jobs) == 1
+    assert len(store.page().jobs) == 1
 
 
 def test_fifty_posts_with_one_key_make_one_job(store: JobStore) -> None:
@@ -260,8 +260,10 @@ def test_events_page_resume_and_wait(store: JobStore) -> None:
     began = time.monotonic()
     assert store.events(job_id, after=ids[-1], wait_s=0.2) == []
     assert 0.15 < time.monotonic() - began < 2
-    threading.Timer(0.1, lambda: store.append(job_id, 1, step_event(1))).start()
+    later = threading.Timer(0.1, lambda: store.append(job_id, 1, step_event(1)))
+    later.start()
     assert len(store.events(job_id, after=ids[-1], wait_s=2)) == 1
+    later.join()
 
 
 def test_unknown_jobs(store: JobStore) -> None:
@@ -281,11 +283,11 @@ def test_list_pages_newest_first_and_filters(store: JobStore) -> None:
         ids.append(submit(store))
         time.sleep(0.002)
     store.cancel(ids[1])
-    page = store.list(limit=2)
+    page = store.page(limit=2)
     assert [job.id for job in page.jobs] == ids[:2:-1] and page.after == ids[3]
-    rest = store.list(limit=10, after=page.after)
+    rest = store.page(limit=10, after=page.after)
     assert [job.id for job in rest.jobs] == ids[2::-1] and rest.after is None
-    assert [job.id for job in store.list(state=JobState.CANCELLED).jobs] == [ids[1]]
+    assert [job.id for job in store.page(state=JobState.CANCELLED).jobs] == [ids[1]]
     stats = store.stats()
     assert stats.by_state["queued"] == 4 and stats.by_state["cancelled"] == 1 and stats.by_state["running"] == 0
     assert 0 <= stats.oldest_queued_s < 60
@@ -340,7 +342,7 @@ def test_no_acknowledged_write_is_lost_when_the_server_is_killed(tmp_path: Path)
         stored = set()
         after = None
         while True:
-            page = store.list(limit=500, after=after)
+            page = store.page(limit=500, after=after)
             stored |= {job.id for job in page.jobs}
             after = page.after
             if after is None:

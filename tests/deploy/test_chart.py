@@ -63,7 +63,9 @@ def test_the_raycluster_schema_catches_a_misspelt_field(render):
         jsonschema.validate(cluster, RAYCLUSTER)
 
 
-@pytest.mark.skipif("ACCORD_KUBERAY_CRD" not in os.environ, reason="set ACCORD_KUBERAY_CRD to the operator's own CRD file")
+@pytest.mark.skipif(
+    "ACCORD_KUBERAY_CRD" not in os.environ, reason="set ACCORD_KUBERAY_CRD to the operator's own CRD file"
+)
 def test_raycluster_fits_the_operators_own_crd(objects):
     crd = yaml.safe_load(Path(os.environ["ACCORD_KUBERAY_CRD"]).read_text())
     version = next(entry for entry in crd["spec"]["versions"] if entry["name"] == "v1")

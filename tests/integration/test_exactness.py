@@ -52,9 +52,7 @@ def test_two_rollout_workers_give_the_same_bits(service: Service, undisturbed: d
         ("services.runner.launch", "the attempt"),
     ],
 )
-def test_killed_process_changes_nothing(
-    service: Service, undisturbed: dict[str, Any], title: str, what: str
-) -> None:
+def test_killed_process_changes_nothing(service: Service, undisturbed: dict[str, Any], title: str, what: str) -> None:
     job_id = service.submit(small_job(name=f"kill {what}"))
     after_first_step(service, job_id)
     kill(service, title)

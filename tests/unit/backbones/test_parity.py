@@ -6,8 +6,8 @@ import torch
 from diffusers import LTX2Pipeline
 
 from accord.backbones.adapters import adapter_state, export_lora, role
-from accord.diffusion.noise import group_noise
 from accord.config.backbones import LoRASpec
+from accord.diffusion.noise import group_noise
 from rollout_workers.sampler import denoise
 
 SEEDS = (101, 202)

@@ -1,0 +1,229 @@
+"""Ray shells around the worker and the stream, and the stream as learner ranks hold it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from accord.config.job import JobSpec
+from accord.errors import AccordError, DeadlineExceeded, RolloutError
+from accord.events import EventSink, Phase
+from accord.types import (
+    Clip,
+    GroupSource,
+    PolicyState,
+    Prompt,
+    RewardScorer,
+    RewardScores,
+    RolloutRequest,
+    SampleGroup,
+    ScoredGroup,
+)
+from rollout_workers.stream import RolloutStream, Weights, WorkerLost
+
+START_DEADLINE_S = 600.0
+"""A worker loads its model within this, first and after a loss."""
+CALL_DEADLINE_S = 120.0
+"""A call that only passes something on."""
+_POLL_S = 0.2
+
+
+class RolloutActor:
+    """A RolloutWorker in its own process."""
+
+    def __init__(self, job: JobSpec) -> None:
+        from rollout_workers.worker import RolloutWorker
+
+        self.worker = RolloutWorker(job)
+        self.serial = 0
+
+    def ready(self) -> int:
+        """Answer with the process id once the model is loaded."""
+        return os.getpid()
+
+    def sample(self, request: RolloutRequest, weights: Weights) -> tuple[SampleGroup, Any, Any]:
+        """Load `weights` unless they are loaded, and return the group without its heavy halves, then those.
+
+        They travel as results of the call, so the caller owns them and they outlive this process.
+        """
+        if weights.serial != self.serial:
+            state = weights.handle
+            self.worker.load(ray.get(state, timeout=CALL_DEADLINE_S) if state is not None else None)
+            self.serial = weights.serial
+        group = self.worker.sample(request)
+        return replace(group, data=None, clips=None), group.data, group.clips
+
+
+class RayWorker:
+    """A RolloutActor as a WorkerPort."""
+
+    def __init__(self, name: str, job: JobSpec) -> None:
+        self.name = name
+        self.job = job
+        self.actor = self._create()
+
+    def _create(self) -> Any:
+        cluster = self.job.cluster
+        options = {"num_cpus": cluster.rollout_cpus, "num_gpus": cluster.rollout_gpus, "max_restarts": -1}
+        remote: Any = ray.remote(RolloutActor)
+        return remote.options(**options).remote(self.job)
+
+    async def sample(self, request: RolloutRequest, weights: Weights) -> SampleGroup:
+        """See WorkerPort."""
+        group, data, clips = self.actor.sample.options(num_returns=3).remote(request, weights)
+        try:
+            head: SampleGroup = await group
+        except RayActorError as error:
+            raise WorkerLost(f"{type(error).__name__}") from error
+        except RayTaskError as error:
+            raise _cause(error) from error
+        return replace(head, data=data, clips=clips)
+
+    async def revive(self, hung: bool) -> None:
+        """Wait for Ray to restart the process; one that hangs is killed first, one that is gone is created again."""
+        if hung:
+            ray.kill(self.actor, no_restart=False)
+        deadline = time.monotonic() + START_DEADLINE_S
+        while time.monotonic() < deadline:
+            try:
+                await asyncio.wait_for(_await(self.actor.ready.remote()), deadline - time.monotonic())
+                return
+            except ray.exceptions.ActorUnavailableError:
+                await asyncio.sleep(_POLL_S)
+            except RayActorError:
+                await asyncio.sleep(_POLL_S)
+                self.actor = self._create()
+            except TimeoutError:
+                break
+        raise DeadlineExceeded(f"{self.name} did not come back within {START_DEADLINE_S:g} s")
+
+
+async def _await(ref: Any) -> Any:
+    return await ref
+
+
+class StreamActor:
+    """A RolloutStream with its workers, in its own process, shared by all learner ranks."""
+
+    def __init__(self, job: JobSpec, prompts: Sequence[Prompt], scorer: RewardScorer, events: EventSink | None) -> None:
+        self.workers = [RayWorker(f"rollout worker {index}", job) for index in range(job.cluster.rollout_workers)]
+        self.stream = RolloutStream(job, prompts, self.workers, scorer, events, keep=ray.put)
+
+    async def start(self) -> list[int]:
+        """Wait until every worker has its model, then begin. Returns their process ids."""
+        pids = await asyncio.gather(*(_await(worker.actor.ready.remote()) for worker in self.workers))
+        self.stream.start()
+        return list(pids)
+
+    async def publish(self, state: PolicyState) -> None:
+        """See RolloutStream.publish."""
+        await self.stream.publish(state)
+
+    async def take(self, step: int) -> list[ScoredGroup]:
+        """See RolloutStream.take."""
+        return await self.stream.take(step)
+
+    async def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
+        """See RolloutStream.evaluate."""
+        return await self.stream.evaluate(requests, rewards)
+
+    async def rescore(
+        self, prompt: Prompt, clips: Sequence[Any], count: int, rewards: Sequence[str]
+    ) -> dict[str, RewardScores]:
+        """See RolloutStream.rescore; `clips` is a list of one reference, so that it is not fetched here."""
+        return await self.stream.rescore(prompt, clips[0], count, rewards)
+
+    async def phase_seconds(self, step: int) -> dict[Phase, float]:
+        """See RolloutStream.phase_seconds."""
+        return self.stream.phase_seconds(step)
+
+
+class StreamClient(GroupSource):
+    """The stream actor as a GroupSource: pickles, and every wait has a deadline."""
+
+    def __init__(self, actor: Any, step_deadline_s: float) -> None:
+        self.actor = actor
+        self.step_deadline_s = step_deadline_s
+
+    def publish(self, state: PolicyState) -> None:
+        """See GroupSource."""
+        self._get(self.actor.publish.remote(state), CALL_DEADLINE_S)
+
+    def take(self, step: int) -> list[ScoredGroup]:
+        """See GroupSource. Raises RolloutError, DeadlineExceeded."""
+        groups: list[ScoredGroup] = self._get(self.actor.take.remote(step), self.step_deadline_s)
+        return groups
+
+    def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
+        """See GroupSource. Raises RolloutError, DeadlineExceeded."""
+        call = self.actor.evaluate.remote(list(requests), list(rewards))
+        groups: list[ScoredGroup] = self._get(call, self.step_deadline_s)
+        return groups
+
+    def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
+        """See GroupSource."""
+        handle = ray.put(list(clips))
+        call = self.actor.rescore.remote(prompt, [handle], len(clips), list(rewards))
+        scores: Mapping[str, RewardScores] = self._get(call, self.step_deadline_s)
+        return scores
+
+    def phase_seconds(self, step: int) -> Mapping[Phase, float]:
+        """Wall time of a step that was taken: `rollout`, and `reward` beyond it."""
+        seconds: Mapping[Phase, float] = self._get(self.actor.phase_seconds.remote(step), CALL_DEADLINE_S)
+        return seconds
+
+    def fetch(self, handle: Any) -> Any:
+        """See GroupSource."""
+        return self._get(handle, CALL_DEADLINE_S) if isinstance(handle, ray.ObjectRef) else handle
+
+    def stop(self) -> None:
+        """End the stream and its workers."""
+        ray.kill(self.actor)
+
+    def _get(self, ref: Any, deadline_s: float) -> Any:
+        try:
+            return ray.get(ref, timeout=deadline_s)
+        except GetTimeoutError as error:
+            raise DeadlineExceeded(f"the rollout stream did not answer within {deadline_s:g} s") from error
+        except RayActorError as error:
+            raise RolloutError(f"the rollout stream is gone: {error}") from error
+        except RayTaskError as error:
+            raise _cause(error) from error
+
+
+def _cause(error: RayTaskError) -> Exception:
+    """The error a remote call ended with, as itself when it is one of ours."""
+    cause = error.cause
+    return cause if isinstance(cause, AccordError) else RolloutError(str(error))
+
+
+def start_stream(
+    job: JobSpec,
+    prompts: Sequence[Prompt],
+    scorer: RewardScorer,
+    events: EventSink | None = None,
+    *,
+    step_deadline_s: float = 7200.0,
+) -> StreamClient:
+    """Start the stream and its rollout workers in the connected Ray cluster.
+
+    Raises:
+        RolloutError: a worker could not load its model.
+        DeadlineExceeded: the cluster had no room for the workers within START_DEADLINE_S.
+    """
+    remote: Any = ray.remote(StreamActor)
+    actor = remote.options(num_cpus=0).remote(job, list(prompts), scorer, events)
+    client = StreamClient(actor, step_deadline_s)
+    try:
+        client._get(actor.start.remote(), START_DEADLINE_S)
+    except AccordError:
+        client.stop()
+        raise
+    return client

@@ -1,0 +1,103 @@
+"""One rollout worker: a model, the weights of one policy version, and the requests it is handed. No Ray."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from accord.backbones.adapters import ADAPTER_ROLES, clear_adapters, load_adapter_state, role
+from accord.backbones.base import Backbone, Conditions
+from accord.backbones.shaping import capture_region
+from accord.config.job import JobSpec
+from accord.errors import NonFiniteError, RolloutError
+from accord.ids import PolicyVersion
+from accord.plugins import load_impl
+from accord.types import GroupData, Modality, PolicyState, RolloutRequest, SampleGroup
+from rollout_workers.sampler import denoise
+
+_CACHED_PROMPTS = 256
+
+
+class RolloutWorker:
+    """Samples groups. The bits of a group depend on its request and the weights, not on the worker."""
+
+    def __init__(self, job: JobSpec) -> None:
+        torch.set_num_threads(job.cluster.torch_threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - costs time, decides nothing
+        self.job = job
+        self.backbone: Backbone = load_impl(job.backbone).load(
+            job.backbone, job.sampling, device="cuda" if job.cluster.rollout_gpus > 0 else "cpu", seed=job.seed
+        )
+        self.version = PolicyVersion(0)
+        """What is loaded; 0 is the base model."""
+        self._encoded: OrderedDict[str, Conditions] = OrderedDict()
+
+    def load(self, state: PolicyState | None) -> None:
+        """Take over published weights; None is the base model, version 0. Raises CheckpointError on a misfit."""
+        if state is None:
+            clear_adapters(self.backbone.velocity_model)
+        else:
+            for name in ADAPTER_ROLES:
+                load_adapter_state(self.backbone.velocity_model, name, state.adapters[name])
+        self.version = PolicyVersion(0) if state is None else state.version
+
+    def sample(self, request: RolloutRequest) -> SampleGroup:
+        """Sample and decode one group.
+
+        Raises:
+            RolloutError: another version is loaded than the request asks for.
+            NonFiniteError: the model produced NaN or infinity.
+        """
+        if request.policy_version != self.version:
+            raise RolloutError(f"asked to sample version {request.policy_version} while {self.version} is loaded")
+        began = time.perf_counter()
+        self._encode(request.prompt.prompt_av)
+        encoded = time.perf_counter()
+        try:
+            latents, weights = self._denoise(request)
+        except NonFiniteError as error:
+            raise NonFiniteError(f"prompt {request.prompt.id!r}, version {self.version}: {error}") from error
+        denoised = time.perf_counter()
+        clips = self.backbone.decode(latents)
+        return SampleGroup(
+            request=request,
+            policy_version=self.version,
+            data=GroupData({name: latent.cpu().numpy() for name, latent in latents.items()}, weights),
+            clips=clips,
+            seconds={
+                "encode": encoded - began,
+                "denoise": denoised - encoded,
+                "decode": time.perf_counter() - denoised,
+            },
+        )
+
+    def _denoise(self, request: RolloutRequest) -> tuple[dict[Modality, Tensor], np.ndarray | None]:
+        """Latents per modality [G, T, C] and, if the request wants them, token weights [G, T_video]."""
+        sampling, model = self.job.sampling, self.backbone.velocity_model
+        spec = getattr(self.job.algorithm, "region", None) if request.capture_token_weights else None
+        region = capture_region(model, spec, sampling.num_steps) if spec is not None else None
+        with role(model, request.role):
+            latents = denoise(
+                self.backbone,
+                self._encode(request.prompt.prompt_av),
+                self._encode("") if sampling.guidance > 1.0 else None,
+                request.seeds,
+                num_steps=sampling.num_steps,
+                guidance=sampling.guidance,
+                region=region,
+            )
+        return latents, region.weights(self.backbone.latent_frames).cpu().numpy() if region is not None else None
+
+    def _encode(self, text: str) -> Conditions:
+        """Encode a text once; the most recent ones are kept."""
+        if text not in self._encoded:
+            self._encoded[text] = self.backbone.encode([text])
+            if len(self._encoded) > _CACHED_PROMPTS:
+                self._encoded.popitem(last=False)
+        self._encoded.move_to_end(text)
+        return self._encoded[text]

@@ -1,0 +1,51 @@
+"""The REST API as an application factory: no globals, no heavy imports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fastapi import FastAPI
+from fastapi.staticfiles import StaticFiles
+
+import accord
+from accord.config.job import JobSpec
+from accord.config.preflight import preflight
+from accord.config.settings import Settings
+from services.api import health, jobs, pages, problems, results
+from services.api.auth import Keeper, api_key
+from services.api.edge import Edge
+from services.api.metrics import Metrics
+from services.api.state import ApiState
+from services.jobs.store import JobStore
+
+
+def create_app(
+    settings: Settings,
+    store: JobStore,
+    *,
+    metrics: Metrics | None = None,
+    checks: Mapping[str, Callable[[], None]] | None = None,
+    check_spec: Callable[[JobSpec], object] = preflight,
+) -> FastAPI:
+    """Build the app.
+
+    `metrics` is shared with a supervisor in the same process; `checks` are further readiness checks (each raises
+    AccordError); `check_spec` looks at the files a job names. Raises OSError when the API key cannot be read or made.
+    """
+    app = FastAPI(
+        title="Accord", version=accord.__version__, docs_url=None, redoc_url=None,
+        summary="Distributed RL post-training for joint audio-video diffusion models",
+    )  # fmt: skip
+    state = ApiState(
+        settings, store, Keeper(api_key(settings)), metrics or Metrics(store), check_spec, dict(checks or {})
+    )  # fmt: skip
+    app.state.accord = state
+    problems.install(app)
+    for module in (health, jobs, results, pages):
+        app.include_router(module.router)
+    app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
+    app.add_middleware(
+        Edge, keeper=state.keeper, metrics=state.metrics, max_body_bytes=settings.max_body_bytes
+    )  # fmt: skip
+    return app

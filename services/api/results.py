@@ -1,0 +1,64 @@
+"""Routes for what a job left behind: curves, checkpoints, files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse
+
+from services.api import runs
+from services.api.state import state_of
+from services.api.views import ArtifactView, CheckpointView, Series
+
+router = APIRouter(prefix="/v1/jobs/{job_id}")
+
+_REPORT_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "img-src data:; media-src data: blob:"
+)
+"""A report is one self-contained file; it runs without an origin, so it can reach nothing of ours."""
+
+
+def _folder(request: Request, job_id: str) -> Path:
+    state = state_of(request)
+    return state.settings.runs_dir / state.store.get(job_id).id
+
+
+@router.get("/metrics")
+def metrics(
+    request: Request,
+    job_id: str,
+    names: Annotated[list[str], Query(max_length=200)] = [],  # noqa: B006
+    since_step: Annotated[int, Query(ge=0)] = 0,
+) -> Series:
+    """Curves per optimizer step; `names` picks some, `since_step` leaves out what is known."""
+    return runs.series(_folder(request, job_id), names, since_step)
+
+
+@router.get("/checkpoints")
+def checkpoints(request: Request, job_id: str) -> list[CheckpointView]:
+    """Complete checkpoints, oldest first."""
+    return runs.checkpoints(_folder(request, job_id))
+
+
+@router.get("/artifacts")
+def artifacts(request: Request, job_id: str) -> list[ArtifactView]:
+    """Files that can be downloaded, once the job has written its results."""
+    return runs.artifacts(_folder(request, job_id))
+
+
+@router.get("/artifacts/{artifact_id}")
+def artifact(request: Request, job_id: str, artifact_id: str) -> FileResponse:
+    """Download one file by its id; byte ranges work."""
+    listed, path, status = runs.open_artifact(_folder(request, job_id), artifact_id)
+    is_page = listed.media_type.startswith("text/html")
+    return FileResponse(
+        path,
+        media_type=listed.media_type,
+        filename=Path(listed.name).name,
+        stat_result=status,
+        content_disposition_type="inline" if is_page or listed.media_type == "video/mp4" else "attachment",
+        headers={"Content-Security-Policy": _REPORT_POLICY if is_page else "default-src 'none'; sandbox"},
+    )

@@ -1,0 +1,38 @@
+"""What the routes work with; made once by `create_app`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from starlette.requests import Request
+
+from accord.config.job import JobSpec
+from accord.config.settings import Settings
+from services.api.auth import Keeper
+from services.api.metrics import Metrics
+from services.jobs.store import JobStore
+
+
+@dataclass(frozen=True)
+class ApiState:
+    """One app's parts."""
+
+    settings: Settings
+    store: JobStore
+    keeper: Keeper
+    metrics: Metrics
+    preflight: Callable[[JobSpec], object]
+    """Checks files that a valid spec names; raises SpecError."""
+    checks: Mapping[str, Callable[[], None]]
+    """Further readiness checks by name; each raises AccordError."""
+    closing: threading.Event = field(default_factory=threading.Event)
+    """Set when the service goes down: streams end."""
+
+
+def state_of(request: Request) -> ApiState:
+    """The parts of the app that serves this request."""
+    state = request.app.state.accord
+    assert isinstance(state, ApiState)
+    return state

@@ -1,0 +1,117 @@
+"use strict";
+const root = document.getElementById("job");
+const base = "/v1/jobs/" + encodeURIComponent(root.dataset.id);
+const byId = (id) => document.getElementById(id);
+const curves = new Map();
+const phases = new Map();
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function showState(state, reason) {
+  byId("state").textContent = state + (reason ? " (" + reason + ")" : "");
+  byId("state").className = "state " + state;
+}
+
+function showPhase(event) {
+  if (!phases.size) byId("phases").replaceChildren();
+  let row = phases.get(event.phase);
+  if (!row) {
+    row = element("div", "phase");
+    row.append(element("span", "", event.phase), document.createElement("progress"), element("span", "quiet"));
+    phases.set(event.phase, row);
+    byId("phases").append(row);
+  }
+  row.children[1].max = Math.max(1, event.total);
+  row.children[1].value = event.done;
+  row.children[2].textContent = event.done + " / " + event.total + (event.step ? ", step " + event.step : "") +
+    (event.detail ? " " + event.detail : "");
+}
+
+function plot(place, name, step, value) {
+  if (value === null || value === undefined) return;
+  if (!curves.has(name)) {
+    const host = byId(place);
+    host.querySelector("p")?.remove();
+    const box = element("div", "chart");
+    const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+    svg.setAttribute("viewBox", "0 0 100 40");
+    svg.setAttribute("preserveAspectRatio", "none");
+    svg.append(document.createElementNS("http://www.w3.org/2000/svg", "polyline"));
+    box.append(element("span", "", name), element("b"), svg);
+    host.append(box);
+    curves.set(name, { box, points: new Map() });
+  }
+  const { box, points } = curves.get(name);
+  points.set(step, value);
+  const known = [...points.entries()].sort((a, b) => a[0] - b[0]);
+  const values = known.map((point) => point[1]);
+  const low = Math.min(...values), span = Math.max(...values) - low || 1;
+  const last = Math.max(1, known.length - 1);
+  const line = known.map((point, index) => (100 * index / last).toFixed(2) + "," + (38 - 36 * (point[1] - low) / span).toFixed(2));
+  box.querySelector("polyline").setAttribute("points", line.join(" "));
+  box.querySelector("b").textContent = values[values.length - 1].toPrecision(3);
+}
+
+function showStep(event) {
+  byId("facts").textContent = "step " + event.step + " done";
+  for (const [name, value] of Object.entries(event.metrics)) {
+    const reward = /^reward\/(.+)\/mean$/.exec(name);
+    if (reward) plot("rewards", reward[1], event.step, value);
+    else if (/^loss\//.test(name)) plot("losses", name, event.step, value);
+  }
+}
+
+function note(event) {
+  const words = {
+    state: (e) => e.state + (e.reason ? ": " + e.reason : "") + (e.attempt ? ", attempt " + e.attempt : ""),
+    checkpoint: (e) => "checkpoint of step " + e.step,
+    evaluation: (e) => "evaluated at step " + e.step,
+    process_lost: (e) => e.process + " died: " + e.outcome,
+    warning: (e) => "warning: " + e.message,
+    failed: (e) => "failed: " + e.message,
+  }[event.type];
+  if (!words) return;
+  const line = element("li", event.type === "failed" ? "bad" : "", new Date(event.at * 1000).toLocaleTimeString() + "  " + words(event));
+  byId("events").prepend(line);
+}
+
+async function showResults() {
+  const [job, files] = await Promise.all([base, base + "/artifacts"].map(async (url) => (await fetch(url)).json()));
+  showState(job.state, job.reason);
+  if (job.message) { byId("trouble").textContent = job.message; byId("trouble").hidden = false; }
+  if (!files.length) { byId("results").replaceChildren(element("p", "quiet", "This job left no files.")); return; }
+  const list = element("ul");
+  for (const file of files) {
+    const item = element("li"), link = element("a", "", file.name);
+    link.href = base + "/artifacts/" + encodeURIComponent(file.id);
+    item.append(link, element("span", "quiet", "  " + file.bytes + " bytes"));
+    if (file.media_type === "video/mp4") {
+      const video = element("video");
+      video.controls = true; video.preload = "none"; video.src = link.href;
+      item.append(document.createElement("br"), video);
+    }
+    list.append(item);
+  }
+  byId("results").replaceChildren(list);
+}
+
+const source = new EventSource(base + "/events");
+const handlers = { state: (e) => showState(e.state, e.reason), progress: showPhase, step: showStep };
+for (const type of ["state", "progress", "step", "checkpoint", "evaluation", "process_lost", "warning", "failed"]) {
+  source.addEventListener(type, (message) => {
+    const event = JSON.parse(message.data);
+    handlers[type]?.(event);
+    note(event);
+    byId("trouble").hidden = true;
+  });
+}
+source.addEventListener("end", () => { source.close(); showResults(); });
+source.onerror = () => {
+  byId("trouble").textContent = "The connection is gone; trying again.";
+  byId("trouble").hidden = false;
+};

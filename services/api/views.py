@@ -1,0 +1,117 @@
+"""What goes over the wire. Times are Unix seconds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from accord.events import JobEvent
+from services.jobs.job import Job
+from services.jobs.store import StoredEvent
+
+
+class View(BaseModel):
+    """Base of all answers."""
+
+    model_config = ConfigDict(frozen=True, use_attribute_docstrings=True, ser_json_inf_nan="null")
+
+
+class JobView(View):
+    """A job without its spec."""
+
+    id: str
+    name: str
+    state: str
+    reason: str
+    message: str
+    attempt: int
+    """Number of the latest attempt; 0 before the first."""
+    lost_attempts: int
+    max_attempts: int
+    step: int
+    steps: int
+    created_at: float
+    updated_at: float
+    started_at: float | None
+    finished_at: float | None
+    links: dict[str, str]
+
+    @classmethod
+    def fields_of(cls, job: Job) -> dict[str, Any]:
+        """The arguments for this view."""
+        base = f"/v1/jobs/{job.id}"
+        names = ("events", "metrics", "checkpoints", "artifacts")
+        links = {"self": base, "page": f"/jobs/{job.id}", **{name: f"{base}/{name}" for name in names}}
+        kept = job.model_dump(include=set(cls.model_fields))
+        return {**kept, "attempt": job.epoch, "links": links}
+
+    @classmethod
+    def of(cls, job: Job) -> JobView:
+        """Build the view of a job."""
+        return cls(**cls.fields_of(job))
+
+
+class JobDetail(JobView):
+    """A job with its resolved spec: every field, defaults included."""
+
+    spec: dict[str, Any]
+
+    @classmethod
+    def of(cls, job: Job) -> JobDetail:
+        """Build the view of a job."""
+        return cls(**cls.fields_of(job), spec=json.loads(job.spec_json))
+
+
+class JobPage(View):
+    """Jobs, newest first. `next` is the cursor for `after`, null at the end."""
+
+    items: list[JobView]
+    next: str | None
+
+
+class EventView(View):
+    """An event and its place in the stream."""
+
+    id: str
+    event: JobEvent
+
+    @classmethod
+    def of(cls, stored: StoredEvent) -> EventView:
+        """Build the view of a stored event."""
+        return cls(id=stored.id, event=stored.event)
+
+
+class EventPage(View):
+    """Events, oldest first. `next` is the cursor for `after`; `finished` says that nothing will follow the last one."""
+
+    items: list[EventView]
+    next: str
+    finished: bool
+
+
+class Series(View):
+    """Training curves from the run folder. Each series has one value (or null) per entry of `steps`."""
+
+    steps: list[int]
+    metrics: dict[str, list[float | None]]
+    phase_seconds: dict[str, list[float | None]]
+
+
+class CheckpointView(View):
+    """A complete checkpoint and its manifest."""
+
+    step: int
+    name: str
+    manifest: dict[str, Any]
+
+
+class ArtifactView(View):
+    """A file that can be downloaded from `/v1/jobs/{job}/artifacts/{id}`."""
+
+    id: str
+    name: str
+    media_type: str
+    bytes: int
+    sha256: str

@@ -1,0 +1,135 @@
+"""The API as the commands see it: submit, read, cancel, and follow a job through reconnects."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx
+from httpx_sse import EventSource
+from pydantic import ValidationError
+
+from accord.config.settings import Settings
+from accord.errors import SpecError, Unreachable, UserError
+from accord.events import JOB_EVENT, JobEvent
+from services.api.auth import KEY_FILE
+
+
+class Refused(UserError):
+    """The API answered that it will not do this."""
+
+    reason = "refused"
+
+
+class ApiClient:
+    """Speaks to one API with one key. Methods raise Unreachable, Refused, or SpecError for an invalid job."""
+
+    def __init__(self, url: str, key: str) -> None:
+        self.url = url
+        self._http = httpx.Client(
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=httpx.Timeout(30, connect=5)
+        )  # fmt: skip
+
+    @classmethod
+    def of(cls, settings: Settings, url: str) -> ApiClient:
+        """The client for these settings. Raises Refused when there is no key."""
+        if settings.api_key is not None:
+            return cls(url, settings.api_key.get_secret_value())
+        path = settings.data_dir / KEY_FILE
+        try:
+            return cls(url, path.read_text(encoding="utf-8").strip())
+        except OSError:
+            raise Refused(
+                f"no API key: {path.absolute()} is not there; start the service with `accord up`, "
+                "set ACCORD_DATA_DIR to its data directory, or put the key into ACCORD_API_KEY"
+            ) from None
+
+    def submit(self, spec: dict[str, Any], idempotency_key: str = "") -> dict[str, Any]:
+        """Send a job and return it as accepted."""
+        headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
+        return self._call("POST", "/v1/jobs", json=spec, headers=headers)
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        """Read a job."""
+        return self._call("GET", f"/v1/jobs/{job_id}")
+
+    def jobs(self, limit: int = 20) -> list[dict[str, Any]]:
+        """The newest jobs."""
+        return list(self._call("GET", "/v1/jobs", params={"limit": limit})["items"])
+
+    def cancel(self, job_id: str) -> dict[str, Any]:
+        """Ask a job to stop."""
+        return self._call("POST", f"/v1/jobs/{job_id}/cancel")
+
+    def follow(
+        self, job_id: str, *, patience_s: float = 60.0, quiet: Callable[[str], None] = lambda _: None
+    ) -> Iterator[JobEvent]:
+        """Yield the job's events from its beginning to its end, coming back when the connection breaks.
+
+        Raises Unreachable when nothing answers for `patience_s`; `quiet` hears of every break.
+        """
+        cursor, last_word = "", time.monotonic()
+        while True:
+            try:
+                for event_id, event in self._stream(job_id, cursor):
+                    last_word = time.monotonic()
+                    if event is None:
+                        return
+                    cursor = event_id
+                    yield event
+                quiet("the stream ended early")
+            except (httpx.TransportError, Unreachable) as error:
+                if time.monotonic() - last_word > patience_s:
+                    raise Unreachable(f"{self.url} has not answered for {patience_s:.0f} s: {error}") from error
+                quiet(str(error) or type(error).__name__)
+            time.sleep(0.5)
+
+    def _stream(self, job_id: str, cursor: str) -> Iterator[tuple[str, JobEvent | None]]:
+        """One connection; (id, None) is the end of the job."""
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": cursor} if cursor else {})}
+        timeout = httpx.Timeout(30, connect=5)
+        with self._http.stream("GET", f"/v1/jobs/{job_id}/events", headers=headers, timeout=timeout) as answer:
+            if answer.status_code != 200:
+                answer.read()
+                self._raise(answer)
+            for message in EventSource(answer).iter_sse():
+                if message.event == "end":
+                    yield "", None
+                    return
+                try:
+                    yield message.id, JOB_EVENT.validate_json(message.data)
+                except ValidationError:
+                    continue  # an event of a newer version
+
+    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, **arguments)
+        except httpx.TransportError as error:
+            raise Unreachable(
+                f"no API at {self.url} ({error}); start one with `accord up`, or set ACCORD_URL"
+            ) from error  # fmt: skip
+        if answer.status_code >= 400:
+            self._raise(answer)
+        return dict(answer.json())
+
+    def _raise(self, answer: httpx.Response) -> None:
+        try:
+            body = dict(answer.json())
+        except (json.JSONDecodeError, ValueError, TypeError):
+            body = {"detail": answer.text[:200] or answer.reason_phrase}
+        if answer.status_code == 422 and body.get("errors"):
+            raise SpecError([(error["pointer"], error["detail"]) for error in body["errors"]])
+        message = f"{body.get('detail', '')} ({answer.status_code})"
+        if answer.status_code in {502, 503, 504}:
+            raise Unreachable(f"{self.url}: {message}")
+        raise Refused(message)
+
+
+def base_url(settings: Settings) -> str:
+    """Where a client on this machine finds the API."""
+    if settings.url:
+        return settings.url.rstrip("/")
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
+    return f"http://{host}:{settings.port}"

@@ -1,0 +1,72 @@
+"""Reads a job file for the commands: TOML, `--set` overrides, paths made absolute against the file."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accord.errors import SpecError, UserError
+
+
+def read_job(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the job as a tree, not yet validated. Raises SpecError for an unreadable file, UserError for `--set`."""
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError([("", f"cannot read {path}: {error.strerror}")]) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError([("", f"{path} is not valid TOML: {error}")]) from error
+    _make_absolute(tree, path.resolve().parent)
+    for override in overrides:
+        _apply(tree, override)
+    return tree
+
+
+def _make_absolute(tree: dict[str, Any], base: Path) -> None:
+    """A path in a file means relative to that file; `builtin:` names and absolute paths stay."""
+    places = [(tree.get("prompts"), "train"), (tree.get("prompts"), "held_out"), (tree.get("backbone"), "path")]
+    rewards = tree.get("rewards")
+    places += [(reward, "path") for reward in rewards] if isinstance(rewards, list) else []
+    for holder, name in places:
+        if isinstance(holder, dict) and isinstance(holder.get(name), str) and not holder[name].startswith("builtin:"):
+            holder[name] = str(base / holder[name])
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    """Set `a.b.0.c=value`; the value is TOML, or plain text where it is not."""
+    name, equals, text = override.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"--set {override}: write it as name=value, for example --set steps=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *way, last = name.strip().split(".")
+    place: Any = tree
+    for part in way:
+        place = _step(place, part, override)
+    if isinstance(place, list):
+        _step(place, last, override)
+        place[int(last)] = value
+    else:
+        place[last] = value
+
+
+def _step(place: Any, part: str, override: str) -> Any:
+    if isinstance(place, list):
+        if not part.isdecimal() or int(part) >= len(place):
+            raise UserError(
+                f"--set {override}: {part!r} is not one of the {len(place)} entries (0 to {len(place) - 1})"
+            )
+        return place[int(part)]
+    if not isinstance(place, dict):
+        raise UserError(f"--set {override}: {part!r} lies inside a value that has no fields")
+    return place.setdefault(part, {})
+
+
+def shown(tree: Any) -> str:
+    """A tree as indented JSON."""
+    return json.dumps(tree, indent=2, ensure_ascii=False)

@@ -1,0 +1,103 @@
+"""Turns a job's events into the training metrics of `accord.metrics.TABLE`."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import defaultdict
+
+from prometheus_client import Gauge
+
+from accord.events import CheckpointSaved, Failed, JobEvent, ProcessLost, StepCompleted
+from services.api.metrics import Metrics
+
+KEPT_S = 15 * 60
+"""How long the gauges of a finished job stay."""
+
+_GAUGES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
+    (re.compile(pattern), name, label)
+    for pattern, name, label in (
+        (r"reward/([^/]+)/mean", "accord_train_reward_mean", "reward"),
+        (r"reward/([^/]+)/std", "accord_train_reward_std", "reward"),
+        (r"reward/([^/]+)/valid_ratio", "accord_train_reward_valid_ratio", "reward"),
+        (r"loss/(video|audio)", "accord_train_loss", "modality"),
+        (r"loss/reference/(video|audio)", "accord_train_reference_distance", "modality"),
+        (r"advantage/(video|audio)/std", "accord_train_advantage_std", "modality"),
+        (r"advantage/(video|audio)/zero_ratio", "accord_train_zero_advantage_ratio", "modality"),
+        (r"grad_norm", "accord_train_grad_norm", ""),
+        (r"learning_rate", "accord_train_learning_rate", ""),
+    )
+)
+_VALID = re.compile(r"reward/([^/]+)/valid_ratio")
+
+
+class TrainingMetrics:
+    """Feeds one registry. Gauges that carry a job id are removed KEPT_S after the job's last attempt here ended."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._labels: dict[str, set[tuple[str, tuple[str, ...]]]] = defaultdict(set)
+        self._ended: dict[str, float] = {}
+        self._last_step_at: dict[str, float] = {}
+
+    def observe(self, job_id: str, event: JobEvent) -> None:
+        """Take one event."""
+        self._ended.pop(job_id, None)
+        if isinstance(event, StepCompleted):
+            self._step(job_id, event)
+        elif isinstance(event, CheckpointSaved):
+            self._metrics.histogram("accord_checkpoint_write_seconds").observe(event.seconds)
+            self._set(job_id, "accord_checkpoint_bytes", event.bytes)
+            self._set(job_id, "accord_checkpoint_last_success_timestamp_seconds", event.at)
+        elif isinstance(event, ProcessLost):
+            kind = event.process.split(" ")[0].split("/")[0]
+            self._metrics.counter("accord_process_lost_total").labels(process=kind).inc()
+            if event.recovery_seconds is not None:
+                self._metrics.histogram("accord_recovery_seconds").labels(process=kind).observe(event.recovery_seconds)
+        elif isinstance(event, Failed) and event.reason == "nonfinite":
+            self._metrics.counter("accord_train_nonfinite_total").labels(where="loss").inc()
+
+    def ended(self, job_id: str) -> None:
+        """The attempt is over; its gauges go in a while."""
+        self._ended[job_id] = time.monotonic()
+        self._last_step_at.pop(job_id, None)
+
+    def forget(self, older_than_s: float = KEPT_S) -> None:
+        """Remove the gauges of jobs that ended longer ago."""
+        now = time.monotonic()
+        for job_id in [job_id for job_id, at in self._ended.items() if now - at >= older_than_s]:
+            del self._ended[job_id]
+            for name, labels in self._labels.pop(job_id, set()):
+                self._metrics.gauge(name).remove(*labels)
+
+    def _step(self, job_id: str, event: StepCompleted) -> None:
+        seconds = event.at - self._last_step_at.get(job_id, event.at - sum(event.phase_seconds.values()))
+        self._last_step_at[job_id] = event.at
+        self._set(job_id, "accord_train_step", event.step)
+        self._set(job_id, "accord_train_step_seconds", seconds)
+        self._set(job_id, "accord_train_last_step_timestamp_seconds", event.at)
+        self._set(job_id, "accord_weights_version", event.policy_version)
+        self._metrics.counter("accord_rollout_samples_total").inc(event.samples)
+        for phase, value in event.phase_seconds.items():
+            self._metrics.histogram("accord_train_phase_seconds").labels(phase=phase).observe(value)
+        for key, number in event.metrics.items():
+            if number is not None:
+                self._number(job_id, key, number, event.samples)
+
+    def _number(self, job_id: str, key: str, value: float, samples: int) -> None:
+        for pattern, name, label in _GAUGES:
+            match = pattern.fullmatch(key)
+            if match:
+                self._set(job_id, name, value, *([match[1]] if label else []))
+        scored = _VALID.fullmatch(key)
+        if scored:
+            valid = round(value * samples)
+            scores = self._metrics.counter("accord_reward_scores_total")
+            scores.labels(reward=scored[1], outcome="valid").inc(valid)
+            scores.labels(reward=scored[1], outcome="invalid").inc(max(0, samples - valid))
+
+    def _set(self, job_id: str, name: str, value: float, *more: str) -> None:
+        gauge: Gauge = self._metrics.gauge(name)
+        labels = (job_id, *more)
+        gauge.labels(*labels).set(value)
+        self._labels[job_id].add((name, labels))

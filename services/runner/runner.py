@@ -1,0 +1,268 @@
+"""The supervisor: claims a job, runs its attempt in a child process, keeps the lease, and says how it ended.
+
+consumes: queued jobs; produces: a process per attempt, its log, and the job's outcome; waits for: the child, bounded by
+the lease, the grace period and `max_runtime_s`; unblocked by: `stop`, which drains.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from accord.config.settings import Settings
+from accord.errors import AccordError, Fenced, JobNotFound, SpecError, StoreError, StoreUnavailable
+from accord.events import Failed
+from services.api.metrics import Metrics
+from services.jobs.job import Job, JobState, Reason
+from services.jobs.store import Beat, JobStore
+from services.runner import guard, processes
+from services.runner.prometheus import TrainingMetrics
+
+log = logging.getLogger("accord.runner")
+
+MARK = "ACCORD_ATTEMPT"
+"""Environment variable that every process of an attempt carries: `job id:epoch`."""
+SUCCEEDED, USER_ERROR, RETRYABLE, FENCED = 0, 10, 11, 12
+"""Exit statuses of an attempt that mean something here; see launch.py."""
+_TICK_S = 0.1
+
+
+class Stop(Enum):
+    """Why the supervisor ended an attempt."""
+
+    CANCEL = "cancelled by a user"
+    DRAIN = "the runner is going down"
+    TIMEOUT = "max_runtime_s is over"
+    FENCED = "the lease was lost"
+
+
+def launch_command(job_id: str, epoch: int) -> list[str]:
+    """How an attempt is started."""
+    return [sys.executable, "-m", "services.runner.launch", "--job-id", job_id, "--epoch", str(epoch)]
+
+
+@dataclass
+class Supervisor:
+    """Runs one job at a time until told to stop."""
+
+    settings: Settings
+    store: JobStore
+    metrics: Metrics
+    environment: Callable[[], Mapping[str, str]] = dict
+    """Where an attempt finds store and Ray; raises AccordError while that is not known."""
+    command: Callable[[str, int], Sequence[str]] = launch_command
+    owner: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    hurry: threading.Event = field(default_factory=threading.Event)
+    """Set to cut the grace period short."""
+    last_tick: float = field(default_factory=time.monotonic)
+    """When the loop last came round (monotonic); readiness looks at it."""
+
+    def __post_init__(self) -> None:
+        self.training = TrainingMetrics(self.metrics)
+
+    def run(self, stop: threading.Event) -> None:
+        """Claim and run jobs until `stop` is set; the running attempt is then drained and requeued."""
+        while not stop.is_set():
+            self.last_tick = time.monotonic()
+            self.training.forget()
+            try:
+                environment = self.environment()
+                job = self._claim()
+            except AccordError as error:
+                log.warning("cannot claim: %s", error)
+                stop.wait(1.0)
+                continue
+            if job is None:
+                stop.wait(min(0.5, self.settings.lease_s / 6))
+                continue
+            _Attempt(self, job, environment).run(stop)
+
+    def _claim(self) -> Job | None:
+        claimed = self.store.claim(self.owner, self.settings.lease_s, self.backoff_s())
+        if claimed.lost:
+            log.warning("%d lease(s) had run out", claimed.lost)
+            self.metrics.counter("accord_lease_lost_total").inc(claimed.lost)
+        job = claimed.job
+        if job is not None:
+            log.info("claimed %s, attempt %d", job.id, job.epoch)
+            self.metrics.counter("accord_attempts_total").inc()
+            if job.epoch == 1:
+                self.metrics.histogram("accord_queue_wait_seconds").observe(max(0.0, job.updated_at - job.created_at))
+        return job
+
+    def backoff_s(self) -> float:
+        """The base of the retry delay, with jitter so that jobs lost together do not come back together."""
+        return self.settings.retry_backoff_s * random.uniform(0.8, 1.2)
+
+
+class _Attempt:
+    """One leased execution."""
+
+    def __init__(self, supervisor: Supervisor, job: Job, environment: Mapping[str, str]) -> None:
+        self._of, self._job = supervisor, job
+        self._environment = environment
+        self._settings, self._store = supervisor.settings, supervisor.store
+        self._last_ok = self._last_try = time.monotonic()
+        self._stop: Stop | None = None
+        self._kill_at = float("inf")
+        self._cursor = f"{max(0, int(job.updated_at * 1000) - 1)}-0"
+        self._failed: Failed | None = None
+
+    def run(self, stop: threading.Event) -> None:
+        """Spawn, watch, clean up, report."""
+        try:
+            runtime_s = self._job.spec.max_runtime_s
+        except SpecError as error:
+            message = str(error)
+            self._insist(lambda: self._store.finish(*self._key, JobState.FAILED, Reason.USER_ERROR, message), stop)
+            return
+        mark = f"{self._job.id}:{self._job.epoch}"
+        process = self._spawn(mark)
+        deadline = time.monotonic() + runtime_s
+        try:
+            while process.poll() is None:
+                self._tick(process, stop, deadline)
+                time.sleep(_TICK_S)
+        finally:
+            processes.signal_group(process, signal.SIGKILL)
+            status = process.wait()
+            leaked = processes.end(processes.marked(MARK, mark), 1.0)
+        log.info("%s, attempt %d: exit status %d%s", *self._key, status, f", {leaked} stray" if leaked else "")
+        self._tail()
+        self._report(status, stop)
+        self._of.training.ended(self._job.id)
+
+    @property
+    def _key(self) -> tuple[str, int]:
+        return self._job.id, self._job.epoch
+
+    def _spawn(self, mark: str) -> guard.Child:
+        folder = self._settings.runs_dir.resolve() / self._job.id / "logs"
+        folder.mkdir(parents=True, exist_ok=True)
+        environment = {
+            **os.environ,
+            **self._environment,
+            MARK: mark,
+            "ACCORD_DATA_DIR": str(self._settings.data_dir.resolve()),
+            "ACCORD_RUNS_DIR": str(self._settings.runs_dir.resolve()),
+            "ACCORD_LEASE_S": str(self._settings.lease_s),
+            "PYTHONUNBUFFERED": "1",
+        }
+        environment.pop("ACCORD_API_KEY", None)
+        with (folder / f"attempt-{self._job.epoch}.log").open("ab") as output:
+            return guard.spawn(list(self._of.command(*self._key)), env=environment, stdout=output)
+
+    def _tick(self, process: guard.Child, stop: threading.Event, deadline: float) -> None:
+        now = time.monotonic()
+        self._of.last_tick = now
+        lease = self._settings.lease_s
+        if now - self._last_ok > lease * 2 / 3:
+            # Before any beat: after a long pause the lease may be someone else's already.
+            self._ask(process, Stop.FENCED)
+        elif now - self._last_try > lease / 3:
+            self._beat(process, now)
+        if now > deadline:
+            self._ask(process, Stop.TIMEOUT)
+        if stop.is_set():
+            self._ask(process, Stop.DRAIN)
+        if now > self._kill_at or (self._stop and self._of.hurry.is_set()):
+            processes.signal_group(process, signal.SIGKILL)
+        self._tail()
+
+    def _beat(self, process: guard.Child, now: float) -> None:
+        try:
+            answer = self._store.beat(*self._key, self._settings.lease_s)
+        except JobNotFound:
+            answer = Beat.FENCED
+        except StoreUnavailable as error:
+            log.warning("no heartbeat: %s", error)
+            self._last_try = now - self._settings.lease_s / 4  # again in a twelfth of the lease
+            return
+        self._last_ok = self._last_try = now
+        if answer is Beat.FENCED:
+            self._ask(process, Stop.FENCED)
+        elif answer is Beat.CANCEL:
+            self._ask(process, Stop.CANCEL)
+
+    def _ask(self, process: guard.Child, why: Stop) -> None:
+        """SIGTERM once; the grace period starts. A fenced attempt gets none: its writes are refused already."""
+        if self._stop is None:
+            log.info("%s, attempt %d: stopping it, %s", *self._key, why.value)
+            self._kill_at = time.monotonic() + self._settings.grace_s
+            process.terminate()
+        if self._stop is None or why is Stop.FENCED:
+            self._stop = why
+        if why is Stop.FENCED:
+            self._kill_at = 0.0
+
+    def _tail(self) -> None:
+        """Read what the attempt reported since the last look."""
+        try:
+            for entry in self._store.events(self._job.id, self._cursor):
+                self._cursor = entry.id
+                self._of.training.observe(self._job.id, entry.event)
+                if isinstance(entry.event, Failed):
+                    self._failed = entry.event
+        except StoreError as error:
+            log.debug("events not read: %s", error)
+
+    def _report(self, status: int, stop: threading.Event) -> None:
+        if self._stop is Stop.FENCED or status == FENCED:
+            self._of.metrics.counter("accord_lease_fenced_writes_total").inc()
+            return
+        job = self._insist(self._outcome(status), stop)
+        if job is not None and job.finished:
+            outcome = self._of.metrics.counter("accord_jobs_finished_total")
+            outcome.labels(outcome=job.state.value, reason=job.reason.value).inc()
+
+    def _outcome(self, status: int) -> Callable[[], Job]:
+        """What to tell the store. A result wins over a wish to stop; a wish to stop wins over a failure."""
+        store, key, said = self._store, self._key, self._failed.message if self._failed else ""
+        if status == SUCCEEDED:
+            return lambda: store.finish(*key, JobState.SUCCEEDED, Reason.NONE)
+        if status == USER_ERROR:
+            return lambda: store.finish(*key, JobState.FAILED, Reason.USER_ERROR, said)
+        if self._stop is Stop.CANCEL:
+            return lambda: store.finish(*key, JobState.CANCELLED, Reason.CANCELLED)
+        if self._stop is Stop.TIMEOUT:
+            return lambda: store.finish(*key, JobState.FAILED, Reason.TIMEOUT, self._timeout_message())
+        if self._stop is Stop.DRAIN:
+            return lambda: store.release(*key)
+        reason, message = self._loss(status, said)
+        return lambda: store.lose(*key, reason, message, self._of.backoff_s())
+
+    def _loss(self, status: int, said: str) -> tuple[Reason, str]:
+        place = f"see logs/attempt-{self._job.epoch}.log"
+        if status == RETRYABLE:
+            return Reason.INFRASTRUCTURE, said or place
+        if status < 0:
+            return Reason.KILLED, f"the attempt was killed by {signal.Signals(-status).name}; {place}"
+        return Reason.CRASHED, f"the attempt ended with status {status}; {place}"
+
+    def _timeout_message(self) -> str:
+        return f"it ran longer than max_runtime_s = {self._job.spec.max_runtime_s:g}"
+
+    def _insist(self, call: Callable[[], Job], stop: threading.Event) -> Job | None:
+        """Repeat until the store answers. After the lease has run out it will hear of the loss by itself."""
+        deadline = time.monotonic() + self._settings.lease_s
+        while True:
+            try:
+                return call()
+            except Fenced as error:
+                log.warning("%s", error)
+                self._of.metrics.counter("accord_lease_fenced_writes_total").inc()
+                return None
+            except StoreUnavailable as error:
+                if time.monotonic() > deadline or stop.is_set():
+                    log.warning("the outcome of %s, attempt %d could not be stored: %s", *self._key, error)
+                    return None
+                time.sleep(0.2)

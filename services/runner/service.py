@@ -1,0 +1,218 @@
+"""The service as one process: store, Ray, API and supervisor start together and go down together.
+
+`Service.run` is what `accord up` does; `accord api` and `accord runner` run one part each against shared servers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from wsgiref.simple_server import WSGIServer
+
+import uvicorn
+from prometheus_client import start_http_server
+
+from accord.config.settings import Settings
+from accord.errors import ServiceError
+from services.api.app import create_app
+from services.api.auth import KEY_FILE, api_key
+from services.api.metrics import Metrics
+from services.jobs.redis_store import open_store, store_url, without_password
+from services.jobs.store import JobStore
+from services.runner.client import base_url
+from services.runner.embedded import EmbeddedRay, EmbeddedStore, ray_environment
+from services.runner.runner import Supervisor
+from services.runner.signals import Signals
+
+log = logging.getLogger("accord.service")
+
+Say = Callable[[str], None]
+
+
+class Api:
+    """The HTTP server in a thread of its own."""
+
+    def __init__(self, settings: Settings, store: JobStore, metrics: Metrics, checks: Mapping[str, Callable[[], None]]):
+        self._socket = listen(settings.host, settings.port)
+        self._app = create_app(settings, store, metrics=metrics, checks=checks)
+        config = uvicorn.Config(
+            self._app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3,
+            timeout_keep_alive=30, server_header=False,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="accord-api", daemon=True)
+
+    def start(self, deadline_s: float = 30.0) -> None:
+        """Start and wait until it serves. Raises ServiceError."""
+        self._thread.start()
+        deadline = time.monotonic() + deadline_s
+        while not self._server.started:
+            if time.monotonic() > deadline or not self._thread.is_alive():
+                raise ServiceError(f"the API did not start within {deadline_s:.0f} s")
+            time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End streams, finish answers, close the port."""
+        self._app.state.accord.closing.set()
+        self._server.should_exit = True
+        if self._thread.ident is not None:
+            self._thread.join(10)
+        self._socket.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the port now, so that a conflict is told before anything is started. Raises ServiceError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as error:
+        sock.close()
+        raise ServiceError(
+            f"port {port} of {host} cannot be used: {error.strerror}; choose another with --port or ACCORD_PORT"
+        ) from error
+    sock.listen(2048)
+    return sock
+
+
+def prepare_directories(settings: Settings) -> None:
+    """Make the data and runs directories. Raises ServiceError naming the one that cannot be written."""
+    wanted = ((settings.data_dir, "ACCORD_DATA_DIR", 0o700), (settings.runs_dir, "ACCORD_RUNS_DIR", 0o755))
+    for path, name, mode in wanted:
+        try:
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+            probe = path / f".writable.{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise ServiceError(
+                f"{path.absolute()} cannot be written: {error.strerror}; choose another directory with {name}"
+            ) from error
+
+
+@contextlib.contextmanager
+def sole_user(settings: Settings) -> Iterator[None]:
+    """Hold the data directory's lock. Raises ServiceError when another service has it."""
+    with (settings.data_dir / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ServiceError(
+                f"another service runs on {settings.data_dir.absolute()}; stop it, or choose another ACCORD_DATA_DIR"
+            ) from error
+        yield
+
+
+class Service:
+    """Everything on one machine. Parts that settings point elsewhere are not started."""
+
+    def __init__(self, settings: Settings, signals: Signals, say: Say) -> None:
+        self._settings, self._signals, self._say = settings, signals, say
+        self._ray: EmbeddedRay | None = None
+
+    def run(self) -> None:
+        """Start, tell when ready, stay until a signal, shut down. Raises AccordError when a part does not start."""
+        prepare_directories(self._settings)
+        with sole_user(self._settings), contextlib.ExitStack() as stack:
+            try:
+                if self._start(stack):
+                    self._ready()
+                    while not self._signals.stop.wait(1.0):
+                        pass
+            finally:
+                self._signals.stop.set()
+                self._say("Shutting down ...")
+        self._say("Stopped.")
+
+    def _start(self, stack: contextlib.ExitStack) -> bool:
+        """Start all parts, each with its way down on the stack; False when a signal came first."""
+        settings, stop = self._settings, self._signals.stop
+        if settings.redis_url is None:
+            embedded = EmbeddedStore(settings.data_dir)
+            stack.callback(embedded.stop)
+            if not embedded.start(abort=stop):
+                return False
+        store = open_store(settings)
+        store.ready()
+        metrics = Metrics(store)
+        supervisor = Supervisor(
+            settings, store, metrics, environment=lambda: ray_environment(settings), hurry=self._signals.hurry
+        )  # fmt: skip
+        api = Api(settings, store, metrics, {"ray": self._ray_is_up})
+        stack.callback(api.stop)
+        api.start()
+        self._say(f"API is up at {base_url(settings)}; starting Ray ...")
+        if not settings.ray_address:
+            self._ray = EmbeddedRay(settings.data_dir, cpus=settings.ray_cpus)
+            stack.callback(self._ray.stop)
+            if not self._ray.start(abort=stop):
+                return False
+        thread = threading.Thread(target=supervisor.run, args=(stop,), name="accord-supervisor", daemon=True)
+        thread.start()
+        stack.callback(thread.join, settings.grace_s + 10)
+        return not stop.is_set()
+
+    def _ray_is_up(self) -> None:
+        if not self._settings.ray_address and (self._ray is None or not self._ray.up):
+            raise ServiceError("Ray is starting")
+
+    def _ready(self) -> None:
+        settings = self._settings
+        url = base_url(settings)
+        key_place = settings.data_dir / KEY_FILE if settings.api_key is None else "ACCORD_API_KEY"
+        self._say(
+            f"\nAccord is ready.\n  API      {url}/v1/jobs\n  UI       {url}/?key={api_key(settings)}\n"
+            f"  API key  {key_place}\n  Submit   accord submit examples/tiny_omninft.toml\n"
+            f"  Follow   accord watch JOB\n  Stop     Ctrl-C\n"
+        )
+
+
+def run_api(settings: Settings, signals: Signals, say: Say) -> None:
+    """The API alone, against a shared store."""
+    prepare_directories(settings)
+    store = open_store(settings)
+    store.ready()
+    api = Api(settings, store, Metrics(store), {})
+    try:
+        api.start()
+        say(f"API is up at {base_url(settings)}/v1/jobs")
+        signals.stop.wait()
+    finally:
+        api.stop()
+
+
+def run_runner(settings: Settings, signals: Signals, say: Say) -> None:
+    """A supervisor alone, against a shared store and Ray."""
+    prepare_directories(settings)
+    store = open_store(settings)
+    store.ready()
+    ray_environment(settings)
+    metrics = Metrics(store)
+    server = _metrics_server(settings, metrics)
+    say(f"Runner is up on {without_password(store_url(settings))}")
+    try:
+        Supervisor(
+            settings, store, metrics, environment=lambda: ray_environment(settings), hurry=signals.hurry
+        ).run(signals.stop)  # fmt: skip
+    finally:
+        if server is not None:
+            server.shutdown()
+
+
+def _metrics_server(settings: Settings, metrics: Metrics) -> WSGIServer | None:
+    if not settings.metrics_port:
+        return None
+    try:
+        return start_http_server(settings.metrics_port, settings.host, registry=metrics.registry)[0]
+    except OSError as error:
+        raise ServiceError(
+            f"port {settings.metrics_port} of {settings.host} cannot be used: {error.strerror}; "
+            "choose another ACCORD_METRICS_PORT"
+        ) from error

@@ -1,0 +1,114 @@
+"""Documents that repeat what the code says are held against it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from accord.config.algorithms import OmniNFTSpec
+from accord.plugins import names, spec_class
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+PRESETS = ("accord", "paper", "published")
+
+
+def _rows(page: str, columns: int) -> list[list[str]]:
+    """Cells of the table rows that start with a code span."""
+    rows = []
+    for line in (DOCS / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == columns:
+            rows.append(cells)
+    return rows
+
+
+def _resolved(preset: str) -> OmniNFTSpec:
+    return OmniNFTSpec.model_validate_json(f'{{"name": "omninft", "preset": "{preset}"}}')
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        scale = {"depth": (100, " %"), "block": (1, "")}
+        return ", ".join(
+            f"{run.start * scale[run.unit][0]:g}–{run.stop * scale[run.unit][0]:g}{scale[run.unit][1]}: {run.keep}"
+            for run in value
+        )
+    return str(round(value, 4) if value < 0.01 else round(value, 3)) if isinstance(value, float) else str(value)
+
+
+def test_the_presets_are_as_documented():
+    rows = {row[0].strip("`"): row[1:4] for row in _rows("omninft.md", 5) if "." in row[0]}
+    specs = [_resolved(preset) for preset in PRESETS]
+    for path, cells in rows.items():
+        group, field = path.split(".")
+        assert cells == [_shown(getattr(getattr(spec, group), field)) for spec in specs], path
+    differing = {
+        f"{group}.{field}"
+        for group in ("credit", "loss", "sigmas", "old_policy", "surgery", "region")
+        for field in type(getattr(specs[0], group)).model_fields
+        if len({repr(getattr(getattr(spec, group), field)) for spec in specs}) > 1
+    }
+    assert differing <= set(rows), "a field in which the presets differ is missing from the table"
+
+
+def test_every_reward_is_documented():
+    rows = {row[0].strip("`"): row for row in _rows("rewards.md", 6)}
+    built_in = {name for name in names("rewards") if spec_class("rewards", name).impl.startswith("reward_servers.")}
+    assert set(rows) == built_in
+    for name, row in rows.items():
+        spec = spec_class("rewards", name)
+        assert row[3] == spec(name=name).route, name
+        assert set(spec.needs) == {word.strip() for word in row[1].split(",")} & {"video", "audio"}, name
+        assert ("prompt" in row[1]) == spec.prompt_anchored, name
+
+
+def test_reward_ranges_are_as_documented():
+    pytest.importorskip("torch")
+    from accord.plugins import resolve
+
+    for row in _rows("rewards.md", 6):
+        model = resolve(spec_class("rewards", row[0].strip("`")).impl)
+        low, high = (float(number) for number in row[2].split("…"))
+        assert (low, high) == model.range, row[0]
+
+
+def test_every_endpoint_is_documented():
+    pytest.importorskip("fastapi")
+    from accord.config.settings import Settings
+    from services.api.app import create_app
+    from services.jobs.store import InMemoryJobStore
+
+    app = create_app(Settings(api_key="x"), InMemoryJobStore(), check_spec=lambda _spec: None)
+    routes = {
+        (method.upper(), re.sub(r"\{[^}]*\}", "{}", path))
+        for path, item in app.openapi()["paths"].items()
+        for method in item
+    }
+    text = (DOCS / "api.md").read_text()
+    listed = {
+        (method, re.sub(r"\{[^}]*\}", "{}", path.partition("?")[0]))
+        for method, path in re.findall(r"`(GET|POST|PUT|PATCH|DELETE) (/[^`]*)`", text)
+    }
+    assert routes <= listed, sorted(routes - listed)
+
+
+def test_every_setting_is_documented():
+    from accord.config.settings import Settings
+
+    text = (DOCS / "operations.md").read_text()
+    for field in Settings.model_fields:
+        variable = field.upper() if field in {"redis_url", "ray_address"} else f"ACCORD_{field.upper()}"
+        assert variable in text, f"{variable} is missing from docs/operations.md"
+
+
+def test_decisions_are_listed():
+    listed = (DOCS / "adr" / "README.md").read_text()
+    for page in DOCS.glob("adr/0*.md"):
+        assert page.name in listed
+        for part in ("**Decision.**", "**Why.**", "**Consequences.**"):
+            assert part in page.read_text(), f"{page.name} lacks {part}"

@@ -1,0 +1,174 @@
+"""Two rollout processes on the tiny model: the same bits as one process alone, also when one is killed at work."""
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ray = pytest.importorskip("ray")
+
+from accord.backbones.adapters import ADAPTER_ROLES, adapter_state  # noqa: E402
+from accord.config.job import JobSpec  # noqa: E402
+from accord.config.prompts import load_prompts  # noqa: E402
+from accord.events import ProcessLost  # noqa: E402
+from accord.requests import evaluation_requests, step_requests  # noqa: E402
+from accord.types import Clip, PolicyState, RewardScores  # noqa: E402
+from rollout_workers.actor import start_stream  # noqa: E402
+from rollout_workers.worker import RolloutWorker  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ROOT / "examples" / "prompts" / "world_train.jsonl"
+
+
+class CountingScorer:
+    """Stands in for the reward servers: the score is the mean brightness of the clip behind the handle."""
+
+    async def score(self, reward, prompt, clips, count):
+        fetched = await clips if isinstance(clips, ray.ObjectRef) else clips
+        values = tuple(float(clip.video_FHWC.mean()) for clip in fetched)
+        assert len(values) == count
+        return RewardScores(reward, "1", values, (True,) * count, ("ok",) * count)
+
+
+@ray.remote(num_cpus=0)
+class Events:
+    def __init__(self):
+        self.all = []
+
+    def add(self, event):
+        self.all.append(event)
+
+    def get(self):
+        return self.all
+
+
+class RemoteSink:
+    def __init__(self, actor):
+        self.actor = actor
+
+    def emit(self, event):
+        self.actor.add.remote(event)
+
+
+@pytest.fixture(scope="module")
+def job() -> JobSpec:
+    return JobSpec.model_validate(
+        {
+            "steps": 4,
+            "seed": 3,
+            "backbone": {"name": "ltx2", "lora": {"rank": 4, "alpha": 8.0}},
+            "sampling": {"num_steps": 4},
+            "prompts": {"train": str(PROMPTS), "held_out": str(PROMPTS), "per_step": 3, "group_size": 4},
+            "rewards": ({"name": "sync"},),
+            "algorithm": {"name": "omninft"},
+            "cluster": {"rollout_workers": 2, "rollout_cpus": 0.5, "learner_ranks": 1},
+            "evaluate": {"samples_per_prompt": 2},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def alone(job) -> RolloutWorker:
+    return RolloutWorker(job)
+
+
+def weights(worker: RolloutWorker, version: int) -> PolicyState:
+    """Something a learner could have published: deterministic, different in every version and role."""
+    model = worker.backbone.velocity_model
+    adapters = {}
+    for offset, role in enumerate(ADAPTER_ROLES):
+        rng = np.random.default_rng(10 * version + offset)
+        adapters[role] = {
+            key: (0.05 * rng.standard_normal(value.shape)).astype(np.float32)
+            for key, value in adapter_state(model, role).items()
+        }
+    return PolicyState(version, adapters)
+
+
+def assert_same(client, scored, worker: RolloutWorker) -> None:
+    expected = worker.sample(scored.group.request)
+    data = client.fetch(scored.group.data)
+    for modality, latents in expected.data.latents.items():
+        assert np.array_equal(latents, data.latents[modality]), modality
+    if expected.data.token_weights_GT is None:
+        assert data.token_weights_GT is None
+    else:
+        assert np.array_equal(expected.data.token_weights_GT, data.token_weights_GT)
+    clips: list[Clip] = client.fetch(scored.group.clips)
+    for ours, theirs in zip(expected.clips, clips, strict=True):
+        assert np.array_equal(ours.video_FHWC, theirs.video_FHWC) and np.array_equal(ours.audio_CS, theirs.audio_CS)
+    assert scored.scores["sync"].values == tuple(float(clip.video_FHWC.mean()) for clip in clips)
+
+
+def test_two_workers_one_killed_same_bits(job, cluster, alone):
+    prompts = load_prompts(PROMPTS)
+    events = Events.remote()
+    client = start_stream(job, prompts, CountingScorer(), RemoteSink(events))
+    try:
+        base = client.evaluate(evaluation_requests(job, prompts[:2], 0), ["sync"])
+        client.publish(weights(alone, 0))
+        first = client.take(1)
+        client.publish(weights(alone, 1))
+        threading.Thread(target=kill_one_rollout_worker, daemon=True).start()
+        second = client.take(2)
+        deadline = time.monotonic() + 60
+        while not (lost := [e for e in ray.get(events.get.remote(), timeout=10) if isinstance(e, ProcessLost)]):
+            assert time.monotonic() < deadline, "the loss was never told"
+            time.sleep(0.2)
+        assert "restarted" in lost[0].outcome and 0 < lost[0].recovery_seconds < 60
+        client.publish(weights(alone, 2))
+        third = client.take(3)
+
+        alone.load(None)
+        for scored in base:
+            assert_same(client, scored, alone)
+        for version, groups in enumerate((first, second, third)):
+            assert [g.group.request for g in groups] == step_requests(job, prompts, version + 1)
+            assert {g.group.policy_version for g in groups} == {version}
+            alone.load(weights(alone, version))
+            for scored in groups:
+                assert_same(client, scored, alone)
+        assert client.fetch(first[0].group.data).token_weights_GT is not None
+        assert set(client.phase_seconds(2)) == {"rollout", "reward"}
+        scores = client.rescore(prompts[0], client.fetch(first[0].group.clips), ["sync"])
+        assert scores["sync"].values == first[0].scores["sync"].values
+    finally:
+        client.stop()
+
+
+def kill_one_rollout_worker() -> None:
+    """SIGKILL the first rollout process that a listing of processes shows as busy."""
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        for entry in Path("/proc").iterdir():
+            try:
+                title = (entry / "cmdline").read_bytes()
+                mine = entry.name.isdigit() and title.startswith(b"ray::RolloutActor.sample") and is_ours(entry)
+            except OSError:
+                continue
+            if mine:
+                os.kill(int(entry.name), signal.SIGKILL)
+                return
+        time.sleep(0.005)
+
+
+def is_ours(entry: Path) -> bool:
+    """Whether the process belongs to the cluster that this test started."""
+    session = ray._private.worker._global_node.get_session_dir_path()
+    return session.encode() in (entry / "environ").read_bytes() or child_of_raylet(entry, session)
+
+
+def child_of_raylet(entry: Path, session: str) -> bool:
+    parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+    return session.encode() in Path(f"/proc/{parent}/cmdline").read_bytes()

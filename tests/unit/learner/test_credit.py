@@ -1,0 +1,181 @@
+"""Credit against a brute-force reference written with loops over plain floats."""
+
+import math
+import random
+
+import pytest
+import torch
+
+from accord.config.algorithms import CreditSpec
+from accord.config.rewards import AudioAestheticsReward, SyncReward, TextVideoReward
+from accord.errors import RewardError
+from accord.types import Prompt, RewardScores, RolloutRequest, SampleGroup, ScoredGroup
+from learner.algorithms.credit import assign_credit, tabulate
+
+REWARDS = (SyncReward(weight=1.0), AudioAestheticsReward(weight=0.5), TextVideoReward(weight=1.5))
+ROUTES = {"sync": ("video", "audio"), "audio_aesthetics": ("audio",), "text_video": ("video",)}
+BOTH = ("video", "audio")
+
+
+def scored(values: dict[str, list[list[float | None]]]) -> list[ScoredGroup]:
+    """Groups from {reward: [P][G] values, None = invalid}."""
+    prompts = len(next(iter(values.values())))
+    groups = []
+    for p in range(prompts):
+        scores = {}
+        for name, rows in values.items():
+            row = rows[p]
+            scores[name] = RewardScores(
+                name, "1", tuple(math.nan if v is None else v for v in row), tuple(v is not None for v in row),
+                tuple("ok" if v is not None else "timeout" for v in row),
+            )  # fmt: skip
+        request = RolloutRequest(1, p, Prompt(f"p{p}", "av", "v", "a"), tuple(range(len(row))), 0)
+        groups.append(ScoredGroup(SampleGroup(request, 0, None, None), scores))
+    return groups
+
+
+def random_values(seed: int, prompts: int = 4, size: int = 5) -> dict[str, list[list[float | None]]]:
+    rng = random.Random(seed)
+    return {
+        reward.name: [
+            [None if rng.random() < 0.25 else rng.gauss(p, 1 + p) for _ in range(size)] for p in range(prompts)
+        ]
+        for reward in REWARDS
+    }
+
+
+def mean(xs):
+    return sum(xs) / len(xs)
+
+
+def deviation(xs):
+    m = mean(xs)
+    return math.sqrt(sum((x - m) ** 2 for x in xs) / len(xs))
+
+
+def reference(values, spec: CreditSpec):
+    """Per-sample loops. Returns {modality: [P][G]} and the number of degenerate (reward, prompt) pairs."""
+    weights = {reward.name: reward.weight for reward in REWARDS}
+    prompts, size = len(values["sync"]), len(values["sync"][0])
+    if spec.mode == "sum":
+        rows = [
+            [
+                None
+                if any(values[n][p][g] is None for n in weights)
+                else sum(weights[n] * values[n][p][g] for n in weights)
+                for g in range(size)
+            ]
+            for p in range(prompts)
+        ]
+        values, weights = {"sum": rows}, {"sum": 1.0}
+    out = {m: [[0.0] * size for _ in range(prompts)] for m in BOTH}
+    credited = [[False] * size for _ in range(prompts)]
+    degenerate = 0
+    for name, rows in values.items():
+        everything = [v for row in rows for v in row if v is not None]
+        for p, row in enumerate(rows):
+            good = [v for v in row if v is not None]
+            if len(good) < 2 or deviation(good) < spec.epsilon:
+                degenerate += 1
+                continue
+            scale = deviation(good) if spec.std == "prompt" else deviation(everything)
+            for g, v in enumerate(row):
+                if v is None:
+                    continue
+                credited[p][g] = True
+                a = weights[name] * (v - mean(good)) / (scale + spec.epsilon)
+                for m in BOTH:
+                    if spec.mode != "routed" or m in ROUTES[name]:
+                        out[m][p][g] += a
+    if spec.mode == "gdpo" and spec.batch_norm:
+        for m in BOTH:
+            pool = [out[m][p][g] for p in range(prompts) for g in range(size) if credited[p][g]]
+            for p in range(prompts):
+                for g in range(size):
+                    out[m][p][g] = (
+                        (out[m][p][g] - mean(pool)) / (deviation(pool) + spec.epsilon) if credited[p][g] else 0.0
+                    )
+    return out, degenerate
+
+
+@pytest.mark.parametrize("std", ["prompt", "step"])
+@pytest.mark.parametrize(("mode", "batch_norm"), [("routed", False), ("sum", False), ("gdpo", False), ("gdpo", True)])
+@pytest.mark.parametrize("seed", range(4))
+def test_equals_loops(mode, batch_norm, std, seed):
+    spec = CreditSpec(mode=mode, std=std, batch_norm=batch_norm)
+    values = random_values(seed)
+    expected, degenerate = reference(values, spec)
+    credit = assign_credit(tabulate(scored(values), REWARDS), spec, BOTH)
+    for modality in BOTH:
+        wanted = torch.tensor(expected[modality], dtype=torch.float64)
+        assert credit.advantages[modality].dtype == torch.float64
+        torch.testing.assert_close(credit.advantages[modality], wanted, rtol=1e-6, atol=1e-12)
+        assert wanted.abs().max() > 0.1
+    assert credit.metrics["credit/degenerate_groups"] == degenerate
+
+
+def test_routing_keeps_branches_apart():
+    values = {
+        "sync": [[1.0, 1.0, 1.0]],
+        "audio_aesthetics": [[0.0, 1.0, 2.0]],
+        "text_video": [[5.0, 3.0, 1.0]],
+    }
+    credit = assign_credit(tabulate(scored(values), REWARDS), CreditSpec(mode="routed"), BOTH)
+    assert torch.all(credit.advantages["audio"].diff(dim=1) > 0)
+    assert torch.all(credit.advantages["video"].diff(dim=1) < 0)
+    assert credit.metrics["credit/degenerate_groups"] == 1
+
+
+def test_invalid_scores_change_nothing_for_the_others():
+    short = {reward.name: [[0.1, 0.9, 0.4]] for reward in REWARDS}
+    long = {reward.name: [[0.1, None, 0.9, 0.4]] for reward in REWARDS}
+    for mode in ("routed", "sum", "gdpo"):
+        spec = CreditSpec(mode=mode, std="prompt")
+        a = assign_credit(tabulate(scored(short), REWARDS), spec, BOTH).advantages["video"]
+        b = assign_credit(tabulate(scored(long), REWARDS), spec, BOTH).advantages["video"]
+        assert b[0, 1] == 0
+        torch.testing.assert_close(b[0, [0, 2, 3]], a[0])
+
+
+@pytest.mark.parametrize("mode", ["routed", "sum", "gdpo"])
+@pytest.mark.parametrize("std", ["prompt", "step"])
+@pytest.mark.parametrize("row", [[2.0, 2.0, 2.0], [None, None, None], [None, 2.0, None], [2.0, 2.0, None]])
+def test_degenerate_groups_earn_nothing(row, std, mode):
+    values = {reward.name: [row, [0.0, 1.0, 3.0]] for reward in REWARDS}
+    credit = assign_credit(tabulate(scored(values), REWARDS), CreditSpec(mode=mode, std=std), BOTH)
+    for modality in BOTH:
+        assert torch.equal(credit.advantages[modality][0], torch.zeros(3, dtype=torch.float64))
+        assert credit.advantages[modality][1].abs().min() > 0
+        assert credit.advantages[modality].isfinite().all()
+    assert credit.metrics["credit/degenerate_groups"] == (1 if mode == "sum" else 3)
+
+
+def test_optional_reward_that_is_down_is_left_out_and_counted():
+    rewards = (SyncReward(required=False), TextVideoReward())
+    values = {"sync": [[None, None], [None, None]], "text_video": [[0.0, 1.0], [1.0, 0.0]]}
+    for mode in ("routed", "sum", "gdpo"):
+        credit = assign_credit(tabulate(scored(values), rewards), CreditSpec(mode=mode), BOTH)
+        assert credit.advantages["video"].abs().min() > 0.5
+        assert credit.metrics["credit/degenerate_groups"] == 2
+        assert credit.metrics["reward/sync/mean"] is None
+        assert credit.metrics["reward/sync/valid_ratio"] == 0
+    assert torch.equal(
+        assign_credit(tabulate(scored(values), rewards), CreditSpec(mode="routed"), BOTH).advantages["audio"],
+        torch.zeros(2, 2, dtype=torch.float64),
+    )
+
+
+def test_required_reward_that_is_down_stops_the_step():
+    values = {reward.name: [[0.0, 1.0]] for reward in REWARDS} | {"sync": [[None, None]]}
+    with pytest.raises(RewardError, match=r"'sync'.*timeout"):
+        tabulate(scored(values), REWARDS)
+
+
+def test_infinite_scores_are_invalid_and_zero_weight_is_measured_only():
+    rewards = (SyncReward(weight=0.0), TextVideoReward())
+    values = {"sync": [[1.0, math.inf, 3.0]], "text_video": [[0.0, 1.0, 2.0]]}
+    credit = assign_credit(tabulate(scored(values), rewards), CreditSpec(), BOTH)
+    assert credit.metrics["reward/sync/mean"] == 2.0
+    assert credit.metrics["reward/sync/valid_ratio"] == pytest.approx(2 / 3)
+    assert torch.equal(credit.advantages["audio"], torch.zeros(1, 3, dtype=torch.float64))
+    assert credit.metrics["advantage/audio/zero_ratio"] == 1.0

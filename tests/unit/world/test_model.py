@@ -1,0 +1,138 @@
+"""Codecs, pipeline directory, training pieces and held-out measures of the tiny model."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import LTX2Pipeline
+
+from accord.world import gates, heldout, measure
+from accord.world.build import untrained_pipeline
+from accord.world.pipeline import LATENT_GRID, encode_text, load_pipeline, save_pipeline
+from accord.world.pretrain import Denoiser, Recipe, draw_sigmas, encode_captions, encode_clips, flow_loss
+from accord.world.scene import ALL_PROMPTS, CLEAN, make_clips
+
+SHIPPED = Path(gates.__file__).parent / "pretrained" / "tiny-ltx2"
+
+
+@pytest.fixture(scope="module")
+def untrained() -> LTX2Pipeline:
+    torch.set_num_threads(2)
+    return untrained_pipeline(seed=1, clips=192)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> LTX2Pipeline:
+    return load_pipeline(SHIPPED)
+
+
+def test_closed_form_video_codec_gives_the_picture_back(untrained: LTX2Pipeline) -> None:
+    clips = gates.as_clip_set(list(make_clips(32, 5)))
+    again = untrained.vae
+    with torch.no_grad():
+        frames = gates.video_to_tensor(clips.video)
+        latents = again.encode(frames).latent_dist.mode()
+        error = (again.decode(latents).sample - frames).square().mean()
+    assert latents.shape == (32, 40, *LATENT_GRID)
+    assert 10.0 * float(torch.log10(4.0 / error)) > 23.0
+
+
+def test_closed_form_vocoder_keeps_onsets_and_pitch(untrained: LTX2Pipeline) -> None:
+    clips = list(make_clips(32, 6))
+    mel = gates.log_mel(torch.from_numpy(np.stack([clip.audio for clip in clips])))
+    with torch.no_grad():
+        sounds = untrained.vocoder(mel)[:, 0].numpy()
+    for clip, sound in zip(clips, sounds, strict=True):
+        onsets = measure.audio_onsets(sound)
+        assert len(onsets) == len(clip.onsets)
+        assert np.abs(onsets - clip.onsets).max() < 0.020
+        assert measure.sound_shares(sound).argmax() == measure.sound_shares(clip.audio).argmax()
+
+
+def test_shipped_codecs_round_trip(shipped: LTX2Pipeline) -> None:
+    truth = gates.as_clip_set(list(make_clips(32, 7)))
+    found = gates.measure_clips(gates.through_codecs(shipped, truth))
+    assert found["colour right"] == found["motion right"] == found["sound right"] == 1.0
+    assert found["median offset (ms)"] < 25.0
+    assert found["sync"] > 0.7
+
+
+def test_a_saved_directory_loads_with_the_same_weights(untrained: LTX2Pipeline, tmp_path: Path) -> None:
+    before = untrained.transformer.proj_in.weight.detach().clone()
+    save_pipeline(untrained, tmp_path)
+    assert torch.equal(untrained.transformer.proj_in.weight, before)
+    loaded = load_pipeline(tmp_path)
+    assert torch.equal(loaded.transformer.proj_in.weight, before.bfloat16().float())
+    assert loaded.transformer.dtype == torch.float32
+
+
+def test_the_shipped_directory_is_small_safe_and_complete(shipped: LTX2Pipeline) -> None:
+    files = [path for path in SHIPPED.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= 15_000_000
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".png", ".md"}
+    out = shipped(
+        prompt=ALL_PROMPTS[0].prompt_av,
+        height=32,
+        width=32,
+        num_frames=25,
+        frame_rate=12.0,
+        num_inference_steps=2,
+        max_sequence_length=16,
+        guidance_scale=1.0,
+        audio_guidance_scale=1.0,
+        stg_scale=0.0,
+        audio_stg_scale=0.0,
+        modality_scale=1.0,
+        audio_modality_scale=1.0,
+        guidance_rescale=0.0,
+        audio_guidance_rescale=0.0,
+        spatio_temporal_guidance_blocks=None,
+        output_type="np",
+    )
+    assert out.frames.shape == (1, 25, 32, 32, 3)
+    assert out.audio.shape == (1, 1, 32_800)
+
+
+def test_our_sigmas_are_those_of_the_pipeline(shipped: LTX2Pipeline) -> None:
+    sigmas = gates.sampling_sigmas(shipped, 8)
+    assert sigmas[0] == 1.0 and sigmas[-1] == 0.0 and sigmas[-2] == pytest.approx(0.1, abs=1e-4)
+    assert torch.all(sigmas[1:] < sigmas[:-1])
+
+
+def test_an_empty_prompt_has_a_token(shipped: LTX2Pipeline) -> None:
+    _, mask = encode_text(shipped, ["", "a red ball bouncing with a bell sound"])
+    assert mask.sum(1).tolist() == [1, 9]
+
+
+def test_sigmas_are_mixed_as_the_recipe_says() -> None:
+    video, audio = draw_sigmas(20_000, torch.Generator().manual_seed(0))
+    assert float((video == audio).float().mean()) == pytest.approx(0.25, abs=0.02)
+    assert float(((video < 0.31) & (audio >= 0.5)).float().mean()) > 0.2
+    assert float(video.min()) > 0.0 and float(audio.max()) < 1.0
+
+
+def test_a_training_step_reaches_every_trained_weight(untrained: LTX2Pipeline) -> None:
+    corpus = encode_clips(untrained, 8, 3, CLEAN)
+    denoiser = Denoiser(untrained.connectors, untrained.transformer)
+    generator = torch.Generator().manual_seed(0)
+    losses = flow_loss(denoiser, corpus, encode_captions(untrained), torch.arange(8), Recipe(), generator)
+    sum(losses).backward()
+    missing = [name for name, value in denoiser.named_parameters() if value.grad is None]
+    assert not missing
+    assert all(1.0 < float(loss) < 5.0 for loss in losses)
+    denoiser.zero_grad(set_to_none=True)
+
+
+def test_distance_to_the_clean_world(shipped: LTX2Pipeline) -> None:
+    world = heldout.load_clean_world()
+    clean = encode_clips(shipped, 128, 33, CLEAN)
+    noise = torch.randn(128, 28, 40, generator=torch.Generator().manual_seed(0))
+    near = heldout.frechet_distance(clean.video, world["video"])
+    assert near < 0.25 * heldout.frechet_distance(noise, world["video"])
+    frozen = clean.video[:1].expand(128, -1, -1)
+    assert heldout.diversity(frozen, world["video"]) < 0.01 < heldout.diversity(clean.video, world["video"])
+    with pytest.raises(ValueError, match="at least 2"):
+        heldout.frechet_distance(clean.video[:1], world["video"])
+    with pytest.raises(ValueError, match="values a clip"):
+        heldout.diversity(clean.audio, world["video"])
