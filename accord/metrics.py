@@ -55,7 +55,6 @@ TABLE: tuple[Metric, ...] = (
     Metric("accord_weights_version", "gauge", "Last published policy version.", ("job_id",)),
     # rewards
     Metric("accord_reward_scores_total", "counter", "Scores by validity.", ("reward", "outcome")),
-    Metric("accord_reward_replicas", "gauge", "Replicas of a reward server.", ("reward", "kind")),
     # checkpoints
     Metric("accord_checkpoint_write_seconds", "histogram", "Time to write a checkpoint.", (), _SECONDS),
     Metric("accord_checkpoint_bytes", "gauge", "Size of the last checkpoint.", ("job_id",)),

@@ -156,3 +156,7 @@ class GroupSource(Protocol):
     def fetch(self, handle: Any) -> Any:
         """Resolve a handle of a group this source produced."""
         ...
+
+    def phase_seconds(self, step: int) -> Mapping[Any, float]:
+        """Wall time of a step that was taken: sampling, and what scoring took beyond it."""
+        ...

@@ -124,9 +124,10 @@ class Evaluator:
         found: dict[str, RewardSummary] = {}
         if not self.job.backbone.path.startswith("builtin:"):
             return found
-        for modality, statistics in heldout.load_clean_world().items():
-            groups = seen.latents.get(modality, [])
-            if not groups or groups[0][0].size != len(statistics.centre):
+        clean = heldout.load_clean_world()
+        for modality, groups in seen.latents.items():
+            statistics = clean[modality]
+            if groups[0][0].size != len(statistics.centre):
                 continue
             for name, measure in (("distance", heldout.frechet_distance), ("diversity", heldout.diversity)):
                 found[f"{modality}_{name}"] = bootstrapped(

@@ -12,20 +12,19 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from accord.backbones.adapters import export_lora
 from accord.config.job import JobSpec
 from accord.errors import RolloutError
 from accord.events import CheckpointSaved, Event, EventSink, Phase, Progress, StepCompleted, Warned
-from accord.ids import PolicyVersion
 from accord.requests import sampling_version
 from accord.types import GroupSource, Modality, PolicyState, Prompt, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit
 from learner.checkpoint import Checkpoints
 from learner.engine import Engine
 from learner.evaluate import Evaluator
+from learner.outcome import TrainResult
 from learner.publish import file_sha256, policy_state
 from learner.rank import Rank
 from learner.ranks import Ranks
@@ -33,17 +32,6 @@ from learner.ranks import Ranks
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PROGRESS_SECONDS = 0.5
 """Least time between two progress events of one phase."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainResult:
-    """What a finished run is known by."""
-
-    policy_version: PolicyVersion
-    adapter_sha256: str
-    """Of the exported adapter file."""
-    adapter_path: str
-    steps: int
 
 
 class Run:
@@ -100,13 +88,15 @@ class Run:
             for state in self.states:
                 if self.ranks.first:
                     self.source.publish(state)
+        self.ranks.barrier()  # a rank that takes before may get groups of the attempt's earlier life
 
     def take(self, step: int) -> Sequence[ScoredGroup]:
         """Wait for the groups of a step. Raises RolloutError when they are not the ones the step must train on."""
-        self.seconds = {}
         started = time.monotonic()
         groups = self.source.take(step)
-        self._split_wait(time.monotonic() - started, groups)
+        waited = time.monotonic() - started  # less than sampling took where it overlapped the step before
+        scoring = min(waited, self.source.phase_seconds(step).get("reward", 0.0))
+        self.seconds = {"rollout": round(waited - scoring, 4), "reward": round(scoring, 4)}
         wanted = sampling_version(step, self.job.cluster.policy_lag)
         seen = [
             (group.group.request.step, group.group.request.prompt_index, group.group.policy_version) for group in groups
@@ -169,14 +159,6 @@ class Run:
         started = time.monotonic()
         yield
         self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - started, 4)
-
-    def _split_wait(self, waited: float, groups: Sequence[ScoredGroup]) -> None:
-        """The wait for groups, split into rollout and reward in proportion to the time both took."""
-        sampling = sum(sum(group.group.seconds.values()) for group in groups)
-        scoring = sum(max((score.seconds for score in group.scores.values()), default=0.0) for group in groups)
-        share = scoring / (sampling + scoring) if sampling + scoring > 0 else 0.0
-        self.seconds["rollout"] = round(waited * (1 - share), 4)
-        self.seconds["reward"] = round(waited * share, 4)
 
     def _progress(self, phase: Phase, step: int, done: int, total: int) -> None:
         now = time.monotonic()

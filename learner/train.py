@@ -9,7 +9,8 @@
 
 from __future__ import annotations
 
-from learner.run import Run, TrainResult
+from learner.outcome import TrainResult
+from learner.run import Run
 
 
 def train(run: Run) -> TrainResult:

@@ -25,6 +25,10 @@ from accord.config.job import OptimizerSpec
 from accord.types import Modality, Role
 from learner.engine import AdapterState, Latents, adamw, optimizer_tensors, set_optimizer_tensors, trainable
 
+setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
+# AdamW and the collectives are torch's. Left alone, DeepSpeed would compile a shared-memory collective with the local
+# compiler on first use: minutes of waiting, and sums in another order on machines that have one.
+
 
 def zero_config(spec: OptimizerSpec, stage: int) -> dict[str, Any]:
     """Return DeepSpeed's dictionary for float32 adapters.
@@ -35,7 +39,7 @@ def zero_config(spec: OptimizerSpec, stage: int) -> dict[str, Any]:
     return {
         "train_micro_batch_size_per_gpu": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": spec.max_grad_norm,
+        "gradient_clipping": spec.max_grad_norm if stage > 0 else 0.0,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "communication_data_type": "fp32",
@@ -57,17 +61,19 @@ class ZeroEngine:
     def __init__(self, module: nn.Module, spec: OptimizerSpec, stage: int) -> None:
         self.module = module
         self.stage = stage
+        self.max_grad_norm = spec.max_grad_norm
         self.layout = f"zero{stage}"
         self.sharded = stage > 0
         self.parameters = trainable(module)
         if not deepspeed.comm.is_initialized():
             backend = torch.distributed.get_backend()
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+        optimizer = adamw(self.parameters, spec)
+        self.grad_norm = float("nan")
+        if stage == 0:
+            optimizer.register_step_pre_hook(self._clip)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
-            model=module,
-            optimizer=adamw(self.parameters, spec),
-            config=zero_config(spec, stage),
-            dist_init_required=False,
+            model=module, optimizer=optimizer, config=zero_config(spec, stage), dist_init_required=False
         )
 
     def velocity(self, latents: Latents, sigmas: Latents, conditions: Any) -> dict[Modality, Tensor]:
@@ -81,8 +87,11 @@ class ZeroEngine:
     def step(self) -> float:
         """Finish averaging, clip by the global norm, update, clear."""
         self.engine.step()
-        norm = self.engine.get_global_grad_norm()
-        return float("nan") if norm is None else float(norm)
+        return self.grad_norm if self.stage == 0 else float(self.engine.get_global_grad_norm())
+
+    def _clip(self, *_call: Any) -> None:
+        """Stage 0 only: between averaging and update. DeepSpeed's own clipping there keeps the norm to itself."""
+        self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
 
     def adapter_state(self, role: Role) -> dict[str, np.ndarray]:
         """Full float32 tensors of a role; ZeRO-3 gathers them first, so call it on every rank."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from ray import serve
 from ray.serve._private.constants import SERVE_NAMESPACE
 from ray.serve.config import ProxyLocation
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from accord.config.rewards import RewardSpec
@@ -27,12 +29,25 @@ from accord.errors import DeadlineExceeded, RewardError
 from accord.plugins import names, spec_class
 from reward_servers.deployment import DEPLOYMENT
 
+__all__ = [
+    "BackPressureError",
+    "RayServeException",
+    "RewardStatus",
+    "app_name",
+    "deploy",
+    "handle_of",
+    "scale",
+    "status",
+]
+
 log = logging.getLogger(__name__)
 
 HTTP_HOST = "127.0.0.1"
 HTTP_PORT = 8421
 _DEPLOYMENT = "RewardServer"
 _POLL_S = 0.25
+_BATCHES_HELD = 4
+"""Batches that a replica takes in: one being scored, the others waiting."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +61,9 @@ class RewardStatus:
     replicas_ready: int
     replicas_target: int
     ongoing: int
-    """Groups at the replicas: being scored or waiting for their batch."""
+    """Groups being scored."""
     queued: int
-    """Groups waiting at their callers for a free replica, as last reported."""
+    """Groups at a replica that wait for their batch."""
     route: str
     """HTTP path, empty when HTTP is off."""
     message: str = ""
@@ -67,16 +82,14 @@ def app_name(spec: RewardSpec) -> str:
 def deploy(specs: Sequence[RewardSpec], *, http_port: int | None = HTTP_PORT, timeout_s: float = 180.0) -> list[str]:
     """Start the servers of `specs` on the connected cluster and wait until all of them answer.
 
-    What runs already is left alone, scaled or not. `http_port=None` starts no HTTP proxy; a Serve instance that is up
-    keeps the port it has. Returns the application names, in the order of `specs`.
+    What runs already is left alone, scaled or not. `http_port=None` starts no HTTP proxy, nor does a port in use; a
+    Serve instance that is up keeps the port it has. Returns the application names, in the order of `specs`.
 
     Raises:
         RewardError: a server cannot be built (its own words are in the message).
         DeadlineExceeded: the servers were not up within `timeout_s`.
     """
-    location = ProxyLocation.Disabled if http_port is None else ProxyLocation.HeadOnly
-    http = {"host": HTTP_HOST, "port": http_port or HTTP_PORT, "request_timeout_s": 600}
-    serve.start(proxy_location=location, http_options=http)
+    _start(http_port)
     wanted = {app_name(spec): spec for spec in specs}
     up = {status.name for status in status() if status.status in {"RUNNING", "DEPLOYING"}}
     missing = {name: spec for name, spec in wanted.items() if name not in up}
@@ -120,9 +133,9 @@ def status() -> list[RewardStatus]:
     client = _get_global_client(raise_if_no_controller_running=False)
     if client is None:
         return []
-    applications = client.get_serve_details()["applications"]
-    known = {name: app for name, app in applications.items() if name.split("-")[0] in names("rewards")}
-    return [_status_of(name, known[name]) for name in sorted(known)]
+    details = client.get_serve_details()
+    known = {name: app for name, app in details["applications"].items() if name.split("-")[0] in names("rewards")}
+    return [_status_of(name, known[name], bool(details["proxies"])) for name in sorted(known)]
 
 
 def handle_of(application: str) -> DeploymentHandle:
@@ -135,6 +148,28 @@ def stop() -> None:
     serve.shutdown()
 
 
+def _start(http_port: int | None) -> None:
+    """Start Serve unless it is up. A port that somebody else has costs the HTTP route, never the job."""
+    if _get_global_client(raise_if_no_controller_running=False) is not None:
+        return
+    if http_port is not None and not _free(http_port):
+        log.warning("port %s:%d is in use: rewards are served to jobs but not over HTTP", HTTP_HOST, http_port)
+        http_port = None
+    location = ProxyLocation.Disabled if http_port is None else ProxyLocation.HeadOnly
+    options = {"host": HTTP_HOST, "port": http_port or HTTP_PORT, "request_timeout_s": 600}
+    serve.start(proxy_location=location, http_options=options)
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HTTP_HOST, port))
+        except OSError:
+            return False
+    return True
+
+
 def _application(spec: RewardSpec, low: int, high: int) -> serve.Application:
     """The Serve application of a spec with bounds on its replicas."""
     batch = spec.max_batch_groups
@@ -144,7 +179,7 @@ def _application(spec: RewardSpec, low: int, high: int) -> serve.Application:
         version=f"{app_name(spec)}-{spec.max_batch_groups}-{spec.batch_wait_s}",
         _internal=True,
         ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
-        max_ongoing_requests=4 * batch,
+        max_ongoing_requests=_BATCHES_HELD * batch,
         max_queued_requests=-1,
         autoscaling_config={
             "min_replicas": low,
@@ -153,7 +188,7 @@ def _application(spec: RewardSpec, low: int, high: int) -> serve.Application:
             "target_ongoing_requests": 2 * batch,
             "upscale_delay_s": 10.0,
             "downscale_delay_s": 120.0,
-            "look_back_period_s": 10.0,
+            "look_back_period_s": 20.0,
         },
         health_check_period_s=5.0,
         health_check_timeout_s=60.0,
@@ -187,27 +222,29 @@ def _there(entry: RewardStatus | None, replicas: int | None) -> bool:
     return replicas is None or entry.replicas_ready == entry.replicas_target == replicas
 
 
-def _status_of(name: str, application: dict[str, Any]) -> RewardStatus:
+def _status_of(name: str, application: dict[str, Any], http: bool) -> RewardStatus:
     """Fold Serve's details of one application into one line."""
+    state, message = str(application["status"].value), application["message"]
     deployment = application["deployments"].get(_DEPLOYMENT)
     if deployment is None:
-        return RewardStatus(name, application["status"], 0, 0, 0, 0, "", application["message"])
-    running = [replica for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
-    ongoing = _ongoing([replica["actor_name"] for replica in running])
+        return RewardStatus(name, state, 0, 0, 0, 0, "", message)
+    running = [replica["actor_name"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
+    batch = deployment["deployment_config"]["max_ongoing_requests"] // _BATCHES_HELD
+    loads = _loads(running)
     return RewardStatus(
         name=name,
-        status=application["status"],
+        status=state,
         replicas_ready=len(running),
         replicas_target=deployment["target_num_replicas"],
-        ongoing=ongoing,
-        queued=0,
-        route=application.get("route_prefix") or "",
-        message=application["message"] or deployment["message"],
+        ongoing=sum(min(load, batch) for load in loads),
+        queued=sum(max(0, load - batch) for load in loads),
+        route=application["route_prefix"] if http else "",
+        message=message or deployment["message"],
     )
 
 
-def _ongoing(actors: Sequence[str]) -> int:
-    """Calls at the replicas that answer within a second."""
+def _loads(actors: Sequence[str]) -> list[int]:
+    """Groups at each replica that answers within a second."""
     calls: list[Any] = []
     for actor in actors:
         try:
@@ -215,10 +252,10 @@ def _ongoing(actors: Sequence[str]) -> int:
         except ValueError:  # it ended between the listing and this line
             continue
     ready, _ = ray.wait(calls, num_returns=len(calls), timeout=1.0) if calls else ([], [])
-    counts = []
+    loads = []
     for call in ready:
         try:
-            counts.append(int(ray.get(call)))
+            loads.append(int(ray.get(call)))
         except ray.exceptions.RayError as error:
-            log.info("a replica ended while it was counted: %s", error)
-    return sum(counts)
+            log.info("a replica ended while its load was asked for: %s", error)
+    return loads

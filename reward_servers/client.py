@@ -19,12 +19,14 @@ from accord.config.rewards import RewardSpec
 from accord.errors import RewardError, RolloutError
 from accord.requests import derive_seed
 from accord.types import Clip, Prompt, RewardScores, ScoreReason
+from reward_servers import app
 from reward_servers.base import RewardModel, build, score_groups
 
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
+_ASK_AGAIN: frozenset[ScoreReason] = frozenset({"unreachable", "backpressure"})
 
 
 class ServeScorer:
@@ -55,43 +57,46 @@ class ServeScorer:
         reason: ScoreReason = "timeout"
         attempt = 0
         while (left := deadline - time.monotonic()) > 0:
-            try:
-                scores = await self._ask(spec, prompt, clips, left)
-            except TimeoutError:
-                reason = "timeout"
+            outcome = await self._ask(spec, prompt, clips, left)
+            if isinstance(outcome, RewardScores):
+                return _checked(outcome, reward, count, time.monotonic() - started)
+            reason = outcome
+            if reason not in _ASK_AGAIN:
                 break
-            except ObjectLostError as error:
-                raise RolloutError(f"the clips of prompt {prompt.id} are lost with their worker: {error}") from error
-            except RayTaskError as error:
-                if isinstance(error.cause, ObjectLostError):
-                    raise RolloutError(f"the clips of prompt {prompt.id} are lost with their worker") from error
-                log.error("reward %s failed on prompt %s: %s", reward, prompt.id, error)
-                reason = "model_error"
-                break
-            except RayError as error:
-                reason = "backpressure" if type(error).__name__ == "BackPressureError" else "unreachable"
-                self._handles.pop(reward, None)
-                attempt += 1
-                pause = min(_pause(reward, prompt, attempt), max(0.0, deadline - time.monotonic()))
-                log.warning("reward %s: attempt %d failed (%s); again in %.2f s", reward, attempt, error, pause)
-                await asyncio.sleep(pause)
-            else:
-                return _checked(scores, reward, count, time.monotonic() - started)
+            attempt += 1
+            await asyncio.sleep(min(_pause(reward, prompt, attempt), max(0.0, deadline - time.monotonic())))
+        log.error("reward %s gave no score for prompt %s within %.1f s: %s", reward, prompt.id, spec.deadline_s, reason)
         return RewardScores.failed(reward, count, reason, time.monotonic() - started)
 
-    async def _ask(self, spec: RewardSpec, prompt: Prompt, clips: Any, timeout_s: float) -> RewardScores:
-        """One call to one replica, cancelled when its time is up."""
-        async with asyncio.timeout(timeout_s):
-            handle = self._handles.get(spec.name)
-            if handle is None:
-                handle = self._handles[spec.name] = await asyncio.to_thread(_find, spec)
-            response = handle.score.remote(prompt, clips)
-            try:
-                scores: RewardScores = await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-            return scores
+    async def _ask(self, spec: RewardSpec, prompt: Prompt, clips: Any, timeout_s: float) -> RewardScores | ScoreReason:
+        """One call to one replica, cancelled when its time is up: scores, or why there are none."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._call(spec, prompt, clips)
+        except TimeoutError:
+            return "timeout"
+        except (RayError, app.RayServeException) as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, ObjectLostError):
+                raise RolloutError(f"the clips of prompt {prompt.id} are lost with their worker: {cause}") from error
+            self._handles.pop(spec.name, None)
+            log.warning("reward %s did not answer for prompt %s: %s", spec.name, prompt.id, _first_line(cause))
+            if isinstance(cause, app.BackPressureError):
+                return "backpressure"
+            return "unreachable" if isinstance(cause, RayError | app.RayServeException) else "model_error"
+
+    async def _call(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores:
+        """One call by handle; a call that is given up is cancelled at the replica as well."""
+        handle = self._handles.get(spec.name)
+        if handle is None:
+            handle = self._handles[spec.name] = await asyncio.to_thread(app.handle_of, app.app_name(spec))
+        response = handle.score.remote(prompt, clips)
+        try:
+            scores: RewardScores = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return scores
 
 
 class LocalScorer:
@@ -118,16 +123,9 @@ class LocalScorer:
         return score_groups(self._models[spec.name], [prompt], [clips])[0]
 
 
-def _find(spec: RewardSpec) -> Any:
-    """The handle of a spec's server; a server that is not there counts as unreachable."""
-    from reward_servers.app import app_name, handle_of  # Serve takes a second to import: only where it is used
-
-    try:
-        return handle_of(app_name(spec))
-    except RayError:
-        raise
-    except Exception as error:
-        raise RayError(f"reward {app_name(spec)} has no server: {error}") from error
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"
 
 
 def _spec_named(specs: dict[str, RewardSpec], reward: str) -> RewardSpec:

@@ -9,7 +9,6 @@ from math import gcd
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
 Float = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
@@ -25,6 +24,8 @@ def resampled(sound_S: Float, sample_rate: int, wanted: int) -> Float:
     """Polyphase resampling from `sample_rate` to `wanted` Hz."""
     if sample_rate == wanted:
         return sound_S
+    from scipy.signal import resample_poly  # takes longer to import than most clips to score; few need it
+
     common = gcd(int(sample_rate), wanted)
     return np.asarray(resample_poly(sound_S, wanted // common, int(sample_rate) // common))
 

@@ -93,7 +93,8 @@ class RayWorker:
         deadline = time.monotonic() + START_DEADLINE_S
         while time.monotonic() < deadline:
             try:
-                await asyncio.wait_for(_await(self.actor.ready.remote()), deadline - time.monotonic())
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await self.actor.ready.remote()
                 return
             except ray.exceptions.ActorUnavailableError:
                 await asyncio.sleep(_POLL_S)

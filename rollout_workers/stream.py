@@ -182,13 +182,11 @@ class RolloutStream:
             raise RolloutError(f"the groups of step {step} are gone: version {self._latest} was trained from them")
         needed = sampling_version(step, self.job.cluster.policy_lag)
 
-        async def collect() -> list[ScoredGroup]:
-            async with self._changed:
-                await self._changed.wait_for(lambda: step in self._steps or self._failure is not None)
-            return await self._gather(self._steps.get(step))
-
         try:
-            return await asyncio.wait_for(collect(), self.step_deadline_s)
+            async with asyncio.timeout(self.step_deadline_s):
+                async with self._changed:
+                    await self._changed.wait_for(lambda: step in self._steps or self._failure is not None)
+                return await self._gather(self._steps.get(step))
         except TimeoutError as error:
             latest = f"latest published version: {self._latest}"
             message = f"step {step} (version {needed}) was not there after {self.step_deadline_s:g} s; {latest}"
@@ -206,7 +204,8 @@ class RolloutStream:
         batch = self._batch("evaluate", version, requests)
         self._issue(batch, requests, weights, rewards, lane=0)
         try:
-            return await asyncio.wait_for(self._gather(batch), self.step_deadline_s)
+            async with asyncio.timeout(self.step_deadline_s):
+                return await self._gather(batch)
         except TimeoutError as error:
             raise DeadlineExceeded(f"evaluation was not done after {self.step_deadline_s:g} s") from error
         finally:
@@ -290,8 +289,8 @@ class RolloutStream:
             ticket.on_start()
             ticket.tries += 1
             try:
-                sampling = worker.sample(ticket.request, ticket.weights)
-                group = await asyncio.wait_for(sampling, self.group_deadline_s)
+                async with asyncio.timeout(self.group_deadline_s):
+                    group = await worker.sample(ticket.request, ticket.weights)
             except (WorkerLost, TimeoutError) as loss:
                 self._reissue(order[0], ticket, worker, loss)
                 if not await self._revived(worker, loss):
@@ -373,7 +372,8 @@ class RolloutStream:
     async def _score(self, name: str, prompt: Prompt, clips: Any, count: int) -> RewardScores:
         allowed = {reward.name: reward.deadline_s for reward in self.job.rewards}.get(name, 30.0) + _SCORE_GRACE_S
         try:
-            return await asyncio.wait_for(self.scorer.score(name, prompt, clips, count), allowed)
+            async with asyncio.timeout(allowed):
+                return await self.scorer.score(name, prompt, clips, count)
         except TimeoutError:
             return RewardScores.failed(name, count, "timeout", allowed)
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import LTX2Pipeline
 
 from accord.world import gates
 from accord.world.card import Measured, contact_sheet, spectrogram_sheet, write_card
@@ -40,7 +40,7 @@ PROBES = {"video at .85/.85": (0.85, 0.85, 0), "audio at .85/.85": (0.85, 0.85, 
 EVALUATION_CLIPS = 192
 
 
-def untrained_pipeline(seed: int, clips: int = 960) -> LTX2Pipeline:
+def untrained_pipeline(seed: int, clips: int = 960) -> Any:
     """The complete pipeline with closed-form codecs and an untrained transformer; takes a few seconds."""
     half = [*make_clips(clips // 2, seed, CLEAN), *make_clips(clips // 2, seed + 1, IMPERFECT)]
     vae = build_video_vae(video_to_tensor(np.stack([clip.video for clip in half])))
@@ -69,7 +69,12 @@ def save_statistics(corpus: Corpus, path: Path) -> None:
 
 
 def certify(
-    directory: Path, stage_one: Path, statistics: Path, minutes: dict[str, float], steps: dict[str, int], seed: int,
+    directory: Path,
+    stage_one: Path,
+    statistics: Path,
+    minutes: dict[str, float],
+    steps: dict[str, int],
+    seed: int,
     notes: tuple[str, ...] = (),
 ) -> Measured:
     """Measure the shipped directory and the clean model beside it, write card and pictures, return what was found."""
@@ -116,6 +121,7 @@ def pretrain_tiny(
     `out_dir/work`, the clean model of stage one and checkpoints of every minute.
 
     Args:
+        out_dir: where to write; made if missing.
         budget_minutes: wall clock for training; building, encoding, compiling and measuring add about eight minutes.
         seed: everything random follows from it.
         threads: CPU threads for torch.

@@ -34,8 +34,10 @@ class Measured:
 
 
 def contact_sheet(clips: ClipSet, path: Path, every: int = 2) -> None:
-    """One row a clip, every second frame at twice its size, the caption above. Ticks mark the contacts found (red, above
-    the frames) and the onsets heard (blue, below them) along the time axis."""
+    """One row a clip, every second frame at twice its size, the caption above.
+
+    Ticks mark the contacts found (red, above the frames) and the onsets heard (blue, below them) along the time axis.
+    """
     frames = clips.video[:, ::every].repeat(_ZOOM, axis=2).repeat(_ZOOM, axis=3)
     count, columns, height, width = frames.shape[:4]
     row = height + _MARGIN + 10
@@ -130,7 +132,7 @@ evaluation of later jobs (the base has seen clips of all 32).
 3. **Stage one**: clean, fully synchronous clips; independent noise levels for video and audio (45 % independent, 20 %
    nearly clean video, 10 % nearly clean audio, 25 % equal). This is what makes the two modalities look at each other.
 4. **Stage two**: a short fine-tune on imperfect clips (sound track shifted by 0.12 to 0.35 s in 40 % of the clips, hiss
-   in 45 %, flicker in 40 %, wrong colour in 20 %, wrong sound in 20 %), equal and independent noise levels as before.
+   in 60 %, flicker in 45 %, wrong colour in 25 %, wrong sound in 25 %), equal and independent noise levels as before.
    The shipped model therefore makes mistakes on purpose: they are what reinforcement learning has to mend.
 """
 

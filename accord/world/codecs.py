@@ -12,6 +12,7 @@ Shapes: B batch, F frames, H, W, S audio samples, A mel frames (10 ms), M mel ba
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import torch
@@ -98,20 +99,20 @@ def _principal(rows: Tensor, components: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def video_to_tensor(video: NDArray[np.uint8]) -> Tensor:
-    """uint8 [B, F, H, W, 3] to float [B, 3, F, H, W] in [-1, 1]."""
+    """Turn uint8 [B, F, H, W, 3] into float [B, 3, F, H, W] in [-1, 1]."""
     return torch.from_numpy(video).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
 
 
 def tensor_to_video(frames: Tensor) -> NDArray[np.uint8]:
-    """float [B, 3, F, H, W] in [-1, 1] to uint8 [B, F, H, W, 3]."""
+    """Turn float [B, 3, F, H, W] in [-1, 1] into uint8 [B, F, H, W, 3]."""
     scaled = ((frames.clamp(-1.0, 1.0) + 1.0) * 127.5).round()
     return np.asarray(scaled.permute(0, 2, 3, 4, 1).to(torch.uint8).numpy())
 
 
-def new_video_vae() -> AutoencoderKLLTX2Video:
+def new_video_vae() -> Any:
     """The video VAE with its layout and untrained weights: latents [B, 40, 7, 2, 2] for [B, 3, 25, 32, 32]."""
     width = VIDEO_LATENTS
-    return AutoencoderKLLTX2Video(
+    vae: Any = AutoencoderKLLTX2Video(
         latent_channels=width,
         block_out_channels=(2 * width, 4 * width),
         down_block_types=("LTX2VideoDownBlock3D", "LTX2VideoDownBlock3D"),
@@ -131,10 +132,11 @@ def new_video_vae() -> AutoencoderKLLTX2Video:
         decoder_spatial_padding_mode="zeros",
         spatial_compression_ratio=VIDEO_PATCH,
         temporal_compression_ratio=4,
-    ).eval()
+    )
+    return vae.eval()
 
 
-def _patches(vae: AutoencoderKLLTX2Video, video: Tensor) -> Tensor:
+def _patches(vae: Any, video: Tensor) -> Tensor:
     """Pixels in the channel order of the encoder's first convolution: [B, 3, F, H, W] to [B, 3 p p, F, H/p, W/p]."""
     patch = vae.config.patch_size
     batch, channels, frames, height, width = video.shape
@@ -148,7 +150,7 @@ def _channels_last(features: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def build_video_vae(video: Tensor) -> AutoencoderKLLTX2Video:
+def build_video_vae(video: Tensor) -> Any:
     """Write a two-stage principal component codec into the video VAE.
 
     Stage one projects each 16x16 patch of a frame on 39 components (plus the constant), stage two the four frames of a
@@ -184,7 +186,7 @@ def build_video_vae(video: Tensor) -> AutoencoderKLLTX2Video:
     return vae
 
 
-def _features(vae: AutoencoderKLLTX2Video, video: Tensor) -> Tensor:
+def _features(vae: Any, video: Tensor) -> Tensor:
     """The encoder up to its last normalisation, [B, 4 L, F', H', W']; channels c * 4 + place of the frame."""
     hidden = vae.encoder.conv_in(_patches(vae, video), causal=True)
     for block in vae.encoder.down_blocks:
@@ -192,9 +194,7 @@ def _features(vae: AutoencoderKLLTX2Video, video: Tensor) -> Tensor:
     return hidden
 
 
-def _write_video_decoder(
-    vae: AutoencoderKLLTX2Video, mean: Tensor, basis: Tensor, feature_mean: Tensor, feature_basis: Tensor
-) -> None:
+def _write_video_decoder(vae: Any, mean: Tensor, basis: Tensor, feature_mean: Tensor, feature_basis: Tensor) -> None:
     """Mirror the encoder: latents to features by the transposed basis, features to pixels by the other one."""
     width = VIDEO_LATENTS
     inside = vae.decoder.conv_in.conv
@@ -216,9 +216,9 @@ def _write_video_decoder(
 # ---------------------------------------------------------------- audio
 
 
-def new_audio_vae() -> AutoencoderKLLTX2Audio:
+def new_audio_vae() -> Any:
     """The audio VAE with its layout: latents [B, 4, 52, 4] for log-mel [B, 1, 205, 16]."""
-    return AutoencoderKLLTX2Audio(
+    vae: Any = AutoencoderKLLTX2Audio(
         base_channels=AUDIO_LATENTS * MEL_BANDS // 4,
         output_channels=1,
         ch_mult=(1, 2, 4),
@@ -231,10 +231,11 @@ def new_audio_vae() -> AutoencoderKLLTX2Audio:
         sample_rate=SAMPLE_RATE,
         mel_hop_length=MEL_HOP,
         mel_bins=MEL_BANDS,
-    ).eval()
+    )
+    return vae.eval()
 
 
-def _audio_blocks(encoder: nn.Module) -> Iterable[nn.Module]:
+def _audio_blocks(encoder: Any) -> Iterable[Any]:
     """The residual blocks of the audio encoder from input to output."""
     for stage in encoder.down:
         yield from stage.block
@@ -243,7 +244,7 @@ def _audio_blocks(encoder: nn.Module) -> Iterable[nn.Module]:
 
 
 @torch.no_grad()
-def build_audio_vae(mel: Tensor) -> AutoencoderKLLTX2Audio:
+def build_audio_vae(mel: Tensor) -> Any:
     """Write a principal component encoder of 4x4 log-mel blocks into the audio VAE; its decoder stays untrained.
 
     Args:
@@ -271,7 +272,7 @@ def build_audio_vae(mel: Tensor) -> AutoencoderKLLTX2Audio:
     return vae
 
 
-def _audio_features(vae: AutoencoderKLLTX2Audio, mel: Tensor) -> Tensor:
+def _audio_features(vae: Any, mel: Tensor) -> Tensor:
     """The audio encoder up to its last normalisation, [B, 64, A / 4, M / 4]."""
     encoder = vae.encoder
     hidden = encoder.conv_in(mel)
@@ -283,7 +284,7 @@ def _audio_features(vae: AutoencoderKLLTX2Audio, mel: Tensor) -> Tensor:
     return encoder.mid.block_2(encoder.mid.block_1(hidden))
 
 
-def _fit_audio_head(vae: AutoencoderKLLTX2Audio, mel: Tensor) -> None:
+def _fit_audio_head(vae: Any, mel: Tensor) -> None:
     """Fit the output convolution of the audio encoder and the statistics of its latents."""
     features = torch.cat([_audio_features(vae, part) for part in mel.split(64)])
     _, basis, _ = _principal(_channels_last(features)[:, :16], AUDIO_LATENTS)
@@ -321,7 +322,7 @@ def _hinge_slopes() -> Tensor:
 
 
 @torch.no_grad()
-def build_vocoder(sharpening: float = 0.45) -> LTX2Vocoder:
+def build_vocoder(sharpening: float = 0.45) -> Any:
     """Write an oscillator bank into the vocoder: log-mel [B, 1, A, M] to audio [B, 1, 160 A] at 16 kHz.
 
     Layer by layer: eight hinges a band approximate `exp`; `sharpening` takes a part of both neighbours away from each
@@ -329,7 +330,7 @@ def build_vocoder(sharpening: float = 0.45) -> LTX2Vocoder:
     opposite signs makes the last leaky ReLU linear. Noise comes out as a soft buzz of the sixteen carriers.
     """
     hinges = len(_HINGES)
-    vocoder = LTX2Vocoder(
+    vocoder: Any = LTX2Vocoder(
         in_channels=MEL_BANDS,
         hidden_channels=hinges * MEL_BANDS,
         out_channels=1,
@@ -362,4 +363,4 @@ def build_vocoder(sharpening: float = 0.45) -> LTX2Vocoder:
     return vocoder
 
 
-assert AUDIO_SAMPLES % MEL_HOP == 0
+assert AUDIO_SAMPLES % MEL_HOP == 0, "a clip holds whole mel frames"

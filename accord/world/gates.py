@@ -1,8 +1,8 @@
 """Acceptance gates of the tiny model: sample it, measure the samples, and say whether it may ship.
 
-The gates: (a) the audio is denoised at least 10 % worse beside another clip's video at sigma .85/.85; (b) the sync score
-of samples exceeds that of shuffled pairs by at least 0.15 on the clean (stage one) model; (c) colour, motion and sound
-of samples follow the caption far above chance.
+The gates: (a) the audio is denoised at least 10 % worse beside another clip's video at sigma .85/.85; (b) the sync
+score of samples exceeds that of shuffled pairs by at least 0.15 on the clean (stage one) model; (c) colour, motion and
+sound of samples follow the caption far above chance.
 
 Shapes: N clips, F frames, H, W, S audio samples.
 """
@@ -10,18 +10,25 @@ Shapes: N clips, F frames, H, W, S audio samples.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import LTX2Pipeline
 from numpy.typing import NDArray
 from torch import Tensor
 
 from accord.world import measure
-from accord.world.codecs import log_mel, tensor_to_video, video_to_tensor
+from accord.world.codecs import VIDEO_LATENTS, log_mel, tensor_to_video, video_to_tensor
 from accord.world.heldout import WorldStatistics, diversity, frechet_distance
-from accord.world.pipeline import AUDIO_CHANNELS, AUDIO_TOKENS, LATENT_GRID, decode_latents, encode_text, normalise_latents
-from accord.world.codecs import VIDEO_LATENTS
+from accord.world.pipeline import (
+    AUDIO_CHANNELS,
+    AUDIO_TOKENS,
+    LATENT_GRID,
+    decode_latents,
+    encode_text,
+    normalise_latents,
+)
 from accord.world.pretrain import Denoiser
 from accord.world.scene import ALL_PROMPTS, COLOURS, FPS, FRAMES, MOTIONS, SOUNDS, Clip, WorldPrompt
 
@@ -43,7 +50,7 @@ class ClipSet:
     audio_latents: Tensor | None = None
 
 
-def sampling_sigmas(pipeline: LTX2Pipeline, steps: int = SAMPLING_STEPS) -> Tensor:
+def sampling_sigmas(pipeline: Any, steps: int = SAMPLING_STEPS) -> Tensor:
     """The noise levels of the pipeline's own scheduler for clips of this size, falling from 1 to 0: [steps + 1]."""
     scheduler = pipeline.scheduler
     config = scheduler.config
@@ -56,7 +63,7 @@ def sampling_sigmas(pipeline: LTX2Pipeline, steps: int = SAMPLING_STEPS) -> Tens
 
 @torch.no_grad()
 def sample_latents(
-    pipeline: LTX2Pipeline, prompts: list[WorldPrompt], seed: int, steps: int = SAMPLING_STEPS, guidance: float = 1.0
+    pipeline: Any, prompts: list[WorldPrompt], seed: int, steps: int = SAMPLING_STEPS, guidance: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Euler sampling, `x <- x + (sigma' - sigma) v`, one pass a step unless `guidance` differs from 1.
 
@@ -70,7 +77,7 @@ def sample_latents(
     embeds, mask = encode_text(pipeline, [prompt.prompt_av for prompt in prompts])
     empty, empty_mask = encode_text(pipeline, [""] * count) if guidance != 1.0 else (embeds, mask)
     sigmas = sampling_sigmas(pipeline, steps)
-    for now, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for now, following in pairwise(sigmas):
         level = now.expand(count)
         v_video, v_audio = denoiser(video, audio, level, level, embeds, mask)
         if guidance != 1.0:
@@ -83,7 +90,7 @@ def sample_latents(
 
 
 def sample_clips(
-    pipeline: LTX2Pipeline, prompts: list[WorldPrompt], seed: int, guidance: float = 1.0, steps: int = SAMPLING_STEPS
+    pipeline: Any, prompts: list[WorldPrompt], seed: int, guidance: float = 1.0, steps: int = SAMPLING_STEPS
 ) -> ClipSet:
     """Sample and decode one clip for each caption, 32 at a time."""
     parts = []
@@ -108,7 +115,7 @@ def as_clip_set(clips: list[Clip]) -> ClipSet:
 
 
 @torch.no_grad()
-def through_codecs(pipeline: LTX2Pipeline, clips: ClipSet) -> ClipSet:
+def through_codecs(pipeline: Any, clips: ClipSet) -> ClipSet:
     """The same clips encoded and decoded again: the ceiling for samples."""
     frames, sounds, latents = [], [], []
     for start in range(0, len(clips.prompts), 32):
@@ -135,8 +142,10 @@ def even_prompts(count: int) -> list[WorldPrompt]:
 
 
 def measure_clips(clips: ClipSet, statistics: dict[str, WorldStatistics] | None = None) -> dict[str, float]:
-    """All measures of a set of clips, averaged; see `measure` for each. Shuffled pairs take the audio of another clip of
-    the same caption where there is one (32 clips further on)."""
+    """All measures of a set of clips, averaged; see `measure` for each.
+
+    Shuffled pairs take the audio of another clip of the same caption where there is one (32 clips further on).
+    """
     contacts = [measure.visual_contacts(video) for video in clips.video]
     onsets = [np.maximum(measure.audio_onsets(audio) - measure.VOCODER_LATENCY_S, 0.0) for audio in clips.audio]
     count = len(contacts)

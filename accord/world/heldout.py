@@ -25,8 +25,8 @@ MODALITIES = ("video", "audio")
 class WorldStatistics:
     """Projection and Gaussian of one modality of the clean world.
 
-    `centre` [D] and `basis` [K, D] define the projection; `mean` [K] and `covariance` [K, K] describe the clean clips in
-    it. All float32.
+    `centre` [D] and `basis` [K, D] define the projection; `mean` [K] and `covariance` [K, K] describe the clean clips
+    in it. All float32.
     """
 
     centre: Tensor

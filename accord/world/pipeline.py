@@ -9,18 +9,17 @@ Shapes: 25 frames of 32x32 give 7 x 2 x 2 = 28 video tokens of 40 channels and 5
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
-    AutoencoderKLLTX2Audio,
-    AutoencoderKLLTX2Video,
     FlowMatchEulerDiscreteScheduler,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
 )
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
-from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
@@ -114,7 +113,7 @@ def build_text_encoder(vocabulary_size: int) -> Gemma3ForConditionalGeneration:
     return encoder
 
 
-def build_connectors() -> LTX2TextConnectors:
+def build_connectors() -> Any:
     """The text connectors, one layer and 16 registers for each modality."""
     return LTX2TextConnectors(
         caption_channels=TEXT_WIDTH,
@@ -132,7 +131,7 @@ def build_connectors() -> LTX2TextConnectors:
     )
 
 
-def build_transformer() -> LTX2VideoTransformer3DModel:
+def build_transformer() -> Any:
     """The audio-video transformer. Rotary positions span 2 s and 32 px so that short clips use their frequencies."""
     return LTX2VideoTransformer3DModel(
         in_channels=VIDEO_LATENTS,
@@ -170,14 +169,12 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
     )
 
 
-def build_pipeline(
-    vae: AutoencoderKLLTX2Video, audio_vae: AutoencoderKLLTX2Audio, vocoder: LTX2Vocoder, seed: int
-) -> LTX2Pipeline:
+def build_pipeline(vae: Any, audio_vae: Any, vocoder: Any, seed: int) -> Any:
     """Put the codecs together with freshly initialised (seeded) text and transformer parts."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         tokenizer = build_tokenizer()
-        pipeline = LTX2Pipeline(
+        pipeline: Any = LTX2Pipeline(
             scheduler=build_scheduler(),
             vae=vae,
             audio_vae=audio_vae,
@@ -191,7 +188,7 @@ def build_pipeline(
     return pipeline
 
 
-def save_pipeline(pipeline: LTX2Pipeline, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def save_pipeline(pipeline: Any, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the pipeline directory with weights in `dtype` (safetensors). The pipeline itself keeps its precision."""
     directory.mkdir(parents=True, exist_ok=True)
     kept = {name: _state(getattr(pipeline, name)) for name in PARTS}
@@ -202,21 +199,30 @@ def save_pipeline(pipeline: LTX2Pipeline, directory: Path, dtype: torch.dtype = 
         pipeline.to(dtype=torch.float32)
         for name, state in kept.items():
             getattr(pipeline, name).load_state_dict(state)
+    _forget_origin(directory)
+
+
+def _forget_origin(directory: Path) -> None:
+    """Drop the path a part was loaded from out of the saved configurations: it means nothing elsewhere."""
+    for path in [directory / "model_index.json", *directory.glob("*/config.json")]:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if config.pop("_name_or_path", None) is not None:
+            path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _state(module: torch.nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
-def load_pipeline(directory: Path) -> LTX2Pipeline:
+def load_pipeline(directory: Path) -> Any:
     """Load a pipeline directory in float32 for the CPU."""
-    pipeline = LTX2Pipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline: Any = LTX2Pipeline.from_pretrained(directory, torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 @torch.no_grad()
-def encode_text(pipeline: LTX2Pipeline, texts: list[str]) -> tuple[Tensor, Tensor]:
+def encode_text(pipeline: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
     """Frozen text features [B, 16, 192] and attention mask [B, 16], the input of the connectors."""
     embeds, mask, _, _ = pipeline.encode_prompt(
         texts, do_classifier_free_guidance=False, max_sequence_length=TEXT_TOKENS
@@ -224,7 +230,7 @@ def encode_text(pipeline: LTX2Pipeline, texts: list[str]) -> tuple[Tensor, Tenso
     return embeds, mask
 
 
-def normalise_latents(pipeline: LTX2Pipeline, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+def normalise_latents(pipeline: Any, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     """What the transformer sees: raw latents [B, 40, 7, 2, 2] and [B, 4, 52, 4] to [B, 28, 40] and [B, 52, 16]."""
     stats = pipeline.vae
     packed_video = pipeline._pack_latents(pipeline._normalize_latents(video, stats.latents_mean, stats.latents_std))
@@ -236,7 +242,7 @@ def normalise_latents(pipeline: LTX2Pipeline, video: Tensor, audio: Tensor) -> t
 
 
 @torch.no_grad()
-def decode_latents(pipeline: LTX2Pipeline, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+def decode_latents(pipeline: Any, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
     """Packed normalised latents [B, 28, 40], [B, 52, 16] to frames [B, 3, 25, 32, 32] and audio [B, 32800]."""
     vae, audio_vae = pipeline.vae, pipeline.audio_vae
     raw = pipeline._unpack_latents(video, *LATENT_GRID)
@@ -246,5 +252,5 @@ def decode_latents(pipeline: LTX2Pipeline, video: Tensor, audio: Tensor) -> tupl
     return frames, pipeline.vocoder(mel)[:, 0]
 
 
-assert FRAMES == 4 * (LATENT_GRID[0] - 1) + 1
-assert round(FRAMES / FPS * SAMPLE_RATE / 160 / 4) == AUDIO_TOKENS
+assert 4 * (LATENT_GRID[0] - 1) + 1 == FRAMES, "the clip length fits the latent grid"
+assert round(FRAMES / FPS * SAMPLE_RATE / 160 / 4) == AUDIO_TOKENS, "the pipeline derives the same audio length"

@@ -12,10 +12,10 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
 from torch import Tensor, nn
 
 from accord.world.codecs import MEL_FLOOR, log_mel, video_to_tensor
@@ -64,7 +64,7 @@ def _jitter(latents: Tensor, deviation: Tensor) -> Tensor:
     return latents + LATENT_NOISE * deviation * torch.randn_like(latents)
 
 
-def polish_audio(vae: AutoencoderKLLTX2Audio, seed: int, minutes: float, say: Progress, clips: int = 2400) -> None:
+def polish_audio(vae: Any, seed: int, minutes: float, say: Progress, clips: int = 2400) -> None:
     """Train the audio decoder to give back the log-mel picture: L1 plus half the squared error, in nepers."""
     half = [*make_clips(clips // 2, seed, CLEAN), *make_clips(clips // 2, seed + 1, IMPERFECT)]
     mel = log_mel(torch.from_numpy(np.stack([clip.audio for clip in half])))
@@ -82,7 +82,7 @@ def polish_audio(vae: AutoencoderKLLTX2Audio, seed: int, minutes: float, say: Pr
     _fit(parameters, loss, len(mel), 16, minutes, 2e-3, say, "audio decoder")
 
 
-def polish_video(vae: AutoencoderKLLTX2Video, seed: int, minutes: float, say: Progress, clips: int = 1200) -> None:
+def polish_video(vae: Any, seed: int, minutes: float, say: Progress, clips: int = 1200) -> None:
     """Tune the video decoder: absolute (crisp edges) plus squared pixel error, five times heavier where the picture
     differs from the empty room."""
     half = [*make_clips(clips // 2, seed, CLEAN), *make_clips(clips // 2, seed + 1, IMPERFECT)]

@@ -18,11 +18,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
-from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -79,7 +78,7 @@ class Denoiser(nn.Module):
     `forward` is the call that sampling makes too: one sigma in [0, 1] per clip and modality in, velocities out.
     """
 
-    def __init__(self, connectors: LTX2TextConnectors, transformer: LTX2VideoTransformer3DModel) -> None:
+    def __init__(self, connectors: Any, transformer: Any) -> None:
         super().__init__()
         self.connectors = connectors
         self.transformer = transformer
@@ -87,11 +86,10 @@ class Denoiser(nn.Module):
     def forward(
         self, video: Tensor, audio: Tensor, video_sigma: Tensor, audio_sigma: Tensor, embeds: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Velocities `noise - clean` for noisy video [B, 28, 40] and audio [B, 52, 16].
+        """Velocities `noise - clean` for noisy `video` [B, 28, 40] and `audio` [B, 52, 16].
 
-        Args:
-            video_sigma, audio_sigma: noise levels [B].
-            embeds, mask: text features [B, 16, 192] and mask [B, 16].
+        `video_sigma` and `audio_sigma` are noise levels [B]; `embeds` [B, 16, 192] and `mask` [B, 16] the frozen text
+        features.
         """
         text, audio_text, text_mask = self.connectors(embeds, mask, padding_side="left")
         frames, height, width = LATENT_GRID
@@ -125,7 +123,7 @@ class Denoiser(nn.Module):
 
 
 @torch.no_grad()
-def encode_clips(pipeline: LTX2Pipeline, count: int, seed: int, imperfections: Imperfections) -> Corpus:
+def encode_clips(pipeline: Any, count: int, seed: int, imperfections: Imperfections) -> Corpus:
     """Make and encode `count` clips that go through all captions in turn."""
     videos: list[Tensor] = []
     audios: list[Tensor] = []
@@ -142,7 +140,7 @@ def encode_clips(pipeline: LTX2Pipeline, count: int, seed: int, imperfections: I
     return Corpus(torch.cat(videos), torch.cat(audios), torch.arange(count) % len(ALL_PROMPTS))
 
 
-def encode_captions(pipeline: LTX2Pipeline) -> Texts:
+def encode_captions(pipeline: Any) -> Texts:
     """Text features of every caption, the empty prompt last."""
     return Texts(*encode_text(pipeline, [*(prompt.prompt_av for prompt in ALL_PROMPTS), ""]))
 
@@ -314,12 +312,12 @@ def restore(denoiser: Denoiser, checkpoint: Path, which: str = "average") -> Non
     denoiser.load_state_dict(load_file(checkpoint / f"{which}.safetensors"))
 
 
-def clean_corpus(pipeline: LTX2Pipeline, recipe: Recipe) -> tuple[Corpus, Corpus]:
+def clean_corpus(pipeline: Any, recipe: Recipe) -> tuple[Corpus, Corpus]:
     """The corpus of stage one and a small one of other clips for the coupling probe."""
     corpus = encode_clips(pipeline, recipe.clean_clips, recipe.seed + 1, CLEAN)
     return corpus, encode_clips(pipeline, 256, recipe.seed + 2, CLEAN)
 
 
-def imperfect_corpus(pipeline: LTX2Pipeline, recipe: Recipe) -> Corpus:
+def imperfect_corpus(pipeline: Any, recipe: Recipe) -> Corpus:
     """The corpus of stage two."""
     return encode_clips(pipeline, recipe.imperfect_clips, recipe.seed + 3, recipe.imperfections)

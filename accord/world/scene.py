@@ -131,7 +131,7 @@ class Imperfections:
     offset: float = 0.0
     offset_range_s: tuple[float, float] = (0.12, 0.35)
     hiss: float = 0.0
-    hiss_range: tuple[float, float] = (0.01, 0.05)
+    hiss_range: tuple[float, float] = (0.015, 0.06)
     flicker: float = 0.0
     flicker_range: tuple[float, float] = (0.04, 0.12)
     wrong_colour: float = 0.0
@@ -139,7 +139,7 @@ class Imperfections:
 
 
 CLEAN = Imperfections()
-IMPERFECT = Imperfections(offset=0.40, hiss=0.45, flicker=0.40, wrong_colour=0.20, wrong_sound=0.20)
+IMPERFECT = Imperfections(offset=0.40, hiss=0.60, flicker=0.45, wrong_colour=0.25, wrong_sound=0.25)
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def render_audio(onsets: Float, sound: str) -> Float:
     tone = struck_sound(sound)
     track = np.zeros(AUDIO_SAMPLES, dtype=np.float32)
     for onset in onsets:
-        start = int(round(float(onset) * SAMPLE_RATE))
+        start = round(float(onset) * SAMPLE_RATE)
         skip = max(0, -start)
         stop = min(AUDIO_SAMPLES, start + len(tone))
         if stop > max(start, 0):

@@ -46,6 +46,15 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{ include "accord.name" . }}
 {{- end -}}
 
+{{/* KubeRay names the head's service; without a cluster each runner's pod is one. */}}
+{{- define "accord.rayAddress" -}}
+{{- if .Values.ray.enabled -}}
+{{ include "accord.rayCluster" . }}-head-svc:6379
+{{- else -}}
+127.0.0.1:6379
+{{- end -}}
+{{- end -}}
+
 {{- define "accord.runsClaim" -}}
 {{ .Values.runs.existingClaim | default (printf "%s-runs" (include "accord.name" .)) }}
 {{- end -}}

@@ -33,6 +33,8 @@ from reward_servers.signals import Float, mono, resampled
 BUILT_IN = {"builtin:tiny-clap": Path(__file__).parents[1] / "checkpoints" / "tiny-clap"}
 _REQUIRED = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 _TEXTS_KEPT = 4096
+_DERIVED = {"text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids"}
+"""Buffers that transformers recomputes; some checkpoints do not hold them."""
 
 
 class ClapRewardModel(RewardModel):
@@ -55,9 +57,7 @@ class ClapRewardModel(RewardModel):
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
-            self._model = ClapModel.from_pretrained(
-                directory, local_files_only=True, use_safetensors=True, dtype=torch.float32
-            ).eval()
+            self._model = load_model(directory)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"{spec.path} is not a CLAP checkpoint that transformers can load: {error}") from error
         self._length = int(self._extractor.nb_max_samples)
@@ -110,3 +110,15 @@ def checkpoint_directory(path: str) -> Path:
     if missing:
         raise ModelError(f"CLAP checkpoint {path!r} lacks {', '.join(missing)}; save it with safe_serialization")
     return directory
+
+
+def load_model(directory: Path) -> Any:
+    """Load the weights. Raises ValueError when some are absent or of another shape: they would stay random."""
+    loaded: Any = ClapModel.from_pretrained(
+        directory, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+    )
+    model, report = loaded
+    wanting = sorted(set(report["missing_keys"]) - _DERIVED) + sorted(str(key) for key in report["mismatched_keys"])
+    if wanting:
+        raise ValueError(f"{len(wanting)} weights are missing or of another shape, such as {wanting[0]}")
+    return model.eval()

@@ -154,7 +154,7 @@ class _Idempotent:
     expires: float
 
 
-@dataclass(slots=True)
+@dataclass
 class InMemoryJobStore:
     """JobStore in this process's memory, for tests and for understanding the real one."""
 

@@ -25,28 +25,30 @@ from accord.config.settings import Settings
 from accord.errors import AccordError, ServiceError, StoreUnavailable, Unreachable
 from services.jobs.redis_store import URL_FILE, RedisJobStore
 from services.runner import guard, processes
+from services.runner.ray_holder import MARK as RAY_MARK
 
 log = logging.getLogger("accord.embedded")
 
 RAY_FILE = "ray.json"
 _SOCKET_PATH_LIMIT = 100
 """Unix socket paths end at 107 bytes."""
-_RAY_MARK = "ACCORD_RAY_DIR"
 
 
 class _Watched:
     """A server process that is restarted when it dies. Spawned by its watching thread, which outlives it."""
 
     name = "server"
+    first_tries = 1
+    """How often the first start is tried; Ray gives a busy machine only 30 s."""
 
     def __init__(self) -> None:
         self._stopping = threading.Event()
         self._started = threading.Event()
-        self._failure = ""
+        self._failure, self._gave_up = "", False
         self._thread = threading.Thread(target=self._watch, name=f"accord-{self.name}", daemon=True)
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, deadline_s: float = 60.0, abort: threading.Event | None = None) -> bool:
+    def start(self, deadline_s: float = 180.0, abort: threading.Event | None = None) -> bool:
         """Start and wait until it answers; False when `abort` was set before. Raises ServiceError."""
         self._thread.start()
         deadline = time.monotonic() + deadline_s
@@ -54,7 +56,7 @@ class _Watched:
             if abort is not None and abort.is_set():
                 self.stop()
                 return False
-            if self._failure or time.monotonic() > deadline:
+            if self._gave_up or time.monotonic() > deadline:
                 reason = self._failure or f"no answer within {deadline_s:.0f} s"
                 self.stop()
                 raise ServiceError(f"the embedded {self.name} did not start: {reason}")
@@ -75,8 +77,9 @@ class _Watched:
         self.stop()
 
     def _watch(self) -> None:
-        pause = 0.05
+        pause, tries = 0.05, 0
         while not self._stopping.is_set():
+            tries += 1
             began = time.monotonic()
             try:
                 self._process = self._spawn()
@@ -88,7 +91,8 @@ class _Watched:
                 self._failure = str(error)
             finally:
                 self._end(self._process)
-            if not self._started.is_set():
+            if not self._started.is_set() and tries == self.first_tries:
+                self._gave_up = True
                 return
             if not self._stopping.is_set():
                 log.warning("the embedded %s ended; starting it again", self.name)
@@ -185,6 +189,7 @@ class EmbeddedRay(_Watched):
     """
 
     name = "Ray"
+    first_tries = 3
 
     def __init__(self, data_dir: Path, *, cpus: int | None = None, object_store_mb: int = 512) -> None:
         super().__init__()
@@ -207,8 +212,9 @@ class EmbeddedRay(_Watched):
         environment = {
             **os.environ,
             **_connection_environment(self._token),
-            _RAY_MARK: str(self._folder),
+            RAY_MARK: str(self._folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 s is little for a small machine that starts everything
             "RAY_enable_worker_prestart": "0",
             "RAY_prestart_worker_first_driver": "0",
             "AUTOSCALER_METRIC_PORT": "0",
@@ -241,7 +247,7 @@ class EmbeddedRay(_Watched):
     def _end(self, process: subprocess.Popen[bytes] | None) -> None:
         self._file.unlink(missing_ok=True)
         if process is not None and self._folder is not None:
-            processes.end(processes.marked(_RAY_MARK, str(self._folder)), 2.0)
+            processes.end(processes.marked(RAY_MARK, str(self._folder)), 2.0)
             processes.stop(process, 1.0)
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -252,7 +258,7 @@ class EmbeddedRay(_Watched):
         """A service that was killed hard may have left a Ray behind."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             folder = str(json.loads(self._file.read_text(encoding="utf-8"))["temp_dir"])
-            processes.end(processes.marked(_RAY_MARK, folder), 1.0)
+            processes.end(processes.marked(RAY_MARK, folder), 1.0)
             if Path(folder).name.startswith("accord-ray-"):
                 shutil.rmtree(folder, ignore_errors=True)
         self._file.unlink(missing_ok=True)

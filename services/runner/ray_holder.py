@@ -7,6 +7,7 @@ It ends on SIGTERM, and when a part of Ray dies. Started by embedded.py as
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -16,6 +17,11 @@ from types import FrameType
 from typing import Any
 
 import psutil
+
+from services.runner import processes
+
+MARK = "ACCORD_RAY_DIR"
+"""Environment variable that every process of an embedded Ray carries: its folder."""
 
 
 def main(folder: Path, cpus: int, object_store_mb: int) -> int:
@@ -47,7 +53,9 @@ def main(folder: Path, cpus: int, object_store_mb: int) -> int:
 
 
 if __name__ == "__main__":
-    status = main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
-    # Whoever started this ends Ray's processes by their mark; an orderly ray.shutdown() takes seconds and adds nothing.
-    sys.stdout.flush()
+    ray_folder = Path(sys.argv[1])
+    status = main(ray_folder, int(sys.argv[2]), int(sys.argv[3]))
+    # An orderly ray.shutdown() takes seconds and adds nothing: everything of this Ray goes.
+    processes.end(processes.marked(MARK, str(ray_folder)), 2.0)
+    shutil.rmtree(ray_folder, ignore_errors=True)
     os._exit(status)

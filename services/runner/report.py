@@ -189,10 +189,11 @@ def _tiles(summary: Summary, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """The figures at the top: (value, what it is)."""
     trained = [row for row in rows if row.kind == "reward" and row.trained]
     better = sum(row.verdict == "better" for row in trained)
+    compared = any(row.delta is not None for row in trained)
     return [
-        (f"{better} / {len(trained)}", "rewards better"),
+        (f"{better} / {len(trained)}" if compared else "–", "rewards better"),
         (f"{summary.steps} / {summary.steps_wanted}", "optimizer steps"),
-        (number(float(summary.samples_generated), 0), "clips sampled"),
+        (f"{summary.samples_generated:,}".replace(",", "\u202f"), "clips sampled"),
         (duration(summary.wall_seconds), "wall time"),
         ("off" if summary.guidance == 1 else f"{summary.guidance:g}", "guidance"),
         (str(summary.seed), "seed"),
@@ -342,7 +343,7 @@ def _training_figures(steps: Sequence[StepCompleted]) -> list[Figure]:
         ),
         ("Gradient norm", {"learn": "grad_norm"}, "before clipping"),
         (
-            "Spread of advantages",
+            "Advantage spread",
             {"video": "advantage/video/std", "audio": "advantage/audio/std"},
             "at 0 nothing is learned",
         ),

@@ -211,10 +211,11 @@ def _phase_seconds(
     steps: list[StepCompleted], evaluations: list[Evaluation], extra: Mapping[str, float]
 ) -> dict[str, float]:
     seconds = dict.fromkeys(PHASES, 0.0)
-    parts = [extra, *(step.phase_seconds for step in steps), *({"evaluate": one.seconds} for one in evaluations)]
-    for part in parts:
-        for phase, value in part.items():
-            seconds[phase] = seconds.get(phase, 0.0) + value
+    spent: list[tuple[str, float]] = [*extra.items(), *(("evaluate", one.seconds) for one in evaluations)]
+    for step in steps:
+        spent.extend(step.phase_seconds.items())
+    for phase, value in spent:
+        seconds[phase] = seconds.get(phase, 0.0) + value
     return {phase: round(value, 3) for phase, value in seconds.items()}
 
 

@@ -145,10 +145,12 @@ def test_nothing_is_rendered_that_is_disabled(render):
     assert not [name for kind, name in _kinds(without) if name.endswith("-dashboard")]
 
 
-def test_without_a_cluster_no_process_is_told_of_one(render):
+def test_without_a_cluster_the_runners_pod_is_one(render):
     runner = _one(render({"ray": {"enabled": False}}), "Deployment", "-runner")["spec"]["template"]["spec"]
-    assert "initContainers" not in runner
-    assert not any(entry["name"].startswith("RAY_") for entry in runner["containers"][0]["env"])
+    arguments = runner["initContainers"][0]["args"]
+    assert {"--head", "--node-ip-address=127.0.0.1", "--port=6379"} <= set(arguments)
+    environment = {entry["name"]: entry.get("value") for entry in runner["containers"][0]["env"]}
+    assert environment["RAY_ADDRESS"] == "127.0.0.1:6379"
 
 
 def test_runner_and_ray_agree_on_address_and_token(render):
@@ -168,7 +170,7 @@ def test_runner_and_ray_agree_on_address_and_token(render):
     # A driver finds its Ray node among the processes it sees, and talks to it through files both mount.
     assert runner["shareProcessNamespace"] is True
     shared = {mount["mountPath"] for mount in node["volumeMounts"]}
-    assert shared == {"/tmp", "/dev/shm"}
+    assert {"/tmp", "/dev/shm"} <= shared
     assert shared <= {mount["mountPath"] for mount in runner["containers"][0]["volumeMounts"]}
 
 

@@ -8,6 +8,7 @@ DIRECTORY/<name>.json. A leg that names the folder of an earlier one resumes fro
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,12 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import accord
 from accord.config.job import JobSpec
 from accord.requests import derive_seed, sampling_version, step_requests
 from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup
 
-TINY = Path(accord.__file__).parent / "world" / "pretrained" / "tiny-ltx2"
 PROMPTS = [Prompt(f"p{i}", f"a red ball with sound {i}", "a red ball", f"sound {i}") for i in range(6)]
 
 
@@ -36,7 +35,7 @@ class ReplaySource:
         self.published.append(int(state.version))
 
     def take(self, step: int):
-        assert sampling_version(step, self.job.cluster.policy_lag) in self.published
+        assert not self.published or sampling_version(step, self.job.cluster.policy_lag) in self.published
         return [self._group(request) for request in step_requests(self.job, PROMPTS, step)]
 
     def evaluate(self, requests, rewards):
@@ -49,6 +48,9 @@ class ReplaySource:
 
     def fetch(self, handle):
         return handle
+
+    def phase_seconds(self, step):
+        return {"rollout": 0.0, "reward": 0.0}
 
     def _group(self, request) -> ScoredGroup:
         generators = [np.random.default_rng(seed) for seed in request.seeds]
@@ -80,7 +82,7 @@ def job_of(leg: dict) -> JobSpec:
             {
                 "seed": 7,
                 "steps": leg.get("steps", 3),
-                "backbone": {"name": "ltx2", "path": str(TINY), "lora": {"rank": 4, "alpha": 8.0}},
+                "backbone": {"name": "ltx2", "path": leg["model"], "lora": {"rank": 4, "alpha": 8.0}},
                 "sampling": {"num_steps": 4},
                 "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 3},
                 "rewards": [{"name": "sync"}, {"name": "text_video"}, {"name": "audio_aesthetics"}],
@@ -142,10 +144,8 @@ def run_leg(leg: dict, directory: Path) -> dict:
 
         run.save = save_then_die
     result = None
-    try:
+    with contextlib.suppress(Stopped):
         result = train(run)
-    except Stopped:
-        pass
     states = {role: engine.adapter_state(role) for role in ("policy", "old")}
     digest = hashlib.sha256()
     for name in sorted(states["policy"]):

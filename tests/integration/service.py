@@ -103,7 +103,6 @@ def running_service(root: Path, **settings: str) -> Iterator[Service]:
         "ACCORD_DATA_DIR": str(root / "data"),
         "ACCORD_RUNS_DIR": str(root / "runs"),
         "ACCORD_PORT": str(port),
-        "ACCORD_LEASE_S": "6",
         "ACCORD_GRACE_S": "10",
         **settings,
     }

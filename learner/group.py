@@ -1,0 +1,220 @@
+"""The learner's processes: a Ray Train worker group in which every rank runs the page.
+
+consumes: a job, an empty or half-finished run folder, a source of groups; waits for: placement, groups, its peers;
+produces: the run folder and a TrainResult; unblocked by: the attempt's deadline, the group's restart after a death.
+
+A rank that dies takes the group with it; Ray Train starts the group again and the page goes on from the latest
+checkpoint. An error of ours would only happen again, so it is written down, the restarted group returns at once, and
+`run` raises it: a deterministic failure costs one restart, not three.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from accord import errors
+from accord.config.job import JobSpec
+from accord.config.prompts import load_prompts
+from accord.errors import AccordError, DeadlineExceeded, SpecError
+from accord.events import EventSink, ProcessLost
+from accord.types import GroupSource, Prompt
+from learner.outcome import TrainResult
+
+MAX_RESTARTS = 3
+START_TIMEOUT_S = 300
+"""Placement and start of all ranks."""
+COLLECTIVE_TIMEOUT_S = 7200
+"""Longest wait for a peer: rank 0 evaluates while the others wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What every rank needs; it travels to them pickled."""
+
+    job: JobSpec
+    run_dir: Path
+    held_out: Sequence[Prompt]
+    make_source: Callable[[], GroupSource]
+    make_events: Callable[[], EventSink]
+    guard: Callable[[], None]
+    epoch: int
+
+    @property
+    def failure(self) -> Path:
+        """Where a rank leaves the error that ended the attempt."""
+        return self.run_dir / "learner" / f"attempt-{self.epoch}.failure.json"
+
+    @property
+    def loss(self) -> Path:
+        """Where the controller notes that ranks were lost; the restarted group reports it."""
+        return self.run_dir / "learner" / f"attempt-{self.epoch}.loss.json"
+
+
+def run(
+    job: JobSpec,
+    run_dir: Path,
+    *,
+    make_source: Callable[[], GroupSource],
+    make_events: Callable[[], EventSink],
+    guard: Callable[[], None] = lambda: None,
+    epoch: int = 0,
+    deadline_s: float | None = None,
+) -> TrainResult:
+    """Train the job to its end in a connected Ray cluster. The callables pickle and are called inside the ranks.
+
+    Raises the error of the page; DeadlineExceeded after `deadline_s` (default: the job's max_runtime_s); AccordError
+    when the ranks died more often than MAX_RESTARTS or could not be placed. The caller ends what still runs by
+    disconnecting from Ray.
+    """
+    deadline_s = job.max_runtime_s if deadline_s is None else deadline_s
+    held_out = load_prompts(job.prompts.held_out)
+    attempt = Attempt(job, Path(run_dir), held_out, make_source, make_events, guard, epoch)
+    attempt.failure.parent.mkdir(parents=True, exist_ok=True)
+    for note in (attempt.failure, attempt.loss):
+        note.unlink(missing_ok=True)
+    outcome = _fit_within(attempt, deadline_s)
+    _raise_failure(attempt)
+    if isinstance(outcome, Exception):
+        raise AccordError(f"the learner ranks failed more than {MAX_RESTARTS} times: {outcome}") from outcome
+    return TrainResult(**outcome)
+
+
+def _fit_within(attempt: Attempt, deadline_s: float) -> Any:
+    """Ray Train's `fit` waits without end, so it gets a thread and we keep the clock."""
+    box: list[Any] = []
+    thread = threading.Thread(target=lambda: box.append(_fit(attempt)), daemon=True, name="learner-group")
+    thread.start()
+    thread.join(max(deadline_s, 0.0))
+    if not box:
+        raise DeadlineExceeded(
+            f"training was not done after {deadline_s:.0f} s; raise max_runtime_s, or train fewer steps"
+            if thread.is_alive()
+            else "the learner group ended without a result"
+        )
+    return box[0]
+
+
+def _fit(attempt: Attempt) -> Any:
+    """Start the group and wait for it. Returns rank 0's result, or the exception that Ray Train ended with."""
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths of the job mean what they mean here
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    from ray.train.torch import TorchConfig
+    from ray.train.v2.api.callback import UserCallback
+    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+    class NoteLoss(UserCallback):
+        """Runs in the controller."""
+
+        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+            del run_context
+            what = "; ".join(
+                f"rank {rank}: {type(error).__name__}" for rank, error in sorted(worker_exceptions.items())
+            )
+            attempt.loss.write_text(json.dumps({"at": time.time(), "what": what}), encoding="utf-8")
+
+    cluster = attempt.job.cluster
+    gpus = cluster.learner_gpus
+    resources = {"CPU": cluster.learner_cpus} | ({"GPU": gpus} if gpus else {})
+    page: Any = partial(rank_main, attempt)
+    trainer = TorchTrainer(
+        page,
+        torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.learner_ranks, use_gpu=gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=f"attempt-{attempt.epoch}",
+            storage_path=str(attempt.run_dir / "learner"),
+            failure_config=FailureConfig(max_failures=MAX_RESTARTS, controller_failure_limit=MAX_RESTARTS),
+            callbacks=[NoteLoss()],
+        ),
+    )
+    try:
+        result: Any = trainer.fit()
+        return result.return_value
+    except Exception as error:  # whatever Ray raises is the outcome; `run` turns it into ours
+        return error
+
+
+def rank_main(attempt: Attempt) -> dict[str, Any] | None:
+    """One rank's process, from its first line to its result."""
+    if attempt.failure.exists():
+        return None  # the group was restarted after an error that would come again
+    try:
+        return _train(attempt)
+    except AccordError as error:
+        _note_failure(attempt, error)
+        raise
+
+
+def _train(attempt: Attempt) -> dict[str, Any]:
+    import ray.train.torch
+    import torch
+
+    from accord.plugins import load_impl
+    from learner.engine import make_engine
+    from learner.rank import Rank
+    from learner.ranks import Ranks
+    from learner.run import Run
+    from learner.train import train
+
+    job = attempt.job
+    torch.set_num_threads(job.cluster.torch_threads)
+    device = str(ray.train.torch.get_device())
+    ranks = Ranks(device)
+    backbone = load_impl(job.backbone).load(job.backbone, job.sampling, device=device, decoders=False, seed=job.seed)
+    engine = make_engine(job, backbone.velocity_model)
+    rank = Rank(job, backbone, engine, load_impl(job.algorithm)(job.algorithm), ranks, device)
+    events = attempt.make_events() if ranks.first else None
+    if events is not None:
+        _report_loss(attempt, events)
+    run = Run(
+        job, attempt.run_dir, source=attempt.make_source(), events=events, rank=rank, held_out=attempt.held_out,
+        guard=attempt.guard, epoch=attempt.epoch,
+    )  # fmt: skip
+    return asdict(train(run))
+
+
+def _report_loss(attempt: Attempt, events: EventSink) -> None:
+    """Tell what happened to the group's former life."""
+    if attempt.loss.exists():
+        note = json.loads(attempt.loss.read_text(encoding="utf-8"))
+        attempt.loss.unlink()
+        events.emit(
+            ProcessLost(
+                process="learner rank",
+                outcome=f"{note['what']}; all ranks restarted from the latest checkpoint",
+                recovery_seconds=round(time.time() - note["at"], 3),
+            )
+        )
+
+
+def _note_failure(attempt: Attempt, error: AccordError) -> None:
+    """The first rank to fail has the word; what its peers then meet are consequences."""
+    note = {"error": type(error).__name__, "args": list(error.args)}
+    try:
+        with attempt.failure.open("x", encoding="utf-8") as file:
+            json.dump(note, file, default=str)
+    except FileExistsError:
+        return
+
+
+def _raise_failure(attempt: Attempt) -> None:
+    """Raise the error that a rank noted, as itself."""
+    if not attempt.failure.exists():
+        return
+    note = json.loads(attempt.failure.read_text(encoding="utf-8"))
+    kind = getattr(errors, note["error"], AccordError)
+    if issubclass(kind, SpecError):
+        raise kind([(str(pointer), str(message)) for pointer, message in note["args"][0]])
+    raise kind(*note["args"])

@@ -1,0 +1,291 @@
+"""The commands of `accord`. Importing them is light: Ray and torch load only in the commands that need them.
+
+Exit statuses: 0 done, 1 the job failed, 2 wrong usage or input, 3 nothing answers.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from accord import logs
+from accord.config.settings import Settings
+from accord.errors import (
+    AccordError,
+    DeadlineExceeded,
+    ServiceError,
+    SpecError,
+    StoreUnavailable,
+    Unreachable,
+    UserError,
+)
+from services.runner.client import ApiClient, base_url
+from services.runner.job_file import read_job, shown
+from services.runner.watch import JobPicture
+from services.runner.watch import watch as show
+
+FAILED, USAGE, UNREACHABLE = 1, 2, 3
+
+app = typer.Typer(
+    name="accord", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+    help="RL post-training for joint audio-video diffusion models.\n\n"
+    "On one machine: `accord up` in one terminal; in another `accord submit examples/tiny_omninft.toml` and "
+    "`accord watch JOB`. `accord demo` does all of it and stops again.",
+    epilog="Exit status: 0 done, 1 the job failed, 2 wrong input, 3 nothing answers. Settings: environment variables "
+    "`ACCORD_*`, `REDIS_URL`, `RAY_ADDRESS`.",
+)  # fmt: skip
+rewards_app = typer.Typer(no_args_is_help=True, help="Reward servers: see them, scale one.")
+app.add_typer(rewards_app, name="rewards")
+
+out, err = Console(), Console(stderr=True)
+
+Port = Annotated[int | None, typer.Option(help="Port of the API (also ACCORD_PORT).", min=1, max=65535)]
+JobId = Annotated[str, typer.Argument(help="Job id, as `accord submit` printed it.", show_default=False)]
+JobFile = Annotated[Path, typer.Argument(help="A job file (TOML).", show_default=False)]
+Overrides = Annotated[
+    list[str], typer.Option("--set", help="Change a field: `--set steps=5`, `--set rewards.0.weight=2`. Repeatable.")
+]
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what goes wrong on purpose into one line and an exit status."""
+    try:
+        yield
+    except SpecError as error:
+        for pointer, message in error.problems:
+            err.print(f"[red]error:[/red] {escape(pointer or '/')}: {escape(message)}", highlight=False, soft_wrap=True)
+        raise typer.Exit(USAGE) from error
+    except (Unreachable, StoreUnavailable, DeadlineExceeded) as error:
+        _complain(error)
+        raise typer.Exit(UNREACHABLE) from error
+    except (UserError, ServiceError) as error:
+        _complain(error)
+        raise typer.Exit(USAGE) from error
+    except AccordError as error:
+        _complain(error)
+        raise typer.Exit(FAILED) from error
+
+
+def _complain(error: Exception) -> None:
+    err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+
+
+def _settings(**changes: Any) -> Settings:
+    """Settings from the environment. Raises ServiceError naming the variable that is wrong."""
+    try:
+        return Settings(**{name: value for name, value in changes.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+        raise ServiceError(f"a setting in the environment is wrong: {problems}") from error
+
+
+def _client() -> ApiClient:
+    settings = _settings()
+    return ApiClient.of(settings, base_url(settings))
+
+
+def _say(text: str) -> None:
+    out.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def up(port: Port = None) -> None:
+    """Start everything on this machine and keep it up: job store, Ray, API, supervisor.
+
+    `REDIS_URL` and `RAY_ADDRESS` point at real ones; what is not set is started here and goes down with this command.
+    Ctrl-C stops cleanly: a running job is requeued and goes on from its last checkpoint at the next start.
+    """
+    from services.runner.service import Service
+    from services.runner.signals import Signals
+
+    with _told():
+        signals = Signals()
+        signals.install()
+        logs.configure("WARNING", role="service")
+        Service(_settings(port=port), signals, _say).run()
+
+
+@app.command()
+def api(port: Port = None) -> None:
+    """Run the API alone against a shared job store (`REDIS_URL`), as in a cluster."""
+    from services.runner.service import run_api
+    from services.runner.signals import Signals
+
+    with _told():
+        signals = Signals()
+        signals.install()
+        logs.configure(role="api")
+        run_api(_settings(port=port), signals, _say)
+
+
+@app.command()
+def runner() -> None:
+    """Run a supervisor alone against a shared job store (`REDIS_URL`) and Ray (`RAY_ADDRESS`), as in a cluster."""
+    from services.runner.service import run_runner
+    from services.runner.signals import Signals
+
+    with _told():
+        signals = Signals()
+        signals.install()
+        logs.configure(role="runner")
+        run_runner(_settings(), signals, _say)
+
+
+@app.command()
+def submit(
+    job_file: JobFile,
+    set_: Overrides = [],  # noqa: B006
+    idempotency_key: Annotated[str, typer.Option(help="Sending the same key again makes no second job.")] = "",
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job after submitting it.")] = False,
+) -> None:
+    """Send a job to the service.
+
+    Paths in the file are relative to the file. Example:
+    `accord submit examples/tiny_omninft.toml --set steps=5 --set seed=1`
+    """
+    with _told():
+        client = _client()
+        job = client.submit(read_job(job_file, set_), idempotency_key)
+        _say(job["id"])
+        if out.is_terminal:
+            _say(f"Follow it: accord watch {job['id']}\nPage:      {client.url}{job['links']['page']}")
+        if watch:
+            _watch(client, job["id"])
+
+
+@app.command()
+def watch(job: JobId) -> None:
+    """Follow a job live: a bar per stage, reward curves. Ctrl-C detaches, the job goes on."""
+    with _told():
+        _watch(_client(), job)
+
+
+def _watch(client: ApiClient, job_id: str) -> None:
+    found = client.job(job_id)
+    picture = JobPicture(job_id, found["steps"], found["name"], began=found["created_at"])
+    try:
+        show(client.follow(job_id), picture, out, lambda: False)
+    except KeyboardInterrupt:
+        _say(f"Detached; the job goes on. Cancel it: accord cancel {job_id}")
+        return
+    found = client.job(job_id)
+    if found["state"] != "succeeded":
+        err.print(f"{job_id} {found['state']}: {found['message'] or found['reason']}", markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED)
+
+
+@app.command()
+def jobs(limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20) -> None:
+    """List jobs, newest first."""
+    with _told():
+        table = Table(box=None, header_style="dim")
+        for column in ("job", "name", "state", "step", "attempt", "accepted"):
+            table.add_column(column, no_wrap=column == "job")
+        for job in _client().jobs(limit):
+            state = job["state"] + (f" ({job['reason']})" if job["reason"] else "")
+            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
+            table.add_row(
+                job["id"], escape(job["name"]), state, f"{job['step']}/{job['steps']}", str(job["attempt"]), at
+            )  # fmt: skip
+        out.print(table)
+
+
+@app.command()
+def cancel(job: JobId) -> None:
+    """Ask a job to stop. It keeps its last checkpoint."""
+    with _told():
+        _say(f"{job} is {_client().cancel(job)['state']}")
+
+
+@app.command()
+def validate(job_file: JobFile, set_: Overrides = []) -> None:  # noqa: B006
+    """Check a job file and the files it names, and print the job with every default filled in."""
+    from accord.config.job import JobSpec
+    from accord.config.preflight import preflight
+
+    with _told():
+        spec = JobSpec.parse(shown(read_job(job_file, set_)))
+        preflight(spec)
+        print(shown(spec.model_dump(mode="json")))
+
+
+@app.command()
+def demo(
+    job_file: Annotated[Path, typer.Argument(help="The job to run.")] = Path("examples/tiny_omninft.toml"),
+    set_: Overrides = [],  # noqa: B006
+) -> None:
+    """Start the service, run one whole job, show every reward before and after, stop everything."""
+    from services.runner.demo import demo as run_demo
+    from services.runner.signals import Signals
+
+    signals = Signals()
+    signals.install()
+    with _told():
+        status = run_demo(job_file, set_, _settings(), out, signals.stop)
+    raise typer.Exit(status)
+
+
+@app.command("pretrain-tiny")
+def pretrain_tiny(target: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)]) -> None:
+    """Build the tiny LTX-2 pipeline that ships with Accord, from nothing (about an hour of CPU)."""
+    from accord.world.build import pretrain_tiny as build
+
+    with _told():
+        build(target)
+
+
+@rewards_app.command("list")
+def rewards_list() -> None:
+    """Show every reward server: state, replicas, load."""
+    with _told():
+        rewards = _rewards()
+        table = Table(box=None, header_style="dim")
+        for column in ("reward", "status", "replicas", "scoring", "waiting", "note"):
+            table.add_column(column)
+        for row in rewards.status():
+            replicas = f"{row.replicas_ready}/{row.replicas_target}"
+            table.add_row(row.name, row.status, replicas, str(row.ongoing), str(row.queued), escape(row.message[:100]))
+        out.print(table)
+        if not table.rows:
+            _say("No reward server runs; the first job starts those it needs.")
+
+
+@rewards_app.command("scale")
+def rewards_scale(
+    name: Annotated[str, typer.Argument(help="Reward, as in `accord rewards list`.", show_default=False)],
+    replicas: Annotated[int, typer.Option(min=1, max=1000, help="How many replicas it gets.", show_default=False)],
+) -> None:
+    """Give one reward more or fewer replicas; the others, and scoring under way, go on. Works while a job runs.
+
+    Example: `accord rewards scale sync --replicas 2`
+    """
+    with _told():
+        _rewards().scale(name, replicas)
+        _say(f"{name} has {replicas} replica{'s' if replicas > 1 else ''}.")
+
+
+def _rewards() -> Any:
+    """The module that manages reward servers, connected to Ray. Raises Unreachable."""
+    from services.runner.embedded import ray_address
+
+    address = ray_address(_settings())
+    import ray
+
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise Unreachable(f"Ray at {address} does not answer: {error}") from error
+    from reward_servers import app as rewards
+
+    return rewards

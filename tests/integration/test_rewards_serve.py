@@ -1,0 +1,192 @@
+"""Reward servers on a real Ray Serve: by handle and over HTTP, scaled under traffic, and with a replica killed."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+
+import httpx
+import pytest
+import ray
+from ray.serve.context import _get_global_client
+
+from accord.config.rewards import AudioAestheticsReward, ClapReward, SyncReward
+from accord.errors import RewardError
+from accord.types import Clip, Prompt
+from accord.world.scene import FPS, IMPERFECT, SAMPLE_RATE, make_clips
+from reward_servers import app
+from reward_servers.client import LocalScorer, ServeScorer
+from reward_servers.wire import write_body
+
+SPECS = [SyncReward(num_cpus=0.1), AudioAestheticsReward(num_cpus=0.1), ClapReward(num_cpus=0.1)]
+GROUPS = 3
+
+
+@pytest.fixture(scope="module")
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster(port):
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        names = app.deploy(SPECS, http_port=port)
+        assert names == ["sync", "audio_aesthetics", "clap"]
+        yield
+    finally:
+        app.stop()
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[tuple[Prompt, list[Clip]]]:
+    made = []
+    for index in range(GROUPS):
+        clips = list(make_clips(4, 20 + index, IMPERFECT))
+        asked = clips[0].prompt
+        prompt = Prompt(asked.id, asked.prompt_av, asked.prompt_v, asked.prompt_a)
+        made.append((prompt, [Clip(clip.video, FPS, clip.audio[None], SAMPLE_RATE) for clip in clips]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def expected(groups):
+    """What the models say in this process."""
+
+    async def all_of_them():
+        scorer = LocalScorer(SPECS)
+        return {
+            (spec.name, index): (await scorer.score(spec.name, prompt, clips, len(clips))).values
+            for spec in SPECS
+            for index, (prompt, clips) in enumerate(groups)
+        }
+
+    return asyncio.run(all_of_them())
+
+
+def replicas(name: str) -> dict[str, int]:
+    """Replica ids and process ids of a reward that run now."""
+    client = _get_global_client()
+    deployment = client.get_serve_details()["applications"][name]["deployments"]["RewardServer"]
+    return {entry["replica_id"]: entry["pid"] for entry in deployment["replicas"] if entry["state"] == "RUNNING"}
+
+
+def one(name: str) -> app.RewardStatus:
+    return next(status for status in app.status() if status.name == name)
+
+
+def test_scores_by_handle_have_the_bits_of_this_process(groups, expected):
+    async def ask():
+        scorer = ServeScorer(SPECS)
+        calls = {
+            (spec.name, index): scorer.score(spec.name, prompt, ray.put(clips), len(clips))
+            for spec in SPECS
+            for index, (prompt, clips) in enumerate(groups)
+        }
+        return dict(zip(calls, await asyncio.gather(*calls.values()), strict=True))
+
+    found = asyncio.run(ask())
+    for key, scores in found.items():
+        assert all(scores.valid), (key, scores.reasons)
+        assert scores.values == expected[key], key
+
+
+def test_people_are_served_over_http(port, groups, expected):
+    prompt, clips = groups[0]
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
+        card = http.get("/rewards/sync").json()
+        assert card["name"] == "sync" and card["route"] == "both" and card["range"] == [-0.25, 1.0]
+        answer = http.post("/rewards/sync/score", content=write_body(prompt, clips))
+        assert answer.status_code == 200
+        assert tuple(answer.json()["values"]) == expected["sync", 0]
+        bad = http.post("/rewards/sync/score", content=write_body(prompt, clips)[:-5])
+        assert bad.status_code == 400 and bad.headers["content-type"].startswith("application/problem+json")
+        assert "safetensors" in bad.json()["detail"]
+        assert http.get("/rewards/sync/score").status_code == 405
+        assert http.get("/rewards/sync/else").status_code == 404
+
+
+def test_deploying_again_and_scaling_leave_running_replicas_alone(groups, expected):
+    """Sync goes to two replicas and back under traffic: no score fails, and nobody else is restarted."""
+    before = {spec.name: replicas(spec.name) for spec in SPECS}
+
+    async def traffic(stop: asyncio.Event):
+        scorer, found = ServeScorer(SPECS), []
+        while not stop.is_set():
+            for index, (prompt, clips) in enumerate(groups):
+                found.append((index, await scorer.score("sync", prompt, clips, len(clips))))
+        return found
+
+    async def scale_under_traffic():
+        stop = asyncio.Event()
+        streams = [asyncio.create_task(traffic(stop)) for _ in range(2)]
+        await asyncio.sleep(0.5)
+        try:
+            await asyncio.to_thread(app.deploy, SPECS)
+            await asyncio.to_thread(app.scale, "sync", 2)
+            two = one("sync")
+            seen = replicas("sync")
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(app.scale, "sync", 1)
+            await asyncio.sleep(0.5)
+        finally:
+            stop.set()
+        return two, seen, [score for stream in streams for score in await stream]
+
+    two, seen, found = asyncio.run(scale_under_traffic())
+    assert (two.replicas_ready, two.replicas_target) == (2, 2)
+    assert before["sync"].items() <= seen.items()
+    assert len(found) > 10
+    assert all(scores.values == expected["sync", index] for index, scores in found)
+    assert one("sync").replicas_ready == 1
+    for name in ("audio_aesthetics", "clap"):
+        assert replicas(name) == before[name]
+
+
+def test_a_killed_replica_comes_back_and_the_scores_are_the_same(groups, expected):
+    victim = replicas("audio_aesthetics")
+    others = {name: replicas(name) for name in ("sync", "clap")}
+
+    async def ask():
+        scorer = ServeScorer(SPECS)
+        prompt, clips = groups[0]
+        await scorer.score("audio_aesthetics", prompt, clips, len(clips))
+        calls = [
+            asyncio.create_task(scorer.score("audio_aesthetics", prompt, clips, len(clips)))
+            for prompt, clips in groups
+            for _ in range(3)
+        ]
+        await asyncio.sleep(0)
+        for pid in victim.values():
+            os.kill(pid, signal.SIGKILL)
+        return await asyncio.gather(*calls, scorer.score("audio_aesthetics", prompt, clips, len(clips)))
+
+    found = asyncio.run(ask())
+    wanted = [expected["audio_aesthetics", index] for index in range(GROUPS) for _ in range(3)]
+    assert [scores.values for scores in found] == [*wanted, expected["audio_aesthetics", 0]]
+    deadline = time.monotonic() + 60
+    while not (alive := replicas("audio_aesthetics")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert alive and not set(alive) & set(victim)
+    assert {name: replicas(name) for name in others} == others
+
+
+def test_what_cannot_be_done_says_so(groups):
+    with pytest.raises(RewardError, match="1 or more"):
+        app.scale("sync", 0)
+    with pytest.raises(RewardError, match=r"'beauty'.*clap"):
+        app.scale("beauty", 2)
+
+
+def test_a_server_that_cannot_be_built_fails_fast_and_hurts_nobody(tmp_path):
+    spec = ClapReward(path=str(tmp_path))
+    assert app.app_name(spec) != "clap" and app.app_name(spec).startswith("clap-")
+    with pytest.raises(RewardError, match="lacks"):
+        app.deploy([*SPECS, spec])
+    assert {status.name for status in app.status() if status.status == "RUNNING"} >= {"sync", "clap"}

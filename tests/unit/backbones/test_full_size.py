@@ -1,0 +1,53 @@
+"""The real-size configs on the meta device: names, counts, targets. No weights are made."""
+
+import pytest
+import torch
+from diffusers import LTX2VideoTransformer3DModel
+
+from accord.backbones.adapters import adapter_parameters, add_roles, target_layers
+from accord.backbones.ltx2 import LTX2Velocity
+from accord.backbones.shaping import gradient_surgery
+from accord.config.algorithms import OmniNFTSpec
+from accord.config.backbones import LoRASpec
+
+LTX2 = {"rope_type": "split"}  # everything else of the published config is the class's default
+LTX23 = {
+    **LTX2, "gated_attn": True, "audio_gated_attn": True, "cross_attn_mod": True, "audio_cross_attn_mod": True,
+    "perturbed_attn": True, "use_prompt_embeddings": False,
+}  # fmt: skip
+PUBLISHED = LoRASpec(rank=32, alpha=64.0)
+
+
+def on_meta(config) -> LTX2VideoTransformer3DModel:
+    with torch.device("meta"):
+        return LTX2VideoTransformer3DModel(**config).requires_grad_(False)
+
+
+@pytest.fixture(scope="module", params=[LTX2, LTX23], ids=["ltx2", "ltx2.3"])
+def transformer(request):
+    return on_meta(request.param)
+
+
+def test_size_and_adapter_counts(transformer):
+    parameters = sum(parameter.numel() for parameter in transformer.parameters())
+    assert 18.5e9 < parameters < 21e9
+    targets = target_layers(transformer, PUBLISHED)
+    assert len(targets) == 48 * (6 * 4 + 2 * 2)
+    assert not any("to_gate_logits" in target for target in targets)
+    add_roles(transformer, PUBLISHED, seed=0)
+    policy = adapter_parameters(transformer, "policy")
+    assert sum(parameter.numel() for parameter in policy.values()) == 48 * 6_422_528
+    assert policy.keys() == adapter_parameters(transformer, "old").keys()
+    assert "transformer_blocks.47.audio_to_video_attn.to_out.0.lora_B.weight" in policy
+    assert all(parameter.is_meta for parameter in transformer.parameters())
+
+
+def test_published_surgery_fits_its_depth(transformer):
+    velocity = LTX2Velocity(transformer, (16, 16, 24), 126, 24.0)
+    assert velocity.depth == 48
+    spec = OmniNFTSpec.model_validate({"preset": "published"}).surgery
+    attentions = [block.audio_to_video_attn for block in transformer.transformer_blocks]
+    with gradient_surgery(velocity, spec):
+        hooked = [index for index, attention in enumerate(attentions) if attention._forward_pre_hooks]
+    assert hooked == [*range(11), *range(40, 48)]
+    assert not any(attention._forward_pre_hooks for attention in attentions)

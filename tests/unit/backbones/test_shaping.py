@@ -1,0 +1,278 @@
+"""Gradient surgery by measured gradients on every edge; region weights against a brute-force full softmax."""
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_ltx2 import apply_split_rotary_emb
+from torch import nn
+
+from accord.backbones.adapters import adapter_parameters
+from accord.backbones.shaping import block_factors, capture_region, gradient_surgery, region_weights, scale_gradient
+from accord.config.algorithms import BlockScale, OmniNFTSpec, RegionSpec, SurgerySpec
+from accord.errors import SpecError
+from rollout_workers.sampler import denoise
+
+SCHEDULE = (BlockScale(start=0, stop=1, keep=0.0, unit="block"), BlockScale(start=1, stop=2, keep=0.25, unit="block"))
+OFF = SurgerySpec(enabled=False, schedule=SCHEDULE)
+
+
+def inputs(backbone):
+    generator = torch.Generator().manual_seed(1)
+    latents = {m: torch.randn(2, *s, generator=generator) for m, s in backbone.latent_shapes().items()}
+    return latents, {m: torch.tensor([0.3, 0.9]) for m in latents}, backbone.encode(["a red ball", "a bell"])
+
+
+class Edges:
+    """Records, per block, the gradient that leaves the audio-to-video attention towards the audio stream."""
+
+    def __init__(self, backbone) -> None:
+        self.context, self.kv, self.handles = {}, {}, []
+        for index, block in enumerate(backbone.velocity_model.transformer.transformer_blocks):
+            attention = block.audio_to_video_attn
+            self.handles.append(attention.register_forward_pre_hook(self.watch(index), with_kwargs=True, prepend=True))
+            for name in ("to_k", "to_v"):
+                self.handles.append(
+                    getattr(attention, name).register_forward_hook(self.output(index, name), prepend=True)
+                )
+
+    def watch(self, index):
+        def hook(_module, args, kwargs):
+            tapped = kwargs["encoder_hidden_states"].view_as(kwargs["encoder_hidden_states"])
+            tapped.register_hook(lambda gradient: self.context.__setitem__(index, gradient.clone()))
+            return args, {**kwargs, "encoder_hidden_states": tapped}
+
+        return hook
+
+    def output(self, index, name):
+        def hook(_module, _args, output):
+            tapped = output.view_as(output)
+            tapped.register_hook(lambda gradient: self.kv.__setitem__((index, name), gradient.clone()))
+            return tapped
+
+        return hook
+
+
+def video_loss(backbone, spec, wrap=lambda module: module):
+    """Gradients of the video loss alone, and its value, with surgery as the spec says."""
+    for parameter in backbone.velocity_model.parameters():
+        parameter.grad = None
+    edges = Edges(backbone)
+    with gradient_surgery(wrap(backbone.velocity_model), spec):
+        output = backbone.velocity(*inputs(backbone))
+        output["video"].square().mean().backward()
+    for handle in edges.handles:
+        handle.remove()
+    return edges, output
+
+
+@pytest.fixture
+def tuned(model_dir, load, perturb):
+    backbone = load(model_dir)
+    perturb(backbone.velocity_model, "policy", 3)
+    return backbone
+
+
+def last_edge_only(backbone):
+    """Cut the audio stream between blocks, so that each edge's gradient comes from its own block alone."""
+    for block in backbone.velocity_model.transformer.transformer_blocks:
+        block.register_forward_hook(lambda _module, _args, output: (output[0], output[1].detach()))
+
+
+def test_surgery_scales_each_edge_by_its_factor_and_no_forward_value(tuned):
+    last_edge_only(tuned)
+    off, plain = video_loss(tuned, OFF)
+    on, output = video_loss(tuned, SurgerySpec(schedule=SCHEDULE))
+    assert all(torch.equal(plain[modality], output[modality]) for modality in plain)
+    assert 0 not in on.context  # nothing flows at all
+    torch.testing.assert_close(on.context[1], 0.25 * off.context[1], rtol=1e-6, atol=0)
+    torch.testing.assert_close(on.context[2], off.context[2], rtol=0, atol=0)
+    assert off.context[1].abs().max() > 0
+    for key, gradient in off.kv.items():  # the projections' own weights keep the full gradient
+        torch.testing.assert_close(on.kv[key], gradient, rtol=1e-6, atol=0)
+
+
+def test_surgery_on_keys_and_values_scales_behind_the_projections(tuned):
+    last_edge_only(tuned)
+    off, plain = video_loss(tuned, OFF)
+    on, output = video_loss(tuned, SurgerySpec(schedule=SCHEDULE, tensor="kv"))
+    assert all(torch.equal(plain[modality], output[modality]) for modality in plain)
+    for name in ("to_k", "to_v"):
+        assert (0, name) not in on.kv
+        torch.testing.assert_close(on.kv[1, name], 0.25 * off.kv[1, name], rtol=1e-6, atol=0)
+        torch.testing.assert_close(on.kv[2, name], off.kv[2, name], rtol=0, atol=0)
+
+
+def test_queries_and_the_other_direction_keep_their_gradient(tuned):
+    def gradients(spec):
+        for parameter in tuned.velocity_model.parameters():
+            parameter.grad = None
+        with gradient_surgery(tuned.velocity_model, spec):
+            output = tuned.velocity(*inputs(tuned))
+            output["audio"].square().mean().backward()
+        return {key: p.grad for key, p in adapter_parameters(tuned.velocity_model, "policy").items()}
+
+    off, on = gradients(OFF), gradients(SurgerySpec(schedule=SCHEDULE))
+    touched = [key for key in off if "video_to_audio_attn.to_k" in key and off[key] is not None]
+    assert touched
+    last = [key for key in touched if key.startswith("transformer_blocks.2.")]
+    assert all(torch.equal(off[key], on[key]) for key in last)
+
+
+def test_surgery_finds_its_blocks_inside_any_wrapper(tuned):
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self._fsdp_wrapped_module = module
+
+    last_edge_only(tuned)
+    plain, _ = video_loss(tuned, SurgerySpec(schedule=SCHEDULE))
+    wrapped, _ = video_loss(tuned, SurgerySpec(schedule=SCHEDULE), wrap=lambda module: Wrapper(Wrapper(module)))
+    assert plain.context.keys() == wrapped.context.keys()
+    assert all(torch.equal(plain.context[key], wrapped.context[key]) for key in plain.context)
+
+
+def test_surgery_leaves_nothing_behind(tuned):
+    last_edge_only(tuned)
+    before, _ = video_loss(tuned, OFF)
+    with gradient_surgery(tuned.velocity_model, SurgerySpec(schedule=SCHEDULE)):
+        pass
+    after, _ = video_loss(tuned, OFF)
+    assert all(torch.equal(before.context[key], after.context[key]) for key in before.context)
+
+
+def test_surgery_holds_under_gradient_checkpointing(model_dir, load, perturb):
+    results = []
+    for checkpointing in (False, True):
+        backbone = load(model_dir, gradient_checkpointing=checkpointing)
+        perturb(backbone.velocity_model, "policy", 3)
+        with gradient_surgery(backbone.velocity_model, SurgerySpec(schedule=SCHEDULE)):
+            backbone.velocity(*inputs(backbone))["video"].square().mean().backward()
+        results.append({key: p.grad for key, p in adapter_parameters(backbone.velocity_model, "policy").items()})
+    plain, checkpointed = results
+    assert all(torch.equal(plain[k], checkpointed[k]) for k in plain if plain[k] is not None)
+
+
+def test_scaled_gradient_of_identity_is_exact():
+    x = torch.tensor([-0.0, 1.5, float("inf")], requires_grad=True)
+    y = scale_gradient(x, 0.1)
+    assert torch.equal(torch.signbit(y), torch.signbit(x)) and torch.equal(y, x)
+    y.backward(torch.ones(3))
+    torch.testing.assert_close(x.grad, torch.full((3,), 0.1))
+
+
+def test_schedules_of_the_presets_at_full_depth():
+    def factors(preset):
+        return block_factors(OmniNFTSpec.model_validate({"preset": preset}).surgery.schedule, 48)
+
+    published = factors("published")
+    assert published == [0.0] + [0.1] * 10 + [1.0] * 29 + [0.3] * 8
+    assert factors("paper") == [0.9] * 10 + [1.0] * 38
+    accord = factors("accord")
+    assert accord[0] == 0.0 and set(accord[1:11]) == {0.1} and set(accord[12:]) == {1.0}
+
+
+def test_schedules_scale_with_depth_later_runs_win_and_numbers_are_checked():
+    runs = (BlockScale(start=0.0, stop=0.5, keep=0.5), BlockScale(start=0.25, stop=0.5, keep=0.1))
+    assert block_factors(runs, 4) == [0.5, 0.1, 1.0, 1.0]
+    assert block_factors(runs, 1) == [0.5]
+    with pytest.raises(SpecError, match="/algorithm/surgery/schedule/0/stop: 48 is beyond"):
+        block_factors((BlockScale(start=40, stop=48, keep=0.3, unit="block"),), 4)
+
+
+def test_a_model_without_the_edge_is_refused():
+    with pytest.raises(SpecError, match="/algorithm/surgery"), gradient_surgery(nn.Linear(2, 2), SurgerySpec()):
+        pass
+    with pytest.raises(SpecError, match="/algorithm/region"):
+        capture_region(nn.Linear(2, 2), RegionSpec(), 4)
+
+
+# ---- region -------------------------------------------------------------------------------------------------------
+
+
+class BruteForce:
+    """Full softmax maps from the attention's own inputs and weights, kept whole; reduced at the end."""
+
+    def __init__(self, backbone, blocks) -> None:
+        self.rows = []
+        for index in blocks:
+            attention = backbone.velocity_model.transformer.transformer_blocks[index].video_to_audio_attn
+            attention.register_forward_hook(self.hook, with_kwargs=True)
+
+    def hook(self, attention, args, kwargs, _output):
+        sound, picture = args[0].double(), kwargs["encoder_hidden_states"].double()
+
+        def project(layer, x):
+            return layer(x.float()).double()
+
+        query = attention.norm_q(project(attention.to_q, sound).float())
+        key = attention.norm_k(project(attention.to_k, picture).float())
+        query = apply_split_rotary_emb(query, kwargs["query_rotary_emb"])
+        key = apply_split_rotary_emb(key, kwargs["key_rotary_emb"])
+        split = [x.double().unflatten(2, (attention.heads, -1)).transpose(1, 2) for x in (query, key)]
+        full = torch.softmax(split[0] @ split[1].transpose(2, 3) / split[0].shape[-1] ** 0.5, dim=-1)  # [B, H, A, V]
+        if attention.to_gate_logits is not None:
+            full = full * (2 * torch.sigmoid(attention.to_gate_logits(args[0]).double())).transpose(1, 2)[..., None]
+        self.rows.append(full.mean(1).sum(1))
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_region_scores_equal_brute_force_on_the_chosen_blocks_and_steps(model_dir, load, perturb, guidance):
+    spec = RegionSpec(first_block=0.34, last_block=1.0, first_step=0.5, last_step=0.75)
+    steps, seeds, blocks = 8, (5, 6, 7), (1, 2)
+    backbone = load(model_dir)
+    perturb(backbone.velocity_model, "policy", 3)
+    prompt, empty = backbone.encode(["a red ball"]), backbone.encode([""])
+    region = capture_region(backbone.velocity_model, spec, steps)
+    assert region.blocks == list(blocks) and sorted(region.steps) == [4, 5, 6]
+    with_capture = denoise(backbone, prompt, empty, seeds, num_steps=steps, guidance=guidance, region=region)
+    brute = BruteForce(backbone, blocks)
+    without = denoise(backbone, prompt, empty, seeds, num_steps=steps, guidance=guidance)
+    assert all(torch.equal(with_capture[modality], without[modality]) for modality in without)
+
+    passes = 2 if guidance > 1 else 1
+    per_step = passes * len(blocks)
+    assert len(brute.rows) == steps * per_step
+    conditional = [brute.rows[step * per_step + block] for step in sorted(region.steps) for block in range(len(blocks))]
+    expected = torch.stack(conditional).mean(0)
+    assert region.scores().shape == (3, backbone.latent_shapes()["video"][0])
+    assert (region.scores().double() - expected).abs().max() <= 1e-5
+    assert expected.std() > 1e-3
+
+
+def test_capture_attaches_nothing_outside_its_steps(ltx2_dir, load):
+    backbone = load(ltx2_dir)
+    attention = backbone.velocity_model.transformer.transformer_blocks[2].video_to_audio_attn
+    region = capture_region(backbone.velocity_model, RegionSpec(), 8)
+    with region.during(0):
+        assert not attention._forward_hooks
+    with region.during(7):
+        assert attention._forward_hooks
+        with torch.no_grad():
+            backbone.velocity(*inputs(backbone))
+        assert all(not hook.__self__.seen for hook in attention._forward_hooks.values())  # no map is kept
+    assert not attention._forward_hooks and not attention.norm_k._forward_hooks
+
+
+def test_published_steps():
+    class Model(nn.Module):
+        depth = 48
+
+    from accord.backbones.shaping import RegionCapture
+
+    region = RegionCapture(Model(), RegionSpec(first_block=0.0, first_step=0.5, last_step=0.9), 20)
+    assert sorted(region.steps) == list(range(10, 19)) and region.blocks == list(range(48))
+
+
+def test_minmax_weights():
+    scores = torch.tensor([[1.0, 3.0, 2.0, 1.0], [5.0, 5.0, 5.0, 5.0]])
+    weights = region_weights(scores, RegionSpec(formula="minmax", strength=1.5), frames=2)
+    torch.testing.assert_close(weights, torch.tensor([[1.0, 2.5, 1.75, 1.0], [1.0] * 4]))
+
+
+def test_frame_sigmoid_weights():
+    scores = torch.tensor([[1.0, 3.0, 7.0, 7.0]])
+    weights = region_weights(scores, RegionSpec(formula="frame_sigmoid", strength=0.5), frames=2)
+    z = torch.tensor([-1.0, 1.0]) / 2**0.5  # unbiased deviation of (1, 3) is sqrt(2)
+    expected = torch.cat([1 + 0.5 * torch.sigmoid(0.5 * z), torch.full((2,), 1.25)])
+    torch.testing.assert_close(weights[0], expected)
+    one_token = region_weights(torch.tensor([[1.0, 2.0]]), RegionSpec(formula="frame_sigmoid"), frames=2)
+    assert torch.isfinite(one_token).all()

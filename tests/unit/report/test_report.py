@@ -1,0 +1,186 @@
+"""The report is one page that shows everything, asks for nothing, and survives what is missing."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from accord.config.job import JobSpec
+from accord.errors import UserError
+from accord.types import Clip
+from services.runner import report
+from services.runner.report import duration, number, signed, write_report
+from services.runner.report_charts import COLOURS
+from services.runner.report_clips import strip_image
+from services.runner.summary import build_summary, write_summary
+
+VOID = {"meta", "img", "link", "br", "hr", "input", "source"}
+
+
+class Page(HTMLParser):
+    """Collects tags and sources, and checks that tags nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.sources: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.sources += [
+            value or "" for name, value in attrs if name in {"src", "href", "xlink:href", "action", "data"}
+        ]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def conclude(run_dir: Path, **changes: object) -> str:
+    job = JobSpec.parse((run_dir / "spec.json").read_bytes())
+    values = {"job_id": run_dir.name, "state": "succeeded", "wall_seconds": 331.4} | changes
+    write_summary(run_dir, build_summary(run_dir, job, **values))  # type: ignore[arg-type]
+    return write_report(run_dir).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def text(finished_run: Path) -> str:
+    return conclude(finished_run)
+
+
+def test_nothing_is_loaded_and_nothing_runs(text: str) -> None:
+    page = Page(text)
+    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags
+    assert page.sources
+    assert all(source.startswith(("data:video/mp4;base64,", "data:image/webp;base64,", "#")) for source in page.sources)
+    assert "default-src 'none'" in text and "url(http" not in text and "@import" not in text
+
+
+def test_all_parts_are_there_and_small(text: str) -> None:
+    page = Page(text)
+    assert page.tags.count("video") == page.tags.count("img") == 12
+    assert len(text) < 2_000_000
+    for name in (
+        "audio_aesthetics",
+        "sync_gap",
+        "a red ball bouncing with a drum sound",
+        "Gradient norm",
+        "Time per step",
+    ):
+        assert name in text
+    assert "4 of 4 trained rewards rose" in text
+    assert "though not trained on: audio_diversity." in text
+    assert "0.480" in text and "0.800" in text and "+8.0" in text
+    assert "off (scale 1, conditional passes only); the same in training and in both evaluations" in text
+
+
+def test_charts_are_well_formed_and_take_their_colours_from_the_page(text: str) -> None:
+    charts = re.findall(r"<figure.*?</figure>", text, re.DOTALL)
+    assert len(charts) == 5 + 5
+    for chart in charts:
+        svg = chart[chart.index("<svg") : chart.index("</svg>") + 6]
+        ElementTree.fromstring(svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" ', 1))
+        assert not any(placeholder in svg for placeholder in COLOURS.values())
+        assert "var(--soft)" in svg and "<style" not in svg
+    ids = re.findall(r'\bid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_what_users_wrote_is_text(new_run: Callable[..., Path]) -> None:
+    run_dir = new_run(steps=1, pairs=1)
+    evil = "<script>alert(1)</script>"
+    held_out = run_dir.with_name("held_out.jsonl")
+    held_out.write_text(held_out.read_text().replace("a red ball bouncing with a drum sound", evil))
+    text = conclude(run_dir, state="failed", reason=evil)
+    assert evil not in text
+    assert text.count("&lt;script&gt;alert(1)") >= 2
+
+
+def test_a_failed_job_says_so(new_run: Callable[..., Path]) -> None:
+    text = conclude(new_run(steps=4, pairs=1, after=False), state="failed", reason="rollout: group 3 gave up")
+    assert "This job did not come to its end" in text
+    assert "rollout: group 3 gave up" in text
+    assert "no clip was kept" in text
+    assert "not compared" in text
+    Page(text)
+
+
+def test_a_folder_without_summary_is_shown_as_unfinished(new_run: Callable[..., Path]) -> None:
+    run_dir = new_run(steps=0, pairs=0, after=False)
+    for path in ("metrics.jsonl", "evaluation/step-000000.json", "adapter/pytorch_lora_weights.safetensors"):
+        (run_dir / path).unlink()
+    text = write_report(run_dir).read_text()
+    assert "unfinished" in text and "No step was completed." in text and "No clips were kept." in text
+    assert "No adapter was written." in text
+
+
+def test_one_step_has_curves(new_run: Callable[..., Path]) -> None:
+    Page(conclude(new_run(steps=1, pairs=0)))
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, new_run: Callable[..., Path]) -> None:
+    with pytest.raises(UserError, match="no run folder"):
+        write_report(tmp_path)
+    run_dir = new_run(steps=1, pairs=0)
+    (run_dir / "summary.json").write_text('{"job_id": 3}')
+    with pytest.raises(UserError, match="summary.json is not a summary: /job_id"):
+        write_report(run_dir)
+
+
+def test_clips_that_cannot_be_shown_leave_a_word(new_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    run_dir = new_run(steps=1, pairs=3)
+    base = sorted((run_dir / "clips").glob("*-base.mp4"))
+    base[0].write_bytes(b"torn")
+    conclude(run_dir)
+    document = json.loads((run_dir / "summary.json").read_text())
+    document["clips"][2]["base"] = "../../outside.mp4"
+    (run_dir / "summary.json").write_text(json.dumps(document))
+    text = write_report(run_dir).read_text()
+    assert "missing, torn or no MP4" in text and "lies outside the run folder" in text
+    assert text.count("<video") == 4
+    monkeypatch.setattr(report, "EMBED_LIMIT_BYTES", 40_000)
+    text = write_report(run_dir).read_text()
+    assert text.count("<video") == 1 and "left out to keep this page small" in text
+
+
+def test_the_strip_puts_sound_below_what_is_seen() -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    video = np.full((25, 32, 32, 3), 60, np.uint8)
+    video[10] = 255
+    audio = np.zeros((1, 33_333), np.float32)
+    start = round(10 / 12 * 16_000)
+    audio[:, start : start + 800] = np.sin(np.arange(800) * 0.4)
+    picture = np.asarray(Image.open(BytesIO(strip_image(Clip(video, 12.0, audio, 16_000)))).convert("RGB")).astype(int)
+    assert picture.shape[1] == 800
+    film, wave = picture[:30], picture[70:100]
+    seen = np.flatnonzero(film.min(axis=(0, 2)) > 200)
+    heard = np.flatnonzero((wave[..., 0] > 180).sum(axis=0) > 10)
+    assert seen[0] == pytest.approx(320, abs=2) and heard[0] == pytest.approx(320, abs=2)
+    assert len(strip_image(Clip(video, 12.0, np.zeros((1, 0), np.float32), 16_000))) > 100
+
+
+def test_numbers_read_well() -> None:
+    assert [number(value) for value in (None, float("nan"), 0.0, 0.4123, -2.5, 118.04, 12345.6, 0.00004)] == [
+        "–", "–", "0.000", "0.412", "−2.500", "118.0", "12\u202f346", "4.0e−05",
+    ]  # fmt: skip
+    assert [signed(value, 1) for value in (2.0, -1.0, float("inf"), None)] == ["+2.0", "−1.0", "+∞", "–"]
+    assert [duration(value) for value in (4.25, 331.4, 7260.0)] == ["4.2 s", "5 min 31 s", "2 h 01 min"]

@@ -1,0 +1,126 @@
+"""The wrapper: whatever a model does, the group comes back whole and a failure is never a number."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from accord.config.rewards import SyncReward
+from accord.types import Clip, Prompt
+from reward_servers.base import RewardModel, Score, score_groups, unusable
+
+PROMPT = Prompt("p", "av", "v", "a")
+
+
+def clip(frames: int = 4, samples: int = 8000, level: float = 0.5) -> Clip:
+    video = np.full((frames, 16, 16, 3), 90, np.uint8)
+    return Clip(video, 12.0, np.full((1, samples), level, np.float32), 16_000)
+
+
+class Model(RewardModel):
+    """Answers with what the test says, clip by clip."""
+
+    version, range, floor = "7", (0.0, 1.0), 0.0
+
+    def __init__(self, answers):
+        super().__init__(SyncReward())
+        self.answers = iter(answers)
+
+    def score_clip(self, prompt, clip):
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_a_clip_that_raises_leaves_its_neighbours_alone():
+    model = Model([Score(0.25), RuntimeError("boom"), Score(0.75, {"part": 3.0})])
+    (scores,) = score_groups(model, [PROMPT], [[clip(), clip(), clip()]])
+    assert scores.valid == (True, False, True)
+    assert scores.reasons == ("ok", "model_error", "ok")
+    assert scores.values[0] == 0.25 and scores.values[2] == 0.75
+    assert math.isnan(scores.values[1])
+    assert math.isnan(scores.components["part"][0]) and scores.components["part"][2] == 3.0
+    assert (scores.reward, scores.version) == ("sync", "7")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_value_that_is_not_finite_is_invalid(value):
+    (scores,) = score_groups(Model([Score(value), Score(0.5)]), [PROMPT], [[clip(), clip()]])
+    assert scores.valid == (False, True)
+    assert scores.reasons[0] == "non_finite"
+    assert math.isnan(scores.values[0])
+
+
+def test_a_model_that_loses_a_score_makes_all_groups_invalid():
+    class Short(Model):
+        def score(self, prompts, groups):
+            return [[Score(1.0)] for _ in groups]
+
+    scores = score_groups(Short([]), [PROMPT, PROMPT], [[clip()], [clip(), clip()]])
+    assert [group.valid for group in scores] == [(False,), (False, False)]
+    assert {reason for group in scores for reason in group.reasons} == {"model_error"}
+
+
+def test_a_model_that_raises_makes_all_groups_invalid():
+    class Broken(Model):
+        def score(self, prompts, groups):
+            raise RuntimeError("no memory")
+
+    (scores,) = score_groups(Broken([]), [PROMPT], [[clip(), clip()]])
+    assert scores.valid == (False, False) and scores.reasons == ("model_error",) * 2
+
+
+def test_silence_is_a_valid_floor_and_not_a_hole():
+    (scores,) = score_groups(Model([Score(0.5)]), [PROMPT], [[clip(level=0.0), clip()]])
+    assert scores.valid == (True, True)
+    assert scores.values == (0.0, 0.5)
+    assert scores.reasons == ("silent_audio", "ok")
+
+
+def broken(**changes) -> Clip:
+    good = clip()
+    fields = {"video_FHWC": good.video_FHWC, "fps": 12.0, "audio_CS": good.audio_CS, "sample_rate": 16_000}
+    return Clip(**{**fields, **changes})
+
+
+NAN_AUDIO = np.full((1, 8000), np.nan, np.float32)
+INF_AUDIO = np.array([[0.1] * 7999 + [np.inf]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("bad", "reason"),
+    [
+        (broken(audio_CS=NAN_AUDIO), "non_finite"),
+        (broken(audio_CS=INF_AUDIO), "non_finite"),
+        (broken(audio_CS=np.zeros((1, 0), np.float32)), "too_short"),
+        (broken(audio_CS=np.zeros((1, 399), np.float32)), "too_short"),
+        (broken(audio_CS=np.zeros((1, 8000), np.float64)), "bad_media"),
+        (broken(audio_CS=np.zeros(8000, np.float32)), "bad_media"),
+        (broken(audio_CS=np.zeros((0, 8000), np.float32)), "bad_media"),
+        (broken(audio_CS=None), "bad_media"),
+        (broken(sample_rate=0), "bad_media"),
+        (broken(sample_rate=math.nan), "bad_media"),
+        (broken(video_FHWC=np.zeros((1, 16, 16, 3), np.uint8)), "too_short"),
+        (broken(video_FHWC=np.zeros((2, 16, 16, 3), np.uint8)), "too_short"),
+        (broken(video_FHWC=np.zeros((4, 16, 16, 3), np.float32)), "bad_media"),
+        (broken(video_FHWC=np.zeros((4, 16, 16), np.uint8)), "bad_media"),
+        (broken(video_FHWC=np.zeros((4, 16, 16, 4), np.uint8)), "bad_media"),
+        (broken(video_FHWC=np.zeros((4, 0, 16, 3), np.uint8)), "bad_media"),
+        (broken(video_FHWC="frames"), "bad_media"),
+        (broken(fps=-1.0), "bad_media"),
+    ],
+)
+def test_what_cannot_be_measured_is_invalid_for_a_reason(bad, reason):
+    assert unusable(bad, ("video", "audio")) == reason
+    (scores,) = score_groups(Model([Score(0.5)]), [PROMPT], [[bad, clip()]])
+    assert scores.valid == (False, True)
+    assert scores.reasons == (reason, "ok")
+    assert math.isnan(scores.values[0])
+
+
+def test_only_the_needed_modality_is_judged():
+    assert unusable(broken(audio_CS=NAN_AUDIO), ("video",)) is None
+    assert unusable(broken(fps=-1.0), ("audio",)) is None

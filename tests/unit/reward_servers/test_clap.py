@@ -1,0 +1,102 @@
+"""CLAP from a directory: the built-in checkpoint, its grading, and directories that will not do."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.signal import resample_poly
+
+from accord.config.rewards import ClapReward
+from accord.errors import ModelError
+from reward_servers.base import build, score_groups
+from reward_servers.models.clap import BUILT_IN
+
+CHECKPOINT = BUILT_IN["builtin:tiny-clap"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build(ClapReward())
+
+
+def value(model, prompt, clip) -> float:
+    (scores,) = score_groups(model, [prompt], [[clip]])
+    assert scores.valid == (True,)
+    return scores.values[0]
+
+
+def test_the_score_is_graded_by_hiss(model, world):
+    noise = np.random.default_rng(0).standard_normal(world["clean"][0][1].audio_CS.shape).astype(np.float32)
+    means = []
+    for level in (0.0, 0.01, 0.03, 0.1):
+        pairs = [(prompt, dataclasses.replace(c, audio_CS=c.audio_CS + level * noise)) for prompt, c in world["clean"]]
+        means.append(np.mean([value(model, prompt, clip) for prompt, clip in pairs]))
+    assert all(cleaner > noisier for cleaner, noisier in itertools.pairwise(means))
+
+
+def test_the_named_sound_wins_for_every_clip(model, world):
+    for prompt, clip in world["clean"]:
+        texts = [f"a {name} sound" for name in ("drum", "knock", "bell", "ping")]
+        scores = [value(model, dataclasses.replace(prompt, prompt_a=text), clip) for text in texts]
+        assert texts[int(np.argmax(scores))] == prompt.prompt_a
+
+
+def test_noise_and_a_strange_pitch_are_not_the_named_sound(model, world):
+    prompt, clip = world["clean"][0]
+    rng = np.random.default_rng(1)
+    noise = (0.1 * rng.standard_normal(clip.audio_CS.shape)).astype(np.float32)
+    tone = (0.3 * np.sin(2 * np.pi * 820 * np.arange(clip.audio_CS.shape[1]) / 16_000)).astype(np.float32)[None]
+    for sound in (noise, tone):
+        for name in ("drum", "knock", "bell", "ping"):
+            asked = dataclasses.replace(prompt, prompt_a=f"a {name} sound")
+            assert value(model, asked, dataclasses.replace(clip, audio_CS=sound)) < 0.45
+
+
+def test_rate_and_channels_do_not_matter(model, world):
+    prompt, clip = world["clean"][0]
+    stereo = np.repeat(clip.audio_CS, 2, axis=0)
+    faster = resample_poly(clip.audio_CS, 3, 1, axis=1).astype(np.float32)
+    plain = value(model, prompt, clip)
+    assert value(model, prompt, dataclasses.replace(clip, audio_CS=stereo)) == pytest.approx(plain, abs=1e-6)
+    assert value(model, prompt, dataclasses.replace(clip, audio_CS=faster, sample_rate=48_000)) == pytest.approx(
+        plain, abs=0.05
+    )
+
+
+def test_long_sound_is_cut_into_windows_and_not_at_random(model, world):
+    prompt, clip = world["clean"][0]
+    long = dataclasses.replace(clip, audio_CS=np.tile(clip.audio_CS, (1, 3)))
+    (first,), (second,) = (score_groups(model, [prompt], [[long]]) for _ in range(2))
+    assert first.values == second.values
+    assert first.components["windows"] == (3.0,)
+    assert first.values[0] == pytest.approx(value(model, prompt, clip), abs=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "word " * 600, "ein völlig anderer Satz"])
+def test_any_text_gets_a_score(model, world, text):
+    prompt, clip = world["clean"][0]
+    assert -1.0 <= value(model, dataclasses.replace(prompt, prompt_a=text), clip) <= 1.0
+
+
+def test_directories_that_will_not_do(tmp_path: Path):
+    with pytest.raises(ModelError, match="not a directory"):
+        build(ClapReward(path=str(tmp_path / "nowhere")))
+    with pytest.raises(ModelError, match="no built-in"):
+        build(ClapReward(path="builtin:huge-clap"))
+    shutil.copytree(CHECKPOINT, tmp_path / "torn")
+    (tmp_path / "torn" / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        build(ClapReward(path=str(tmp_path / "torn")))
+    (tmp_path / "torn" / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
+    with pytest.raises(ModelError, match="not a CLAP checkpoint"):
+        build(ClapReward(path=str(tmp_path / "torn")))
+
+
+def test_the_shipped_checkpoint_is_small_and_has_a_card():
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) < 3_000_000
+    assert (CHECKPOINT / "README.md").is_file()

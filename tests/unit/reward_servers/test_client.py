@@ -1,0 +1,157 @@
+"""ServeScorer against handles that misbehave, LocalScorer against none. No cluster here."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import math
+
+import pytest
+from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
+
+from accord.config.rewards import SyncReward, TemporalFlickerReward
+from accord.errors import RewardError, RolloutError
+from accord.types import Prompt, RewardScores
+from reward_servers import app, client
+from reward_servers.client import LocalScorer, ServeScorer
+
+PROMPT = Prompt("p", "av", "v", "a")
+GOOD = RewardScores("sync", "1", (0.5, 0.25), (True, True), ("ok", "ok"))
+
+
+class Handle:
+    """A deployment handle that plays a script: an exception, an answer, or seconds to wait."""
+
+    def __init__(self, script):
+        self.script, self.asked, self.cancelled = list(script), 0, 0
+        self.score = self
+
+    def remote(self, prompt, clips):
+        self.asked += 1
+        return Response(self, self.script.pop(0) if len(self.script) > 1 else self.script[0])
+
+
+class Response:
+    def __init__(self, handle, act):
+        self.handle, self.act = handle, act
+
+    def __await__(self):
+        return self._run().__await__()
+
+    async def _run(self):
+        if isinstance(self.act, Exception):
+            raise self.act
+        if isinstance(self.act, int | float):
+            await asyncio.sleep(self.act)
+            return GOOD
+        return self.act
+
+    def cancel(self):
+        self.handle.cancelled += 1
+
+
+@pytest.fixture
+def served(monkeypatch):
+    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.01)
+
+    def start(*script, deadline_s=5.0):
+        handle = Handle(script)
+        monkeypatch.setattr(app, "handle_of", lambda name: handle)
+        return handle, ServeScorer([SyncReward(deadline_s=deadline_s)])
+
+    return start
+
+
+def score(scorer, count=2) -> RewardScores:
+    return asyncio.run(scorer.score("sync", PROMPT, object(), count))
+
+
+def test_a_dead_replica_is_asked_again(served):
+    handle, scorer = served(ActorDiedError(), app.RayServeException("no replica"), GOOD)
+    assert score(scorer).values == GOOD.values
+    assert handle.asked == 3
+
+
+def test_a_reward_that_stays_down_is_unreachable_and_no_number(served):
+    handle, scorer = served(ActorDiedError(), deadline_s=0.3)
+    scores = score(scorer)
+    assert scores.valid == (False, False) and scores.reasons == ("unreachable",) * 2
+    assert all(math.isnan(value) for value in scores.values)
+    assert handle.asked > 2
+    assert scores.seconds < 1.0
+
+
+def test_no_server_at_all_is_unreachable(monkeypatch):
+    def absent(name):
+        raise app.RayServeException(f"no application {name}")
+
+    monkeypatch.setattr(app, "handle_of", absent)
+    scores = score(ServeScorer([SyncReward(deadline_s=0.2)]))
+    assert scores.reasons == ("unreachable",) * 2
+
+
+def test_a_call_that_hangs_is_cancelled_and_timed_out(served):
+    handle, scorer = served(30.0, deadline_s=0.2)
+    scores = score(scorer)
+    assert scores.reasons == ("timeout",) * 2
+    assert handle.cancelled == 1
+
+
+def test_back_pressure_is_waited_out(served):
+    full = app.BackPressureError(num_queued_requests=1, max_queued_requests=1)
+    assert score(served(full, full, GOOD)[1]).valid == (True, True)
+    assert score(served(full, deadline_s=0.2)[1]).reasons == ("backpressure",) * 2
+
+
+def test_a_bug_in_the_server_is_not_asked_twice(served):
+    handle, scorer = served(RayTaskError("score", "trace", ValueError("bug")), GOOD)
+    assert score(scorer).reasons == ("model_error",) * 2
+    assert handle.asked == 1
+
+
+def test_lost_clips_are_the_samplers_affair(served):
+    lost = OwnerDiedError("00" * 28, None, "")
+    for error in (lost, RayTaskError("score", "trace", lost)):
+        with pytest.raises(RolloutError, match="prompt p"):
+            score(served(error)[1])
+
+
+def test_an_answer_of_the_wrong_length_is_no_answer(served):
+    assert score(served(GOOD)[1], count=3).reasons == ("model_error",) * 3
+
+
+def test_cancelling_the_caller_cancels_the_call(served):
+    handle, scorer = served(30.0)
+
+    async def leave():
+        task = asyncio.create_task(scorer.score("sync", PROMPT, object(), 2))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(leave())
+    assert handle.cancelled == 1
+
+
+def test_pauses_grow_and_repeat_themselves():
+    pauses = [client._pause("sync", PROMPT, attempt) for attempt in range(1, 12)]
+    assert pauses == [client._pause("sync", PROMPT, attempt) for attempt in range(1, 12)]
+    assert pauses[0] < 0.31 and max(pauses) <= 1.5 * client.LONGEST_PAUSE_S
+
+
+def test_scorers_travel_without_what_they_hold(served, world):
+    _, scorer = served(GOOD)
+    score(scorer)
+    assert scorer._handles and not copy.deepcopy(scorer)._handles
+    local = LocalScorer([TemporalFlickerReward()])
+    prompt, clip = world["clean"][0]
+    first = asyncio.run(local.score("temporal_flicker", prompt, [clip], 1))
+    again = asyncio.run(copy.deepcopy(local).score("temporal_flicker", prompt, [clip], 1))
+    assert first.values == again.values and first.valid == (True,)
+
+
+def test_an_unknown_reward_is_an_error_that_names_the_known():
+    for scorer in (ServeScorer([SyncReward()]), LocalScorer([SyncReward()])):
+        with pytest.raises(RewardError, match="sync"):
+            asyncio.run(scorer.score("clap", PROMPT, [], 0))

@@ -1,0 +1,205 @@
+"""The command line without a service: what it refuses, what it makes of a job file, what it shows."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner, Result
+
+from accord.errors import SpecError, UserError
+from accord.events import EvaluationDone, Failed, Progress, RewardSummary, StateChanged, StepCompleted
+from services.runner.commands import app
+from services.runner.demo import link_latest, show_result
+from services.runner.job_file import read_job
+from services.runner.watch import JobPicture, sparkline, watch
+
+JOB = """
+name = "from a file"
+steps = 2
+[backbone]
+name = "ltx2"
+[prompts]
+train = "train.jsonl"
+held_out = "/abs/held.jsonl"
+[[rewards]]
+name = "sync"
+[[rewards]]
+name = "clap"
+path = "my-clap"
+[algorithm]
+name = "omninft"
+"""
+
+
+@pytest.fixture
+def accord(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in ("REDIS_URL", "RAY_ADDRESS", "ACCORD_API_KEY", "ACCORD_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("ACCORD_DATA_DIR", str(tmp_path / "data"))
+    monkeypatch.setenv("ACCORD_RUNS_DIR", str(tmp_path / "runs"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("ACCORD_PORT", str(probe.getsockname()[1]))
+
+    def run(*arguments: str) -> Result:
+        return CliRunner().invoke(app, list(arguments))
+
+    return run
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.toml"
+    path.write_text(JOB)
+    return path
+
+
+def one_line(result: Result, status: int, *words: str) -> None:
+    assert result.exit_code == status, (result.output, result.stderr)
+    assert result.stderr.count("\n") == 1, result.stderr
+    for word in words:
+        assert word in result.stderr, result.stderr
+
+
+@pytest.mark.parametrize("command", ["api", "runner"])
+def test_no_store(accord: Any, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("services.runner.signals.Signals.install", lambda _: None)
+    monkeypatch.setattr("accord.logs.configure", lambda *_, **__: None)
+    one_line(accord(command), 3, "no job store", "REDIS_URL", "accord up")
+
+
+def test_no_ray(accord: Any) -> None:
+    one_line(accord("rewards", "list"), 3, "no Ray", "RAY_ADDRESS", "accord up")
+
+
+def test_no_key(accord: Any) -> None:
+    one_line(accord("jobs"), 2, "no API key", "api-key", "accord up", "ACCORD_API_KEY")
+
+
+def test_no_api(accord: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCORD_API_KEY", "k")
+    for command in (["jobs"], ["cancel", "job-x"], ["watch", "job-x"]):
+        one_line(accord(*command), 3, "no API at", "accord up", "ACCORD_URL")
+
+
+def test_a_bad_setting_is_named(accord: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCORD_PORT", "many")
+    one_line(accord("jobs"), 2, "port")
+
+
+def test_validate_names_the_field(accord: Any, job_file: Path, tmp_path: Path) -> None:
+    one_line(accord("validate", str(job_file), "--set", "steps=0"), 2, "/steps")
+    one_line(accord("validate", str(job_file), "--set", "nonsense"), 2, "--set")
+    one_line(accord("validate", str(tmp_path / "none.toml")), 2, "none.toml")
+    (tmp_path / "torn.toml").write_text("steps = ")
+    one_line(accord("validate", str(tmp_path / "torn.toml")), 2, "not valid TOML")
+    missing = accord("validate", str(job_file))
+    assert missing.exit_code == 2
+    assert "/prompts/train" in missing.stderr and "/prompts/held_out" in missing.stderr
+
+
+def test_help_teaches(accord: Any) -> None:
+    assert "accord submit examples/tiny_omninft.toml" in accord("--help").output.replace("\n", " ").replace("  ", " ")
+    assert "--set" in accord("submit", "--help").output
+    assert "--replicas" in accord("rewards", "scale", "--help").output
+    assert accord("nonsense").exit_code == 2
+
+
+def test_paths_are_relative_to_the_file(job_file: Path, tmp_path: Path) -> None:
+    tree = read_job(job_file)
+    assert tree["prompts"] == {"train": str(tmp_path / "train.jsonl"), "held_out": "/abs/held.jsonl"}
+    assert tree["rewards"][1]["path"] == str(tmp_path / "my-clap")
+    job_file.write_text(JOB.replace('name = "ltx2"', 'name = "ltx2"\npath = "builtin:tiny-ltx2"'))
+    assert read_job(job_file)["backbone"]["path"] == "builtin:tiny-ltx2"
+
+
+def test_overrides(job_file: Path) -> None:
+    changes = ["steps=5", "rewards.0.weight=2.5", "cluster.learner_ranks=1", "name=plain words", 'labels.team="a"']
+    tree = read_job(job_file, changes)
+    assert (tree["steps"], tree["rewards"][0]["weight"]) == (5, 2.5)
+    assert tree["cluster"] == {"learner_ranks": 1} and tree["name"] == "plain words" and tree["labels"]["team"] == "a"
+    for wrong in ("steps", "=3", "rewards.7.weight=1", "rewards.x.weight=1", "name.inner=1", "rewards.9=1"):
+        with pytest.raises(UserError, match="--set"):
+            read_job(job_file, [wrong])
+    with pytest.raises(SpecError, match="cannot read"):
+        read_job(job_file.with_name("none.toml"))
+
+
+def test_sparkline() -> None:
+    assert sparkline([0, 1, 2, 7]) == "▁▂▃█" and sparkline([]) == "" and sparkline([3, 3]) == "▁▁"
+    assert len(sparkline(range(100), width=30)) == 30
+
+
+def events() -> list[Any]:
+    metrics = {"reward/sync/mean": 0.25, "loss/total": 0.1, "reward/clap/mean": None}
+    rewards = {"sync": RewardSummary(mean=0.2, sem=0.01, n=8)}
+    return [
+        StateChanged(state="running", attempt=2),
+        Progress(phase="startup", step=0, done=1, total=4, detail="connecting to Ray"),
+        EvaluationDone(step=0, role="policy", rewards=rewards, held_out={}),
+        Progress(phase="rollout", step=1, done=3, total=8),
+        StepCompleted(step=1, policy_version=1, metrics=metrics, phase_seconds={"learn": 2.0}, samples=8),
+        Failed(reason="rollout", message="a [worker] died", retryable=True),
+        StateChanged(state="succeeded", attempt=2),
+    ]
+
+
+def test_lines_without_a_terminal() -> None:
+    console = Console(record=True, width=200, force_terminal=False)
+    watch(iter(events()), JobPicture("job-x", 3), console, lambda: False)
+    text = console.export_text()
+    for line in (
+        "running, attempt 2", "startup: connecting to Ray", "held-out at step 0 (policy): sync 0.200",
+        "step 1/3  2.0 s  sync 0.250", "a [worker] died (will be tried again)", "succeeded, attempt 2",
+    ):  # fmt: skip
+        assert line in text, text
+
+
+def test_a_live_picture() -> None:
+    picture = JobPicture("job-x", 3, "a name")
+    for event in events()[:5]:
+        picture.apply(event)
+    console = Console(record=True, width=120, force_terminal=True)
+    watch(iter(events()), JobPicture("job-x", 3), console, lambda: False)
+    console = Console(record=True, width=120)
+    console.print(picture.render())
+    text = console.export_text()
+    for word in ("job-x", "a name", "step 1/3", "attempt 2", "3/8", "connecting to Ray", "sync", "0.250"):
+        assert word in text, text
+
+
+def test_result_table(tmp_path: Path) -> None:
+    run_dir = tmp_path / "job-x"
+    run_dir.mkdir()
+    summary = {
+        "guidance": 1.0,
+        "rewards": {
+            "sync": {"route": "both", "weight": 1.0, "before": {"mean": 0.2, "sem": 0.03, "n": 8},
+                     "after": {"mean": 0.5, "sem": 0.04, "n": 8}},
+            "dynamic_degree": {"route": "video", "weight": 0.0, "before": {"mean": None, "sem": None, "n": 0},
+                               "after": None},
+        },
+        "held_out": {"distance": {"before": {"mean": 2.0, "sem": None, "n": 1}, "after": 1.5}},
+    }  # fmt: skip
+    (run_dir / "summary.json").write_text(json.dumps(summary))
+    console = Console(record=True, width=140)
+    show_result(run_dir, console)
+    text = console.export_text()
+    for word in ("0.200 ± 0.030", "0.500 ± 0.040", "+0.300 (+6.0)", "not trained", "2.000", "-0.500", "report.html",
+                 "guidance 1 (off)"):  # fmt: skip
+        assert word in text, text
+
+
+def test_latest_link(tmp_path: Path) -> None:
+    for name in ("job-a", "job-b"):
+        (tmp_path / name).mkdir()
+        link_latest(tmp_path / name, tmp_path / "demo")
+        assert (tmp_path / "demo").resolve().name == name
+    (tmp_path / "real").mkdir()
+    link_latest(tmp_path / "job-a", tmp_path / "real")
+    assert not (tmp_path / "real").is_symlink()
