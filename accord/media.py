@@ -33,6 +33,8 @@ def write_mp4(clip: Clip, path: Path, *, min_side: int = 256) -> None:
     Raises:
         MediaError: the arrays do not make a clip, or FFmpeg or the file system refuses.
     """
+    import av
+
     _check(clip)
     video = even_sides(enlarge(clip.video_FHWC, min_side))
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -40,7 +42,7 @@ def write_mp4(clip: Clip, path: Path, *, min_side: int = 256) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _encode(clip, video, temporary)
         temporary.replace(path)
-    except OSError as error:  # FFmpeg's own errors are OSErrors too
+    except (OSError, av.FFmpegError) as error:
         raise MediaError(f"cannot write the clip {path}: {error}; check the folder and its free space") from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -66,7 +68,7 @@ def read_mp4(path: Path) -> Clip:
             audio, rate = (
                 _decode_audio(container) if container.streams.audio else (np.zeros((1, 0), np.float32), 48_000)
             )
-    except OSError as error:
+    except (OSError, av.FFmpegError) as error:
         raise MediaError(f"cannot read the clip {path}: {error}; the file is missing, torn or no MP4") from error
     if not frames or fps <= 0:
         raise MediaError(f"{path} holds no video frames; the file is torn")

@@ -50,7 +50,6 @@ def zero_config(spec: OptimizerSpec, stage: int) -> dict[str, Any]:
             "contiguous_gradients": True,
             "reduce_scatter": False,
             "round_robin_gradients": False,
-            "stage3_param_persistence_threshold": 0,
         },
     }
 

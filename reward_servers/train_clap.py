@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from accord.world.codecs import build_vocoder, log_mel
+from accord.world.pipeline import load_pipeline
 from accord.world.scene import ALL_PROMPTS, AUDIO_SAMPLES, SAMPLE_RATE, SOUNDS, render_audio
 from reward_servers.models.clap import BUILT_IN
 
@@ -91,11 +92,10 @@ def _stranger(rng: np.random.Generator) -> Float:
 
 def make_codec(pipeline: Path | None) -> Callable[[torch.Tensor], torch.Tensor]:
     """What generated sound goes through: mel, audio autoencoder of a pipeline (if given), vocoder; [B, S] to [B, S]."""
-    vocoder, vae = build_vocoder(), None
+    vocoder: Any = build_vocoder()
+    vae: Any = None
     if pipeline is not None:
-        from diffusers import AutoencoderKLLTX2Audio
-
-        vae = AutoencoderKLLTX2Audio.from_pretrained(pipeline / "audio_vae", torch_dtype=torch.float32).eval()
+        vae = load_pipeline(pipeline).audio_vae.eval()
 
     @torch.no_grad()
     def codec(sound_BS: torch.Tensor) -> torch.Tensor:

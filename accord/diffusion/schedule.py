@@ -14,6 +14,8 @@ from typing import Any, Literal, Self
 
 from accord.errors import ModelError
 
+_ROUNDING = 1e-6
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
@@ -70,8 +72,8 @@ def sigma_schedule(
 
 
 def trained_sigmas(schedule: Sequence[float], low: float, high: float) -> tuple[float, ...]:
-    """Return the sigmas of a schedule (without its final 0) that lie in [low, high]."""
-    return tuple(sigma for sigma in schedule[:-1] if low <= sigma <= high)
+    """Return the sigmas of a schedule (without its final 0) that lie in [low, high], float32 rounding forgiven."""
+    return tuple(sigma for sigma in schedule[:-1] if low - _ROUNDING <= sigma <= high + _ROUNDING)
 
 
 def _dynamic_mu(config: ScheduleConfig, video_tokens: int) -> float:

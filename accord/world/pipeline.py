@@ -216,7 +216,7 @@ def _state(module: torch.nn.Module) -> dict[str, Tensor]:
 
 def load_pipeline(directory: Path) -> Any:
     """Load a pipeline directory in float32 for the CPU."""
-    pipeline: Any = LTX2Pipeline.from_pretrained(directory, torch_dtype=torch.float32)
+    pipeline: Any = LTX2Pipeline.from_pretrained(directory, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -22,6 +22,7 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     _make_absolute(tree, path.resolve().parent)
     for override in overrides:
         _apply(tree, override)
+    _make_absolute(tree, Path.cwd())  # what was typed means relative to where it was typed
     return tree
 
 
@@ -48,11 +49,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     place: Any = tree
     for part in way:
         place = _step(place, part, override)
-    if isinstance(place, list):
-        _step(place, last, override)
-        place[int(last)] = value
-    else:
-        place[last] = value
+    _step(place, last, override)
+    place[int(last) if isinstance(place, list) else last] = value
 
 
 def _step(place: Any, part: str, override: str) -> Any:

@@ -148,7 +148,7 @@ def test_nothing_is_rendered_that_is_disabled(render):
 def test_without_a_cluster_the_runners_pod_is_one(render):
     runner = _one(render({"ray": {"enabled": False}}), "Deployment", "-runner")["spec"]["template"]["spec"]
     arguments = runner["initContainers"][0]["args"]
-    assert {"--head", "--node-ip-address=127.0.0.1", "--port=6379"} <= set(arguments)
+    assert {"--head", "--port=6379"} <= set(arguments)
     environment = {entry["name"]: entry.get("value") for entry in runner["containers"][0]["env"]}
     assert environment["RAY_ADDRESS"] == "127.0.0.1:6379"
 

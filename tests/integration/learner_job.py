@@ -87,7 +87,10 @@ def job_of(leg: dict) -> JobSpec:
                 "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 3},
                 "rewards": [{"name": "sync"}, {"name": "text_video"}, {"name": "audio_aesthetics"}],
                 "algorithm": leg.get("algorithm", {"name": "omninft"}),
-                "optimizer": {"micro_batch": leg.get("micro_batch", 4), "max_grad_norm": leg.get("max_grad_norm", 1.0)},
+                "optimizer": {
+                    "micro_batch": leg["micro_batch"], "max_grad_norm": leg["max_grad_norm"],
+                    "learning_rate": leg["learning_rate"],
+                },
                 "cluster": {
                     "engine": leg["engine"], "zero_stage": leg.get("zero_stage", 2), "learner_ranks": leg["ranks"],
                     "policy_lag": leg.get("policy_lag", 0),

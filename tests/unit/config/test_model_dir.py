@@ -114,7 +114,7 @@ BREAK = {
         lambda m: (m / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json: missing"
     ),
     "shard missing": (
-        lambda m: (m / "transformer" / "x.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}'),
+        lambda m: (m / "vae" / "x.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}'),
         "gone.safetensors: missing",
     ),
     "pickle": (lambda m: (m / "vae" / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin: is a pickle"),
@@ -124,7 +124,7 @@ BREAK = {
     "auto_map of the tokenizer": (
         lambda m: (m / "tokenizer" / "tokenizer_config.json").write_text('{"auto_map": {}}'), "custom code"
     ),
-    "depth disagrees": (lambda m: rewrite(m / "transformer" / "config.json", num_layers=7), "7 blocks, the weights hold 3"),
+    "depth disagrees": (lambda m: rewrite(m / "transformer" / "config.json", num_layers=7), "weights hold 3"),
     "config value of the wrong kind": (
         lambda m: rewrite(m / "audio_vae" / "config.json", sample_rate="fast"), "value of the wrong kind"
     ),

@@ -32,7 +32,7 @@ def test_a_job_that_fits_passes(job_tree):
         ("prompts.train", "/nowhere.jsonl", "/prompts/train", "No such file"),
         ("prompts.held_out", "/nowhere.jsonl", "/prompts/held_out", "No such file"),
         ("algorithm.preset", "published", "/algorithm/surgery/schedule/1/stop", "11 is beyond the model's 3 blocks"),
-        ("algorithm.sigmas", {"low": 0.1, "high": 0.101}, "/algorithm/sigmas/low", "no sigma of the schedule"),
+        ("algorithm.sigmas", {"low": 0.01, "high": 0.02}, "/algorithm/sigmas/low", "no sigma of the schedule"),
         ("backbone.lora", {"targets": ["attn1", "attn7"]}, "/backbone/lora/targets", "attn7: no such part"),
     ],
 )

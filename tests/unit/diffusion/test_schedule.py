@@ -49,6 +49,7 @@ def test_published_values_of_the_twenty_step_schedule():
     assert [round(s, 4) for s in schedule[:4]] == [1.0, 0.9915, 0.9821, 0.9718]
     assert schedule[-2:] == (pytest.approx(0.1), 0.0)
     assert len(trained_sigmas(schedule, 0.915, 1.0)) == 8
+    assert len(trained_sigmas(schedule, 0.1, 1.0)) == 20
 
 
 def test_one_step_has_a_finite_schedule():

@@ -53,48 +53,50 @@ def deviation(xs):
     return math.sqrt(sum((x - m) ** 2 for x in xs) / len(xs))
 
 
+def summed(values, weights):
+    """The weighted raw sum per sample; None where a score is missing."""
+    prompts, size = len(values["sync"]), len(values["sync"][0])
+    rows = [[[values[name][p][g] for name in weights] for g in range(size)] for p in range(prompts)]
+    total = [
+        [None if None in parts else sum(w * v for w, v in zip(weights.values(), parts, strict=True)) for parts in row]
+        for row in rows
+    ]
+    return {"sum": total}, {"sum": 1.0}
+
+
+def credit_of(row, everything, spec):
+    """One reward, one prompt: advantages, None for who has none; None for a degenerate group."""
+    good = [v for v in row if v is not None]
+    if len(good) < 2 or deviation(good) < spec.epsilon:
+        return None
+    scale = deviation(good) if spec.std == "prompt" else deviation(everything)
+    return [None if v is None else (v - mean(good)) / (scale + spec.epsilon) for v in row]
+
+
 def reference(values, spec: CreditSpec):
     """Per-sample loops. Returns {modality: [P][G]} and the number of degenerate (reward, prompt) pairs."""
     weights = {reward.name: reward.weight for reward in REWARDS}
     prompts, size = len(values["sync"]), len(values["sync"][0])
     if spec.mode == "sum":
-        rows = [
-            [
-                None
-                if any(values[n][p][g] is None for n in weights)
-                else sum(weights[n] * values[n][p][g] for n in weights)
-                for g in range(size)
-            ]
-            for p in range(prompts)
-        ]
-        values, weights = {"sum": rows}, {"sum": 1.0}
+        values, weights = summed(values, weights)
     out = {m: [[0.0] * size for _ in range(prompts)] for m in BOTH}
-    credited = [[False] * size for _ in range(prompts)]
-    degenerate = 0
+    credited, degenerate = set(), 0
     for name, rows in values.items():
         everything = [v for row in rows for v in row if v is not None]
+        targets = ROUTES[name] if spec.mode == "routed" else BOTH
         for p, row in enumerate(rows):
-            good = [v for v in row if v is not None]
-            if len(good) < 2 or deviation(good) < spec.epsilon:
-                degenerate += 1
-                continue
-            scale = deviation(good) if spec.std == "prompt" else deviation(everything)
-            for g, v in enumerate(row):
-                if v is None:
-                    continue
-                credited[p][g] = True
-                a = weights[name] * (v - mean(good)) / (scale + spec.epsilon)
-                for m in BOTH:
-                    if spec.mode != "routed" or m in ROUTES[name]:
-                        out[m][p][g] += a
+            earned = credit_of(row, everything, spec)
+            degenerate += earned is None
+            for g, a in enumerate(earned or ()):
+                if a is not None:
+                    credited.add((p, g))
+                    for m in targets:
+                        out[m][p][g] += weights[name] * a
     if spec.mode == "gdpo" and spec.batch_norm:
         for m in BOTH:
-            pool = [out[m][p][g] for p in range(prompts) for g in range(size) if credited[p][g]]
-            for p in range(prompts):
-                for g in range(size):
-                    out[m][p][g] = (
-                        (out[m][p][g] - mean(pool)) / (deviation(pool) + spec.epsilon) if credited[p][g] else 0.0
-                    )
+            pool = [out[m][p][g] for p, g in sorted(credited)]
+            for p, g in credited:
+                out[m][p][g] = (out[m][p][g] - mean(pool)) / (deviation(pool) + spec.epsilon)
     return out, degenerate
 
 

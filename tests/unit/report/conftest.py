@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,23 +34,25 @@ HELD_OUT = {
 SEEDS = [derive_seed(7, "evaluate", index, 0) for index in range(8)]
 
 
-def make_job(held_out: Path = Path("held_out.jsonl"), **changes: object) -> JobSpec:
+def make_job(held_out: Path, names: Sequence[str] = tuple(REWARDS)) -> JobSpec:
     """The job the run folder is of."""
-    tree: dict[str, object] = {
+    tree = {
         "name": "tiny omninft demo",
         "seed": 7,
         "steps": 17,
         "backbone": {"name": "ltx2"},
         "prompts": {"train": "train.jsonl", "held_out": str(held_out)},
-        "rewards": [{"name": name, "weight": 0.0 if name == "temporal_flicker" else 1.0} for name in REWARDS],
+        "rewards": [{"name": name, "weight": 0.0 if name == "temporal_flicker" else 1.0} for name in names],
         "algorithm": {"name": "omninft"},
     }
-    return JobSpec.parse(json.dumps(tree | changes))
+    return JobSpec.parse(json.dumps(tree))
 
 
-def make_run(run_dir: Path, *, steps: int = 17, pairs: int = 6, after: bool = True) -> JobSpec:
+def make_run(
+    run_dir: Path, *, steps: int = 17, pairs: int = 6, after: bool = True, names: Sequence[str] = tuple(REWARDS)
+) -> JobSpec:
     """Fill `run_dir` with all that an attempt writes; without `after` it was killed before its last evaluation."""
-    job = make_job(run_dir.with_name("held_out.jsonl"))
+    job = make_job(run_dir.with_name("held_out.jsonl"), names)
     run_dir.mkdir(parents=True, exist_ok=True)
     write_prompt_file(HELD_OUT_PROMPTS, Path(job.prompts.held_out))
     (run_dir / "spec.json").write_text(job.model_dump_json(indent=2))
@@ -125,10 +127,10 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def new_run(tmp_path: Path) -> Callable[..., Path]:
-    """Make a run folder of one's own: `new_run(steps=3, pairs=1)`."""
+    """Make a run folder of one's own, of a job with one reward: `new_run(steps=3, pairs=1)`."""
 
     def make(**options: object) -> Path:
-        make_run(tmp_path / RUN_JOB_ID, **options)  # type: ignore[arg-type]
+        make_run(tmp_path / RUN_JOB_ID, names=("sync",), **options)  # type: ignore[arg-type]
         return tmp_path / RUN_JOB_ID
 
     return make

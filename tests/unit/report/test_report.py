@@ -21,6 +21,7 @@ from services.runner.report_charts import COLOURS
 from services.runner.report_clips import strip_image
 from services.runner.summary import build_summary, write_summary
 
+LOADING = {"src", "srcset", "href", "xlink:href", "action", "data", "poster"}
 VOID = {"meta", "img", "link", "br", "hr", "input", "source"}
 
 
@@ -139,7 +140,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, new_run: Callable[..
         write_report(tmp_path)
     run_dir = new_run(steps=1, pairs=0)
     (run_dir / "summary.json").write_text('{"job_id": 3}')
-    with pytest.raises(UserError, match="summary.json is not a summary: /job_id"):
+    with pytest.raises(UserError, match=r"summary\.json is not a summary: /job_id"):
         write_report(run_dir)
 
 
@@ -174,7 +175,7 @@ def test_the_strip_puts_sound_below_what_is_seen() -> None:
     film, wave = picture[:30], picture[70:100]
     seen = np.flatnonzero(film.min(axis=(0, 2)) > 200)
     heard = np.flatnonzero((wave[..., 0] > 180).sum(axis=0) > 10)
-    assert seen[0] == pytest.approx(320, abs=2) and heard[0] == pytest.approx(320, abs=2)
+    assert seen[0] == pytest.approx(320, abs=4) and heard[0] == pytest.approx(320, abs=4)
     assert len(strip_image(Clip(video, 12.0, np.zeros((1, 0), np.float32), 16_000))) > 100
 
 
