@@ -18,7 +18,7 @@ import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from safetensors.numpy import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from accord.config.backbones import LoRASpec
 from accord.errors import CheckpointError, SpecError
@@ -56,25 +56,28 @@ def add_roles(module: nn.Module, spec: LoRASpec, seed: int) -> None:
     only `policy` requires gradients; `policy` is active.
     """
     targets = target_layers(module, spec)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # PEFT draws an initialisation, which is replaced below, and wonders about a second adapter
-        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # the second role is meant
         for name in ADAPTER_ROLES:
             alpha: Any = spec.alpha  # declared int, used as a factor
-            config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)
-            inject_adapter_in_model(config, module, adapter_name=name)
-    for name in ADAPTER_ROLES:
-        for key, parameter in adapter_parameters(module, name).items():
-            parameter.data = _initial(parameter.data.float(), key, spec.rank, seed)
-            parameter.requires_grad_(name == "policy")
+            config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=False)
+            inject_adapter_in_model(config, module, adapter_name=name, low_cpu_mem_usage=True)
+    for path, layer in module.named_modules():
+        if isinstance(layer, LoraLayer):
+            for name in ADAPTER_ROLES:
+                _initialise(layer, name, path, spec.rank, seed)
     _activate(_layers(module), "policy")
 
 
-def _initial(like: Tensor, key: str, rank: int, seed: int) -> Tensor:
-    if ".lora_B." in key or like.is_meta:
-        return torch.zeros_like(like)
-    generator = torch.Generator().manual_seed(derive_seed(seed, "lora", key))
-    return (torch.randn(like.shape, generator=generator) / rank).to(like.device)
+def _initialise(layer: LoraLayer, name: Role, path: str, rank: int, seed: int) -> None:
+    """Replace the empty tensors that PEFT made by A from the seed and B = 0, next to the layer they adapt."""
+    device = layer.get_base_layer().weight.device
+    for kind, part in (("lora_A", layer.lora_A[name]), ("lora_B", layer.lora_B[name])):
+        value = torch.zeros(part.weight.shape, device=device)
+        if kind == "lora_A" and not value.is_meta:
+            generator = torch.Generator().manual_seed(derive_seed(seed, "lora", f"{path}.{kind}.weight"))
+            value = (torch.randn(value.shape, generator=generator) / rank).to(device)
+        part.weight = nn.Parameter(value, requires_grad=name == "policy")
 
 
 @contextmanager

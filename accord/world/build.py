@@ -84,11 +84,12 @@ def certify(
     truth = gates.as_clip_set(list(make_clips(EVALUATION_CLIPS, seed + 90)))
     damaged = gates.as_clip_set(list(make_clips(EVALUATION_CLIPS, seed + 91, IMPERFECT)))
     samples = gates.sample_clips(shipped, prompts, seed + 92)
+    clean_samples = gates.sample_clips(clean_model, prompts, seed + 92)
     rows = {
         "clean world": gates.measure_clips(truth),
         "clean, through codecs": gates.measure_clips(gates.through_codecs(shipped, truth), world),
         "imperfect, through codecs": gates.measure_clips(gates.through_codecs(shipped, damaged), world),
-        "stage one samples": gates.measure_clips(gates.sample_clips(clean_model, prompts, seed + 92), world),
+        "stage one samples": gates.measure_clips(clean_samples, world),
         "shipped samples": gates.measure_clips(samples, world),
     }
     recipe = Recipe(seed=seed, clean_clips=64)
@@ -99,17 +100,21 @@ def certify(
         coupling[name] = probe_all(denoiser, probe, encode_captions(pipeline))
     passed = gates.verdict(coupling["shipped"]["audio at .85/.85"], rows["stage one samples"], rows["shipped samples"])
     measured = Measured(rows, coupling, passed, minutes, steps, notes)
-    _draw(samples, directory)
+    draw(samples, clean_samples, directory)
     write_card(directory, measured)
     return measured
 
 
-def _draw(samples: gates.ClipSet, directory: Path) -> None:
-    """The two pictures of the card, from the first samples of eight captions that differ in colour and sound."""
-    rows = [0, 5, 10, 15, 16, 21, 26, 31]
-    chosen = gates.ClipSet([samples.prompts[row] for row in rows], samples.video[rows], samples.audio[rows])
-    contact_sheet(chosen, directory / "contact_sheet.png")
-    spectrogram_sheet(chosen, directory / "spectrograms.png")
+def draw(samples: gates.ClipSet, clean_samples: gates.ClipSet, directory: Path) -> None:
+    """The pictures of the card, from the first samples of captions that differ in colour and sound; not chosen."""
+
+    def pick(clips: gates.ClipSet, rows: list[int]) -> gates.ClipSet:
+        return gates.ClipSet([clips.prompts[row] for row in rows], clips.video[rows], clips.audio[rows])
+
+    shown = pick(samples, [0, 5, 10, 15, 16, 21, 26, 31])
+    contact_sheet(shown, directory / "contact_sheet.png")
+    spectrogram_sheet(shown, directory / "spectrograms.png")
+    contact_sheet(pick(clean_samples, [0, 5, 26, 31]), directory / "contact_sheet_stage_one.png")
 
 
 def pretrain_tiny(

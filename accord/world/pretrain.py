@@ -44,7 +44,7 @@ class Recipe:
     seed: int = 0
     clean_clips: int = 6400
     imperfect_clips: int = 4800
-    batch: int = 64
+    batch: int = 32
     learning_rate: float = 2e-3
     fine_tune_rate: float = 5e-4
     warmup_steps: int = 100

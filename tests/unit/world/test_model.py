@@ -13,6 +13,22 @@ from accord.world.pipeline import LATENT_GRID, encode_text, load_pipeline, save_
 from accord.world.pretrain import Denoiser, Recipe, draw_sigmas, encode_captions, encode_clips, flow_loss
 from accord.world.scene import ALL_PROMPTS, CLEAN, make_clips
 
+PLAIN = {
+    "height": 32,
+    "width": 32,
+    "num_frames": 25,
+    "frame_rate": 12.0,
+    "max_sequence_length": 16,
+    "guidance_scale": 1.0,
+    "audio_guidance_scale": 1.0,
+    "stg_scale": 0.0,
+    "audio_stg_scale": 0.0,
+    "modality_scale": 1.0,
+    "audio_modality_scale": 1.0,
+    "guidance_rescale": 0.0,
+    "audio_guidance_rescale": 0.0,
+    "spatio_temporal_guidance_blocks": None,
+}
 SHIPPED = Path(gates.__file__).parent / "pretrained" / "tiny-ltx2"
 
 
@@ -71,27 +87,30 @@ def test_the_shipped_directory_is_small_safe_and_complete(shipped: LTX2Pipeline)
     files = [path for path in SHIPPED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 15_000_000
     assert {path.suffix for path in files} <= {".json", ".safetensors", ".png", ".md"}
-    out = shipped(
-        prompt=ALL_PROMPTS[0].prompt_av,
-        height=32,
-        width=32,
-        num_frames=25,
-        frame_rate=12.0,
-        num_inference_steps=2,
-        max_sequence_length=16,
-        guidance_scale=1.0,
-        audio_guidance_scale=1.0,
-        stg_scale=0.0,
-        audio_stg_scale=0.0,
-        modality_scale=1.0,
-        audio_modality_scale=1.0,
-        guidance_rescale=0.0,
-        audio_guidance_rescale=0.0,
-        spatio_temporal_guidance_blocks=None,
-        output_type="np",
-    )
+    out = shipped(prompt=ALL_PROMPTS[0].prompt_av, num_inference_steps=2, output_type="np", **PLAIN)
     assert out.frames.shape == (1, 25, 32, 32, 3)
     assert out.audio.shape == (1, 1, 32_800)
+
+
+def test_our_sampler_is_the_pipeline(shipped: LTX2Pipeline) -> None:
+    prompts = gates.even_prompts(2)
+    video, audio = gates.sample_latents(shipped, prompts, seed=3, steps=4)
+    generator = torch.Generator().manual_seed(3)
+    noise, audio_noise = torch.randn(2, 28, 40, generator=generator), torch.randn(2, 52, 16, generator=generator)
+    vae, audio_vae = shipped.vae, shipped.audio_vae
+    unpacked = shipped._unpack_latents(noise, *LATENT_GRID)
+    scaled = shipped._denormalize_audio_latents(audio_noise, audio_vae.latents_mean, audio_vae.latents_std)
+    out = shipped(
+        prompt=[prompt.prompt_av for prompt in prompts],
+        latents=shipped._denormalize_latents(unpacked, vae.latents_mean, vae.latents_std),
+        audio_latents=shipped._unpack_audio_latents(scaled, 52, 4),
+        num_inference_steps=4,
+        output_type="latent",
+        **PLAIN,
+    )
+    again, audio_again = gates.normalise_latents(shipped, out.frames, out.audio)
+    assert torch.allclose(again, video, atol=1e-4)
+    assert torch.allclose(audio_again, audio, atol=1e-4)
 
 
 def test_our_sigmas_are_those_of_the_pipeline(shipped: LTX2Pipeline) -> None:
