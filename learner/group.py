@@ -90,24 +90,30 @@ def run(
 def _fit_within(attempt: Attempt, deadline_s: float) -> Any:
     """Ray Train's `fit` waits without end, so it gets a thread and we keep the clock."""
     box: list[Any] = []
-    thread = threading.Thread(target=lambda: box.append(_fit(attempt)), daemon=True, name="learner-group")
+
+    def fit() -> None:
+        try:
+            box.append(_fit(attempt))
+        except Exception as error:  # whatever Ray raises is the outcome; `run` turns it into ours
+            box.append(error)
+
+    thread = threading.Thread(target=fit, daemon=True, name="learner-group")
     thread.start()
     thread.join(max(deadline_s, 0.0))
     if not box:
         raise DeadlineExceeded(
             f"training was not done after {deadline_s:.0f} s; raise max_runtime_s, or train fewer steps"
-            if thread.is_alive()
-            else "the learner group ended without a result"
         )
     return box[0]
 
 
-def _fit(attempt: Attempt) -> Any:
-    """Start the group and wait for it. Returns rank 0's result, or the exception that Ray Train ended with."""
+    """Start the group and wait for it. Returns what the page returned on rank 0; raises what Ray Train ended with."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths of the job mean what they mean here
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less; a lost rank is noticed anyway
     from ray.train.torch import TorchConfig
+    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
     from ray.train.v2.api.callback import UserCallback
     from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.torch.torch_trainer import TorchTrainer
@@ -122,11 +128,21 @@ def _fit(attempt: Attempt) -> Any:
             )
             attempt.loss.write_text(json.dumps({"at": time.time(), "what": what}), encoding="utf-8")
 
+    class Trainer(TorchTrainer):
+        """Without the detached cleaner of placement groups, which outlives a killed attempt when Ray has no dashboard.
+
+        Ray itself removes the group's placement when the attempt's driver is gone.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+
     cluster = attempt.job.cluster
     gpus = cluster.learner_gpus
     resources = {"CPU": cluster.learner_cpus} | ({"GPU": gpus} if gpus else {})
     page: Any = partial(rank_main, attempt)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         page,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
         scaling_config=ScalingConfig(
@@ -139,11 +155,8 @@ def _fit(attempt: Attempt) -> Any:
             callbacks=[NoteLoss()],
         ),
     )
-    try:
-        result: Any = trainer.fit()
-        return result.return_value
-    except Exception as error:  # whatever Ray raises is the outcome; `run` turns it into ours
-        return error
+    result: Any = trainer.fit()
+    return result.return_value
 
 
 def rank_main(attempt: Attempt) -> dict[str, Any] | None:

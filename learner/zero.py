@@ -7,6 +7,7 @@ compiled. Gradients pile up locally and are averaged when `step` is called.
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +26,7 @@ from accord.config.job import OptimizerSpec
 from accord.types import Modality, Role
 from learner.engine import AdapterState, Latents, adamw, optimizer_tensors, set_optimizer_tensors, trainable
 
+warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)  # DeepSpeed's call
 setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
 # AdamW and the collectives are torch's. Left alone, DeepSpeed would compile a shared-memory collective with the local
 # compiler on first use: minutes of waiting, and sums in another order on machines that have one.

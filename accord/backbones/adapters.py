@@ -69,7 +69,7 @@ def add_roles(module: nn.Module, spec: LoRASpec, seed: int) -> None:
     _activate(_layers(module), "policy")
 
 
-def _initialise(layer: LoraLayer, name: Role, path: str, rank: int, seed: int) -> None:
+def _initialise(layer: Any, name: Role, path: str, rank: int, seed: int) -> None:
     """Replace the empty tensors that PEFT made by A from the seed and B = 0, next to the layer they adapt."""
     device = layer.get_base_layer().weight.device
     for kind, part in (("lora_A", layer.lora_A[name]), ("lora_B", layer.lora_B[name])):

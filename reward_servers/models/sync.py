@@ -33,7 +33,7 @@ from reward_servers.base import RewardModel, Score
 from reward_servers.signals import mono, shrunk
 
 SHORT_SIDE = 32
-SHIFTS = 64
+SHIFTS = 32
 MOST_EVENTS = 64
 """Events beyond this number in one clip are left out; they would only cost time."""
 

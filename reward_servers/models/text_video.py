@@ -16,6 +16,7 @@ Known hacks: flooding the frame with the named colour earns the colour part but 
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import ClassVar
 
 import numpy as np
@@ -31,6 +32,8 @@ HUES: dict[str, float] = {
     "red": 0.0, "orange": 30.0, "yellow": 55.0, "green": 125.0, "cyan": 180.0, "blue": 235.0, "purple": 280.0,
     "pink": 330.0,
 }  # fmt: skip
+_HUE_EDGES = np.array([(low + high) / 2.0 for low, high in pairwise([*HUES.values(), 360.0])])
+"""Where one hue ends and the next begins; what lies beyond the last edge is red again."""
 MOTIONS: dict[str, str] = {
     **dict.fromkeys(("bouncing", "falling", "jumping", "dropping", "rising"), "vertical"),
     **dict.fromkeys(("sliding", "rolling", "gliding", "crossing"), "horizontal"),
@@ -81,8 +84,7 @@ def _named_share(video_FHWC: Pixels, name: str) -> float:
     """Coloured mass nearest to the named hue over all coloured mass plus the constant for an absent object."""
     colour = saturation(video_FHWC)
     mass = np.where(colour > DULL, colour, 0.0)
-    distance = np.abs((_hue(video_FHWC)[..., None] - np.array(list(HUES.values())) + 180.0) % 360.0 - 180.0)
-    named = distance.argmin(axis=3) == list(HUES).index(name)
+    named = np.searchsorted(_HUE_EDGES, _hue(video_FHWC)) % len(HUES) == list(HUES).index(name)
     return float(((mass * named).mean(axis=(1, 2)) / (mass.mean(axis=(1, 2)) + ABSENT)).mean())
 
 

@@ -61,8 +61,8 @@ class MotionSmoothnessModel(_UnitRange):
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
         """Components: `error`, mean absolute error where something moves."""
         grey_FHW = luma(shrunk(clip.video_FHWC, SHORT_SIDE))
-        before, between, after = grey_FHW[:-2], grey_FHW[1:-1], grey_FHW[2:]
-        error = np.abs(_middle(before, after) - between)
+        before, between, after = (grey_FHW.astype(np.float32)[start : start + len(grey_FHW) - 2] for start in range(3))
+        error = np.abs(_middle(before, after) - between).astype(np.float64)
         moving = np.abs(after - before) + error
         threshold = np.percentile(moving, 90, axis=(1, 2), keepdims=True)
         chosen = moving >= threshold
@@ -144,14 +144,15 @@ def _middle(before_FHW: Float, after_FHW: Float) -> Float:
     for dy, dx in _shifts():
         early, late = _moved(padded_before, dy, dx), _moved(padded_after, -dy, -dx)
         cost = _block_mean(np.abs(early - late))
-        candidate = (early + late) / 2.0
         if best is None:
-            best, middle = cost - STILLNESS, candidate
+            best, middle = cost - STILLNESS, (early + late) / 2.0
             continue
         better = cost < best
+        if not better.any():
+            continue
         best = np.where(better, cost, best)
         mask = np.repeat(np.repeat(better, BLOCK, axis=1), BLOCK, axis=2)
         full = np.zeros((len(mask), height, width), dtype=bool)
         full[:, : mask.shape[1], : mask.shape[2]] = mask
-        middle = np.where(full, candidate, middle)
+        middle = np.where(full, (early + late) / 2.0, middle)
     return middle

@@ -175,7 +175,7 @@ def _watch(client: ApiClient, job_id: str) -> None:
     found = client.job(job_id)
     picture = JobPicture(job_id, found["steps"], found["name"], began=found["created_at"])
     try:
-        show(client.follow(job_id), picture, out, lambda: False)
+        show(client.follow(job_id), picture, out)
     except KeyboardInterrupt:
         _say(f"Detached; the job goes on. Cancel it: accord cancel {job_id}")
         return
@@ -227,12 +227,9 @@ def demo(
 ) -> None:
     """Start the service, run one whole job, show every reward before and after, stop everything."""
     from services.runner.demo import demo as run_demo
-    from services.runner.signals import Signals
 
-    signals = Signals()
-    signals.install()
     with _told():
-        status = run_demo(job_file, set_, _settings(), out, signals.stop)
+        status = run_demo(job_file, set_, _settings(), out)
     raise typer.Exit(status)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import fcntl
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import httpx
@@ -20,55 +21,100 @@ from rich.console import Console
 from rich.table import Table
 
 from accord.config.settings import Settings
-from accord.errors import Unreachable
+from accord.errors import AccordError, ServiceError, Unreachable
+from accord.events import RewardSummary
 from services.api.auth import KEY_FILE
 from services.runner import guard, processes
 from services.runner.client import ApiClient
 from services.runner.job_file import read_job
+from services.runner.service import prepare_directories
+from services.runner.summary import Row, Summary, summary_rows
 from services.runner.watch import JobPicture, watch
 
-READY_S = 120.0
+READY_S = 240.0
 
 
-class Stopped(Exception):
-    """A signal asked the demo to end."""
+class Interrupts:
+    """The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt; a later one is passed on, to hurry the service."""
+
+    def __init__(self) -> None:
+        self.service: guard.Child | None = None
+        self._seen = False
+
+    def install(self) -> None:
+        """Take over the signals of the process. Only from the main thread."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._arrived)
+
+    def _arrived(self, _number: int, _frame: FrameType | None) -> None:
+        if not self._seen:
+            self._seen = True
+            raise KeyboardInterrupt
+        if self.service is not None and self.service.poll() is None:
+            self.service.terminate()
 
 
-def demo(job_file: Path, overrides: list[str], settings: Settings, console: Console, stop: threading.Event) -> int:
+def demo(job_file: Path, overrides: list[str], settings: Settings, console: Console) -> int:
     """Run the demo. Returns 0 when the job succeeded, 1 when not, 130 when a signal ended it early."""
     spec = read_job(job_file, overrides)
-    data_dir = (settings.data_dir / "demo").absolute()
-    with _service(settings, data_dir, console) as (process, url):
-        try:
-            client = _await_ready(process, url, data_dir, stop)
-            job = client.submit(spec)
-            console.print(f"Submitted [bold]{job['id']}[/bold] from {job_file}")
-            picture = JobPicture(job["id"], job["steps"], job["name"])
-            watch(client.follow(job["id"]), picture, console, stop.is_set)
-            if stop.is_set():
-                raise Stopped
-            job = client.job(job["id"])
-        except Stopped:
-            console.print("Stopping.")
-            return 130
-        run_dir = (settings.runs_dir / str(job["id"])).absolute()
+    interrupts = Interrupts()
+    interrupts.install()
+    try:
+        with _own_directory(settings) as data_dir, _service(settings, data_dir, console, interrupts) as (process, url):
+            client = _await_ready(process, url, data_dir, console)
+            job = _run_job(client, spec, console)
+    except KeyboardInterrupt:
+        console.print("Stopped before the end.")
+        return 130
+    run_dir = (settings.runs_dir / str(job["id"])).absolute()
     link_latest(run_dir, settings.runs_dir / "demo")
     if job["state"] != "succeeded":
         console.print(
-            f"[red]The job {job['state']}[/red] ({job['reason']}): {job['message']}\nLogs: {run_dir / 'logs'}"
+            f"The job {job['state']} ({job['reason']}): {job['message']}\nLogs: {run_dir / 'logs'}", markup=False
         )
         return 1
     show_result(run_dir, console)
     return 0
 
 
+def _run_job(client: ApiClient, spec: dict[str, Any], console: Console) -> dict[str, Any]:
+    """Submit, follow to the end, return the job. Interrupted: cancel it."""
+    job = client.submit(spec)
+    console.print(f"Submitted {job['id']} ({job['name']}, {job['steps']} steps)", highlight=False, markup=False)
+    try:
+        watch(client.follow(job["id"]), JobPicture(job["id"], job["steps"], job["name"]), console)
+    except KeyboardInterrupt:
+        with contextlib.suppress(AccordError):
+            client.cancel(job["id"])
+        raise
+    return client.job(job["id"])
+
+
 @contextlib.contextmanager
-def _service(settings: Settings, data_dir: Path, console: Console) -> Iterator[tuple[guard.Child, str]]:
-    """`accord up` as a child on a free port, with its own data directory; gone afterwards."""
+def _own_directory(settings: Settings) -> Iterator[Path]:
+    """A fresh data directory, so that a demo neither meets an older one's jobs nor another service's."""
+    prepare_directories(settings)
+    with (settings.data_dir / "demo.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ServiceError(
+                f"another demo runs on {settings.data_dir.absolute()}; wait for it or stop it"
+            ) from error
+        path = (settings.data_dir / "demo").absolute()
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(mode=0o700)
+        yield path
+
+
+@contextlib.contextmanager
+def _service(
+    settings: Settings, data_dir: Path, console: Console, interrupts: Interrupts
+) -> Iterator[tuple[guard.Child, str]]:
+    """`accord up` as a child on a free port; gone afterwards."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    data_dir.mkdir(parents=True, exist_ok=True)
     environment = {
         **os.environ,
         "ACCORD_DATA_DIR": str(data_dir),
@@ -78,39 +124,38 @@ def _service(settings: Settings, data_dir: Path, console: Console) -> Iterator[t
     }
     for name in ("ACCORD_URL", "ACCORD_API_KEY"):
         environment.pop(name, None)
-    log = data_dir / "service.log"
-    console.print(f"Starting the service (log: {log}) ...")
-    with log.open("wb") as output:
+    with (data_dir / "service.log").open("wb") as output:
         process = guard.spawn(
             [sys.executable, "-m", "services.runner.cli", "up"], env=environment, when_orphaned=signal.SIGTERM,
             stdout=output,
         )  # fmt: skip
+    interrupts.service = process
     try:
         yield process, f"http://127.0.0.1:{port}"
     finally:
         console.print("Shutting the service down ...")
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(signal.SIGTERM)
-        try:
+        if process.poll() is None:
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(settings.grace_s + 40)
-        except subprocess.TimeoutExpired:
-            processes.end(processes.marked("ACCORD_DATA_DIR", str(data_dir)), 2.0)
+        processes.end(processes.marked("ACCORD_DATA_DIR", str(data_dir)), 2.0)
         processes.stop(process, 5.0)
 
 
-def _await_ready(process: guard.Child, url: str, data_dir: Path, stop: threading.Event) -> ApiClient:
+def _await_ready(process: guard.Child, url: str, data_dir: Path, console: Console) -> ApiClient:
     began = time.monotonic()
-    while time.monotonic() - began < READY_S:
-        if stop.is_set():
-            raise Stopped
-        if process.poll() is not None:
-            tail = (data_dir / "service.log").read_text(errors="replace").strip().splitlines()[-5:]
-            raise Unreachable("the service did not start: " + " / ".join(tail))
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url + "/readyz", timeout=5).status_code == 200:
-                return ApiClient(url, (data_dir / KEY_FILE).read_text(encoding="utf-8").strip())
-        time.sleep(0.1)
-    raise Unreachable(f"the service was not ready within {READY_S:.0f} s; see {data_dir / 'service.log'}")
+    log = data_dir / "service.log"
+    with console.status(f"Starting job store, API and Ray (log: {log})"):
+        while time.monotonic() - began < READY_S:
+            if process.poll() is not None:
+                tail = log.read_text(errors="replace").strip().splitlines()[-5:]
+                raise Unreachable("the service did not start: " + " / ".join(tail))
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(url + "/readyz", timeout=5).status_code == 200:
+                    console.print(f"The service is up after {time.monotonic() - began:.1f} s.", highlight=False)
+                    return ApiClient(url, (data_dir / KEY_FILE).read_text(encoding="utf-8").strip())
+            time.sleep(0.1)
+    raise Unreachable(f"the service was not ready within {READY_S:.0f} s; see {log}")
 
 
 def link_latest(run_dir: Path, link: Path) -> None:
@@ -124,44 +169,50 @@ def link_latest(run_dir: Path, link: Path) -> None:
 
 def show_result(run_dir: Path, console: Console) -> None:
     """Print before → after of every reward and held-out metric of summary.json, and where the files are."""
-    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    table = Table(title="Held-out prompts: before → after", title_justify="left")
-    for column in ("", "route", "before", "after", "change"):
-        table.add_column(column, justify="left" if column in {"", "route"} else "right")
-    for name, entry in summary["rewards"].items():
-        trained = entry.get("weight", 1.0) > 0
-        table.add_row(name if trained else f"{name} (not trained)", entry.get("route", ""), *_change(entry))
-    table.add_section()
-    for name, entry in summary["held_out"].items():
-        table.add_row(name, "held out", *_change(entry))
-    console.print(table)
-    console.print("mean ± standard error; change in brackets: in standard errors of the difference", style="dim")
-    guidance = summary.get("guidance")
-    if guidance is not None:
-        off = " (off)" if guidance == 1 else ""
-        console.print(f"Classifier-free guidance {guidance:g}{off}, before and after alike.", style="dim")
+    summary = Summary.model_validate_json((run_dir / "summary.json").read_text(encoding="utf-8"))
+    rows = summary_rows(summary)
+    console.print(_table("Rewards on held-out prompts", [row for row in rows if row.kind == "reward"]))
+    others = [row for row in rows if row.kind == "held_out"]
+    if others:
+        console.print(_table("Held-out metrics, never trained on", others))
+    off = " (off)" if summary.guidance == 1 else ""
+    console.print(
+        f"mean ± standard error; change with its distance from 0 in standard errors of the difference\n"
+        f"classifier-free guidance {summary.guidance:g}{off}, before and after alike; {summary.steps} steps in "
+        f"{summary.wall_seconds:.0f} s, {summary.samples_generated} clips sampled",
+        style="dim", highlight=False,
+    )  # fmt: skip
     shown = Path(os.path.relpath(run_dir))
-    console.print(f"\nReport   {shown / 'report.html'}\nClips    {shown / 'clips'}\nAdapter  {shown / 'adapter'}")
-    console.print(f"Numbers  {shown / 'summary.json'}   (all of it is also at {shown.parent / 'demo'})")
+    for name, file in (
+        ("Report", "report.html"),
+        ("Clips", "clips"),
+        ("Adapter", "adapter"),
+        ("Numbers", "summary.json"),
+    ):
+        console.print(f"{name:8} {shown / file}", highlight=False, soft_wrap=True)
+    console.print(f"All of it is also at {shown.parent / 'demo'}.", highlight=False, soft_wrap=True)
 
 
-def _change(entry: dict[str, Any]) -> tuple[str, str, str]:
-    before, after = _numbers(entry.get("before")), _numbers(entry.get("after"))
-    change = ""
-    if before[0] is not None and after[0] is not None:
-        difference = after[0] - before[0]
-        error = ((before[1] or 0.0) ** 2 + (after[1] or 0.0) ** 2) ** 0.5
-        change = f"{difference:+.3f}" + (f" ({difference / error:+.1f})" if error else "")
-    return _value(*before), _value(*after), change
+def _table(title: str, rows: Sequence[Row]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in ("", "route", "before", "after", "change", ""):
+        table.add_column(column, justify="right" if column in {"before", "after", "change"} else "left")
+    for row in rows:
+        name = row.name if row.trained or row.kind == "held_out" else f"{row.name} (not trained)"
+        change = "" if row.delta is None else f"{row.delta:+.3f}" + ("" if row.z is None else f" ({row.z:+.1f})")
+        style = {"better": "green", "worse": "red"}.get(row.verdict, "")
+        table.add_row(
+            name,
+            row.route or "",
+            _value(row.before),
+            _value(row.after),
+            change,
+            f"[{style}]{row.verdict}[/]" if style else row.verdict,
+        )
+    return table
 
 
-def _numbers(side: Any) -> tuple[float | None, float | None]:
-    if isinstance(side, dict):
-        return side.get("mean"), side.get("sem")
-    return (float(side), None) if isinstance(side, int | float) else (None, None)
-
-
-def _value(mean: float | None, error: float | None) -> str:
-    if mean is None:
+def _value(side: RewardSummary | None) -> str:
+    if side is None or side.mean is None:
         return "-"
-    return f"{mean:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+    return f"{side.mean:.3f}" + (f" ± {side.sem:.3f}" if side.sem is not None else "")

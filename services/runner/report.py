@@ -305,8 +305,8 @@ def _side(run_dir: Path, title: str, file: str | None, left: int) -> tuple[Side,
         if size > left:
             return Side(title, problem=f"left out to keep this page small; see {file}"), 0
         video, strip = embed(path)
-    except (OSError, MediaError) as error:
-        return Side(title, problem=f"{file} cannot be shown: {error}"), 0
+    except (OSError, MediaError):
+        return Side(title, problem=f"{file} is missing, torn or no MP4"), 0
     return Side(title, video, strip), size
 
 

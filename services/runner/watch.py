@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -142,23 +142,19 @@ def _line(event: JobEvent) -> str | None:
     return None
 
 
-def watch(events: Iterable[JobEvent], picture: JobPicture, console: Console, stopped: Callable[[], bool]) -> None:
-    """Show events until the job ends or `stopped()`. Without a terminal: lines only."""
+def watch(events: Iterable[JobEvent], picture: JobPicture, console: Console) -> None:
+    """Show events until the job ends. Without a terminal: lines only."""
     if not console.is_terminal:
-        _watch_lines(events, picture, console, stopped)
+        _watch_lines(events, picture, console)
         return
     with Live(console=console, get_renderable=picture.render, refresh_per_second=6, transient=False) as live:
         for event in events:
             line = picture.apply(event)
             if line and not isinstance(event, StepCompleted):
                 live.console.print(f"[dim]{time.strftime('%H:%M:%S', time.localtime(event.at))}[/dim] {escape(line)}")
-            if stopped():
-                return
 
 
-def _watch_lines(
-    events: Iterable[JobEvent], picture: JobPicture, console: Console, stopped: Callable[[], bool]
-) -> None:  # fmt: skip
+def _watch_lines(events: Iterable[JobEvent], picture: JobPicture, console: Console) -> None:
     said: tuple[str, str] | None = None
     for event in events:
         line = picture.apply(event)
@@ -171,5 +167,3 @@ def _watch_lines(
             line = f"{event.phase}: {event.detail}" if event.detail else None
         if line:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
-        if stopped():
-            return

@@ -61,7 +61,8 @@ def await_http(url: str, process: subprocess.Popen[bytes], log: Path, timeout_s:
 
 def leftovers(root: Path) -> list[str]:
     """Processes, temporary folders, sockets and shared memory of a service on `root`."""
-    left = [f"{process.pid} {process.name()}" for process in marked("ACCORD_DATA_DIR", str(root / "data"))]
+    places = (root / "data", root / "data" / "demo")
+    left = [f"{found.pid} {found.name()}" for place in places for found in marked("ACCORD_DATA_DIR", str(place))]
     left += [str(path) for path in (root / "data").rglob("*") if path.is_socket()]
     left += [name for name in ("ray.json", "store.url", "ray-token") if (root / "data" / name).exists()]
     return left
@@ -118,9 +119,10 @@ class TestUp:
 
     @pytest.mark.timeout(240)
     @pytest.mark.parametrize("after_s", [0.7, 3.0, 6.0])
-    def test_ctrl_c_at_any_moment(self, tmp_path: Path, after_s: float) -> None:
+    @pytest.mark.parametrize("command", ["up", "demo"])
+    def test_ctrl_c_at_any_moment(self, tmp_path: Path, command: str, after_s: float) -> None:
         before = temporary()
-        process = start(tmp_path, "up", "--port", str(free_port()))
+        process = start(tmp_path, command, ACCORD_PORT=str(free_port()))
         time.sleep(after_s)
         process.send_signal(signal.SIGINT)
         process.wait(40)

@@ -121,7 +121,7 @@ def _estimate(mean: float, sem: float | None) -> dict[str, float | int | None]:
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; tests only read it."""
     run_dir = tmp_path_factory.mktemp("runs") / RUN_JOB_ID
-    make_run(run_dir)
+    make_run(run_dir, pairs=3)
     return run_dir
 
 

@@ -152,7 +152,7 @@ def events() -> list[Any]:
 
 def test_lines_without_a_terminal() -> None:
     console = Console(record=True, width=200, force_terminal=False)
-    watch(iter(events()), JobPicture("job-x", 3), console, lambda: False)
+    watch(iter(events()), JobPicture("job-x", 3), console)
     text = console.export_text()
     for line in (
         "running, attempt 2", "startup: connecting to Ray", "held-out at step 0 (policy): sync 0.200",
@@ -166,7 +166,7 @@ def test_a_live_picture() -> None:
     for event in events()[:5]:
         picture.apply(event)
     console = Console(record=True, width=120, force_terminal=True)
-    watch(iter(events()), JobPicture("job-x", 3), console, lambda: False)
+    watch(iter(events()), JobPicture("job-x", 3), console)
     console = Console(record=True, width=120)
     console.print(picture.render())
     text = console.export_text()
@@ -178,21 +178,24 @@ def test_result_table(tmp_path: Path) -> None:
     run_dir = tmp_path / "job-x"
     run_dir.mkdir()
     summary = {
-        "guidance": 1.0,
+        "job_id": "job-x", "name": "n", "state": "succeeded", "steps": 3, "steps_wanted": 3, "seed": 0, "guidance": 1.0,
+        "wall_seconds": 61.0, "phase_seconds": {}, "adapter_sha256": None, "policy_version": 3,
+        "samples_generated": 96, "components": {}, "environment": {}, "clips": [],
         "rewards": {
             "sync": {"route": "both", "weight": 1.0, "before": {"mean": 0.2, "sem": 0.03, "n": 8},
                      "after": {"mean": 0.5, "sem": 0.04, "n": 8}},
             "dynamic_degree": {"route": "video", "weight": 0.0, "before": {"mean": None, "sem": None, "n": 0},
                                "after": None},
         },
-        "held_out": {"distance": {"before": {"mean": 2.0, "sem": None, "n": 1}, "after": 1.5}},
+        "held_out": {"distance": {"before": {"mean": 2.0, "sem": None, "n": 1},
+                                  "after": {"mean": 1.5, "sem": None, "n": 1}}},
     }  # fmt: skip
     (run_dir / "summary.json").write_text(json.dumps(summary))
     console = Console(record=True, width=140)
     show_result(run_dir, console)
     text = console.export_text()
-    for word in ("0.200 ± 0.030", "0.500 ± 0.040", "+0.300 (+6.0)", "not trained", "2.000", "-0.500", "report.html",
-                 "guidance 1 (off)"):  # fmt: skip
+    for word in ("0.200 ± 0.030", "0.500 ± 0.040", "+0.300 (+6.0)", "better", "not trained", "2.000", "-0.500",
+                 "report.html", "guidance 1 (off)", "96 clips"):  # fmt: skip
         assert word in text, text
 
 
