@@ -47,7 +47,7 @@ def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[Ro
                 role="old",
                 policy_version=sampling_version(step, job.cluster.policy_lag),
                 capture_token_weights=bool(region and region.enabled),
-            )  # fmt: skip
+            )
         )
     return requests
 

@@ -107,6 +107,7 @@ def _fit_within(attempt: Attempt, deadline_s: float) -> Any:
     return box[0]
 
 
+def _fit(attempt: Attempt) -> Any:
     """Start the group and wait for it. Returns what the page returned on rank 0; raises what Ray Train ended with."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths of the job mean what they mean here
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))

@@ -46,6 +46,10 @@ HTTP_HOST = "127.0.0.1"
 HTTP_PORT = 8421
 _DEPLOYMENT = "RewardServer"
 _POLL_S = 0.25
+_CONTROLLER_ENV = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a proxy that takes 5 s to import is killed otherwise
+    "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # ten looks a second cost a twelfth of a core
+}
 _BATCHES_HELD = 4
 """Batches that a replica takes in: one being scored, the others waiting."""
 
@@ -157,7 +161,17 @@ def _start(http_port: int | None) -> None:
         http_port = None
     location = ProxyLocation.Disabled if http_port is None else ProxyLocation.HeadOnly
     options = {"host": HTTP_HOST, "port": http_port or HTTP_PORT, "request_timeout_s": 600}
-    serve.start(proxy_location=location, http_options=options)
+    try:
+        serve.start(
+            proxy_location=location,
+            http_options=options,
+            controller_options={"runtime_env": {"env_vars": _CONTROLLER_ENV}},
+        )
+    except (ray.exceptions.RayError, TimeoutError) as error:
+        if _get_global_client(raise_if_no_controller_running=False) is None:
+            raise RewardError(f"Ray Serve did not start: {error}") from error
+        # Only the proxy is late. The controller tries it again, and jobs do not need it.
+        log.warning("the HTTP proxy of the rewards is not up yet: %s", str(error).splitlines()[0])
 
 
 def _free(port: int) -> bool:

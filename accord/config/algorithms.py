@@ -32,7 +32,7 @@ class LossSpec(Spec):
 
     space: Literal["x0", "velocity"] = "x0"
     normaliser: Literal["detached", "attached", "none"] = "detached"
-    """Adaptive weight 1/mean|x0hat - x0| per sample; `attached` lets gradient through it, as the published code does."""
+    """Adaptive weight 1/mean|x0hat - x0| per sample; `attached` lets gradient through it, as published."""
     beta: float = Field(default=1.0, gt=0, le=10)
     """Mixing strength between old and trained prediction."""
     advantage_clip: float = Field(default=5.0, gt=0)
@@ -99,7 +99,7 @@ class RegionSpec(Spec):
 
     enabled: bool = True
     formula: Literal["minmax", "frame_sigmoid"] = "minmax"
-    """`minmax`: 1 + strength * (s - min) / (max - min) per sample. `frame_sigmoid`: 1 + strength * sigmoid(strength * z),
+    """`minmax`: 1 + strength * (s - min) / (max - min) per sample. `frame_sigmoid`: 1 + strength * sigmoid(strength z),
     z being the score standardised within its frame."""
     strength: float = Field(default=0.5, ge=0, le=100)
     first_block: float = Field(default=0.2, ge=0, le=1)

@@ -61,8 +61,8 @@ class MotionSmoothnessModel(_UnitRange):
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
         """Components: `error`, mean absolute error where something moves."""
         grey_FHW = luma(shrunk(clip.video_FHWC, SHORT_SIDE))
-        before, between, after = (grey_FHW.astype(np.float32)[start : start + len(grey_FHW) - 2] for start in range(3))
-        error = np.abs(_middle(before, after) - between).astype(np.float64)
+        before, between, after = grey_FHW[:-2], grey_FHW[1:-1], grey_FHW[2:]
+        error = np.abs(_middle(before, after) - between)
         moving = np.abs(after - before) + error
         threshold = np.percentile(moving, 90, axis=(1, 2), keepdims=True)
         chosen = moving >= threshold

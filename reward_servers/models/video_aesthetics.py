@@ -1,6 +1,6 @@
 """Technical quality of the frames: sharp, free of noise, evenly exposed, with something in them.
 
-Measures four things per clip, each in (0, 1], and takes their geometric mean:
+Measures four things per clip, each in [0, 1], and multiplies them:
 
 * `sharpness`: the steepest edges (99th percentile of the brightness gradient over the frame's contrast);
 * `cleanness`: exp(-noise / 0.02), noise being the smallest local deviation that 5x5 pixel blocks agree on (median);
@@ -33,11 +33,10 @@ FLICKER = 0.03
 SATURATED = 0.6
 DARK, BRIGHT = 4.0 / 255.0, 251.0 / 255.0
 FLAT = 0.5 / 255.0
-_SMALLEST = 1e-3
 
 
 class VideoAestheticsModel(RewardModel):
-    """Geometric mean of sharpness, cleanness, exposure and structure."""
+    """Product of sharpness, cleanness, exposure and structure."""
 
     version: ClassVar[str] = "1"
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -56,8 +55,7 @@ class VideoAestheticsModel(RewardModel):
             "exposure": float(_well_exposed(grey) * np.exp(-flicker(frames) / FLICKER)),
             "structure": _structure(saturation(frames)),
         }
-        product = np.prod([max(part, _SMALLEST) for part in parts.values()])
-        return Score(float(product ** (1.0 / len(parts))), parts)
+        return Score(float(np.prod(list(parts.values()))), parts)
 
 
 def _gradient(grey_FHW: Float) -> Float:

@@ -215,9 +215,7 @@ class EmbeddedRay(_Watched):
             RAY_MARK: str(self._folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_worker_niceness": "0",  # its default, 15, lets anything else on a laptop starve training
-            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # its default, 5 s, is short on a busy laptop
-            "RAY_worker_niceness": "0",  # its default, 15, lets anything else on a laptop starve training
-            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # 5 s is little for a small machine that starts everything
+            "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # its default, 5 s, is short on a busy laptop
             "RAY_enable_worker_prestart": "0",
             "RAY_prestart_worker_first_driver": "0",
             "AUTOSCALER_METRIC_PORT": "0",

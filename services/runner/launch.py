@@ -98,7 +98,7 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     address = ray_address(settings)  # before Ray is imported: it also tells Ray its token
     import ray
 
-    ray.init(address=address, namespace=f"{job_id}-{epoch}", log_to_driver=True, logging_level="warning")
+    ray.init(address=address, namespace=f"{job_id}-{epoch}", log_to_driver=True, logging_level=logging.WARNING)
     try:
         result = _train(job, run_dir, sink, epoch, stages, started)
     finally:

@@ -28,7 +28,7 @@ from accord.types import Route
 
 PHASES = ("rollout", "reward", "learn", "publish", "checkpoint", "startup", "evaluate")
 
-Better = Literal["higher", "lower"]
+Better = Literal["higher", "lower", "not lower"]
 
 
 class Document(BaseModel):
@@ -106,7 +106,7 @@ class Row:
     route: Route | None
     trained: bool
     better: Better | None
-    """Which direction is the good one; None when neither is."""
+    """Which direction is the good one: of `not lower` a fall is bad and a rise is not yet good; None when neither is."""
     before: RewardSummary | None
     after: RewardSummary | None
     delta: float | None
@@ -154,7 +154,9 @@ class Control:
 
 CONTROLS: Mapping[str, Control] = {
     "_distance": Control("lower", "Fréchet distance of the latents to those of the clean world"),
-    "_diversity": Control("higher", "spread of the latents; a fall means that clips become alike"),
+    "_diversity": Control(
+        "not lower", "spread of the latents: a fall means that clips become alike, a rise may be noise"
+    ),
     "_shuffled": Control(None, "the reward with another clip's sound: what chance gives"),
     "_gap": Control("higher", "the reward minus its shuffled control: what is more than chance"),
     "_offset_ms_median": Control("lower", "median distance in time between sound and picture, ms"),
@@ -382,7 +384,10 @@ def verdict_of(delta: float | None, z: float | None, better: Better | None) -> s
         return "no error known"
     if abs(z) < 1:
         return "unchanged"
-    word = "different" if better is None else "better" if (z > 0) == (better == "higher") else "worse"
+    if better is None or (better == "not lower" and z > 0):
+        word = "different"
+    else:
+        word = "worse" if (z > 0) == (better == "lower") else "better"
     return word if abs(z) >= 2 else f"perhaps {word}"
 
 

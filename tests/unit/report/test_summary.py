@@ -137,7 +137,7 @@ def test_rows_hold_difference_and_standard_errors(finished_run: Path) -> None:
     assert (paired.verdict, paired.trained, rows["temporal_flicker"].trained) == ("better", True, False)
     verdicts = {name: row.verdict for name, row in rows.items() if row.kind == "held_out"}
     assert verdicts == {
-        "video_distance": "better", "audio_distance": "unchanged", "video_diversity": "better",
+        "video_distance": "better", "audio_distance": "unchanged", "video_diversity": "different",
         "audio_diversity": "worse", "sync_shuffled": "unchanged", "sync_gap": "better",
         "sync_offset_ms_median": "better",
     }  # fmt: skip
@@ -153,6 +153,8 @@ def test_rows_hold_difference_and_standard_errors(finished_run: Path) -> None:
         ("video_distance", change(1.0, 0.5, sem=0.0), "better"),
         ("video_distance", change(1.0, 1.0, sem=0.0), "unchanged"),
         ("video_diversity", change(1.0, 0.9), "worse"),
+        ("video_diversity", change(1.0, 0.98), "perhaps worse"),
+        ("video_diversity", change(1.0, 1.1), "different"),
         ("sync_gap", change(0.1, 0.2, difference=0.03), "perhaps better"),
         ("sync_shuffled", change(0.1, 0.2), "different"),
         ("third_party", change(1.0, 1.02), "perhaps different"),
