@@ -106,7 +106,7 @@ class Row:
     route: Route | None
     trained: bool
     better: Better | None
-    """Which direction is the good one: of `not lower` a fall is bad and a rise is not yet good; None when neither is."""
+    """The good direction: of `not lower` a fall is bad and a rise is not yet good; None when there is none."""
     before: RewardSummary | None
     after: RewardSummary | None
     delta: float | None
