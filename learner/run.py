@@ -65,6 +65,7 @@ class Run:
         """The versions that groups in flight may be sampled with, oldest first."""
         self.seconds: dict[Phase, float] = {}
         self._last_progress = 0.0
+        self._saving_s = 0.0
 
     def restore(self) -> int:
         """Load the latest whole checkpoint and cut the run folder back to it. Returns its step, 0 = fresh."""
@@ -97,6 +98,8 @@ class Run:
         waited = time.monotonic() - started  # less than sampling took where it overlapped the step before
         scoring = min(waited, self.source.phase_seconds(step).get("reward", 0.0))
         self.seconds = {"rollout": round(waited - scoring, 4), "reward": round(scoring, 4)}
+        if self._saving_s:
+            self.seconds["checkpoint"], self._saving_s = self._saving_s, 0.0
         wanted = sampling_version(step, self.job.cluster.policy_lag)
         seen = [
             (group.group.request.step, group.group.request.prompt_index, group.group.policy_version) for group in groups
@@ -135,6 +138,7 @@ class Run:
     def save(self, step: int) -> None:
         """Write a checkpoint."""
         saved = self.checkpoints.save(step, list(self.states), self.engine.optimizer_state())
+        self._saving_s = round(saved.seconds, 4)  # counted with the next step, whose line is still to be written
         self._emit(CheckpointSaved(step=step, path=str(saved.path), bytes=saved.bytes, seconds=round(saved.seconds, 4)))
 
     def evaluate(self, step: int) -> None:

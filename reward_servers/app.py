@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -220,7 +221,7 @@ def _wait(wanted: set[str], timeout_s: float, replicas: int | None = None) -> No
         current = {entry.name: entry for entry in status() if entry.name in wanted}
         for entry in current.values():
             if entry.status == "DEPLOY_FAILED":
-                raise RewardError(f"reward {entry.name} could not be started: {entry.message}")
+                raise RewardError(f"reward {entry.name} could not be started: {_cause(entry.message)}")
         waiting = sorted(name for name in wanted if not _there(current.get(name), replicas))
         if not waiting:
             return
@@ -228,6 +229,12 @@ def _wait(wanted: set[str], timeout_s: float, replicas: int | None = None) -> No
             seen = ", ".join(f"{name}: {current[name].status if name in current else 'absent'}" for name in waiting)
             raise DeadlineExceeded(f"rewards not ready after {timeout_s:g} s ({seen}); raise the limit or add CPUs")
         time.sleep(_POLL_S)
+
+
+def _cause(message: str) -> str:
+    """The last exception of a traceback in a message of Serve's, else the message."""
+    errors = [line.strip() for line in message.splitlines() if re.match(r"\s*[\w.]*(Error|Exception)\b.*: ", line)]
+    return errors[-1] if errors else message.strip()
 
 
 def _there(entry: RewardStatus | None, replicas: int | None) -> bool:
@@ -253,7 +260,7 @@ def _status_of(name: str, application: dict[str, Any], http: bool) -> RewardStat
         ongoing=sum(min(load, batch) for load in loads),
         queued=sum(max(0, load - batch) for load in loads),
         route=application["route_prefix"] if http else "",
-        message=message or deployment["message"],
+        message=deployment["message"] or message,
     )
 
 

@@ -59,10 +59,11 @@ class RewardServer:
 
     async def __call__(self, request: Request) -> JSONResponse:
         """`GET /rewards/<name>` → card; `POST /rewards/<name>/score` → scores."""
-        path = request.scope["path"].removeprefix(request.scope.get("root_path", "")).rstrip("/")
-        if path.endswith("/score"):
+        parts = [part for part in request.scope["path"].split("/") if part]
+        rest = parts[2:] if parts[:1] == ["rewards"] else parts  # with or without the application's route prefix
+        if rest == ["score"]:
             return await self._post(request) if request.method == "POST" else _problem(405, "", "use POST")
-        if path.removesuffix(f"/rewards/{self._spec.name}"):
+        if rest:
             return _problem(404, "", f"no such path; there are /rewards/{self._spec.name} and its /score")
         return JSONResponse(self.card()) if request.method == "GET" else _problem(405, "", "use GET")
 

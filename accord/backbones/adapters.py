@@ -6,7 +6,6 @@ their module path inside the network, such as `transformer_blocks.0.attn1.to_q.l
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -166,8 +165,7 @@ def export_lora(state: Mapping[str, np.ndarray], spec: LoRASpec, directory: Path
     }
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / EXPORT_FILE
-    note = {"accord_lora": json.dumps({"trained_rank": spec.rank, "trained_alpha": spec.alpha, "scale": "in lora_B"})}
-    save_file(tensors, path, metadata={"format": "pt", **note})
+    save_file(tensors, path, metadata={"format": "pt"})  # a second entry would make the bytes differ from run to run
     return path
 
 

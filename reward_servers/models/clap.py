@@ -51,13 +51,14 @@ class ClapRewardModel(RewardModel):
     def __init__(self, spec: ClapReward) -> None:
         super().__init__(spec)
         torch.set_num_threads(1)
+        self._device = torch.device("cuda" if spec.num_gpus > 0 else "cpu")
         directory = checkpoint_directory(spec.path)
         try:
             self._extractor = ClapFeatureExtractor.from_pretrained(directory, local_files_only=True)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
                 directory, local_files_only=True, trust_remote_code=False
             )
-            self._model = load_model(directory)
+            self._model = load_model(directory).to(self._device)
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             raise ModelError(f"{spec.path} is not a CLAP checkpoint that transformers can load: {error}") from error
         self._length = int(self._extractor.nb_max_samples)
@@ -83,8 +84,10 @@ class ClapRewardModel(RewardModel):
         """Unit embedding [D] of one window."""
         rate = self._extractor.sampling_rate
         made = self._extractor(window_S, sampling_rate=rate, max_length=self._length, return_tensors="pt")
-        features = made["input_features"].float()
-        out = self._model.get_audio_features(features, is_longer=torch.zeros(1, 1, dtype=torch.bool))
+        features = made["input_features"].float().to(self._device)
+        out = self._model.get_audio_features(
+            features, is_longer=torch.zeros(1, 1, dtype=torch.bool, device=self._device)
+        )
         return torch.nn.functional.normalize(out.pooler_output[0], dim=0)
 
     @torch.no_grad()
@@ -94,6 +97,7 @@ class ClapRewardModel(RewardModel):
             if len(self._texts) >= _TEXTS_KEPT:
                 self._texts.clear()
             tokens = self._tokenizer(text, truncation=True, max_length=self._text_limit, return_tensors="pt")
+            tokens = tokens.to(self._device)
             out = self._model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
             self._texts[text] = torch.nn.functional.normalize(out.pooler_output[0], dim=0)
         return self._texts[text]

@@ -246,11 +246,16 @@ class EmbeddedRay(_Watched):
             time.sleep(0.05)
 
     def _end(self, process: subprocess.Popen[bytes] | None) -> None:
+        """Jobs are drained by then, so nothing here needs a graceful end, and a holder that is still starting Ray
+        would go on to spawn: it goes first, then whatever it left."""
         self._file.unlink(missing_ok=True)
-        if process is not None and self._folder is not None:
-            processes.end(processes.marked(RAY_MARK, str(self._folder)), 2.0)
-            processes.stop(process, 1.0)
-            shutil.rmtree(self._folder, ignore_errors=True)
+        if process is None or self._folder is None:
+            return
+        processes.stop(process, 0.0)
+        deadline = time.monotonic() + 15
+        while (left := processes.marked(RAY_MARK, str(self._folder))) and time.monotonic() < deadline:
+            processes.end(left, 0.5)
+        shutil.rmtree(self._folder, ignore_errors=True)
 
     def _clean(self) -> None:
         self._token.unlink(missing_ok=True)

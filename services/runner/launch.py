@@ -23,7 +23,7 @@ from accord.config.prompts import load_prompts
 from accord.config.settings import Settings
 from accord.errors import AccordError, Fenced, NonFiniteError, UserError
 from accord.events import Failed, Progress
-from services.runner.embedded import ray_address
+from services.runner.embedded import RAY_FILE, ray_address
 from services.runner.sink import StoreEventSink
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ def conclude(
         components=component_versions(
             job,
             store="redis (REDIS_URL)" if settings.redis_url else "valkey (embedded)",
-            ray="cluster" if settings.ray_address else "embedded",
+            ray="embedded" if (settings.data_dir / RAY_FILE).exists() else "cluster",
         ),
     )
     write_summary(run_dir, summary)

@@ -43,7 +43,7 @@ def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> No
 
 def stop(process: subprocess.Popen[bytes], grace_s: float) -> int:
     """SIGTERM to a child, SIGKILL to its group after `grace_s`. Returns its exit status."""
-    if process.poll() is None:
+    if process.poll() is None and grace_s > 0:
         with contextlib.suppress(ProcessLookupError):
             process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -94,7 +94,6 @@ def write_report(run_dir: Path) -> Path:
         reward_figures=_reward_figures(summary, steps, evaluations),
         training_figures=_training_figures(steps),
         resolved=json.dumps(spec, indent=2, ensure_ascii=False),
-        route_words=ROUTE_WORDS,
     )
     path = run_dir / "report.html"
     write_whole(path, page)
@@ -146,7 +145,7 @@ def number(value: float | None, digits: int = 3) -> str:
         return "∞" if value > 0 else "−∞"
     size = abs(value)
     if size and size < 10**-digits:
-        return f"{value:.1e}".replace("-", "−")
+        return f"{value:.2g}".replace("-", "−")
     places = digits if size < 10 else 1 if size < 1000 else 0
     return f"{value:,.{places}f}".replace(",", "\u202f").replace("-", "−")
 
@@ -324,7 +323,8 @@ def _reward_figures(
         if not points and all(value is None for value in means):
             continue
         line = Series(name, change.route, [s.step for s in steps], means, _series(steps, f"reward/{name}/std"))
-        figures.append(Figure(name, line_chart(name, [line], points), ROUTE_WORDS[change.route]))
+        note = ROUTE_WORDS[change.route] if change.weight > 0 else "measured only"
+        figures.append(Figure(name, line_chart(name, [line], points), note))
     return figures
 
 

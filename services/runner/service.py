@@ -46,14 +46,14 @@ class Api:
             timeout_keep_alive=30, server_header=False,
         )  # fmt: skip
         self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), name="accord-api", daemon=True)
+        self.thread = threading.Thread(target=self._server.run, args=([self._socket],), name="accord-api", daemon=True)
 
     def start(self, deadline_s: float = 30.0) -> None:
         """Start and wait until it serves. Raises ServiceError."""
-        self._thread.start()
+        self.thread.start()
         deadline = time.monotonic() + deadline_s
         while not self._server.started:
-            if time.monotonic() > deadline or not self._thread.is_alive():
+            if time.monotonic() > deadline or not self.thread.is_alive():
                 raise ServiceError(f"the API did not start within {deadline_s:.0f} s")
             time.sleep(0.02)
 
@@ -61,8 +61,8 @@ class Api:
         """End streams, finish answers, close the port."""
         self._app.state.accord.closing.set()
         self._server.should_exit = True
-        if self._thread.ident is not None:
-            self._thread.join(10)
+        if self.thread.ident is not None:
+            self.thread.join(10)
         self._socket.close()
 
 
@@ -116,6 +116,7 @@ class Service:
     def __init__(self, settings: Settings, signals: Signals, say: Say) -> None:
         self._settings, self._signals, self._say = settings, signals, say
         self._ray: EmbeddedRay | None = None
+        self._threads: list[threading.Thread] = []
 
     def run(self) -> None:
         """Start, tell when ready, stay until a signal, shut down. Raises AccordError when a part does not start."""
@@ -125,7 +126,7 @@ class Service:
                 if self._start(stack):
                     self._ready()
                     while not self._signals.stop.wait(1.0):
-                        pass
+                        self._still_whole()
             finally:
                 self._signals.stop.set()
                 self._say("Shutting down ...")
@@ -157,7 +158,14 @@ class Service:
         thread = threading.Thread(target=supervisor.run, args=(stop,), name="accord-supervisor", daemon=True)
         thread.start()
         stack.callback(thread.join, settings.grace_s + 10)
+        self._threads = [api.thread, thread]
         return not stop.is_set()
+
+    def _still_whole(self) -> None:
+        """Raises ServiceError when the API or the supervisor died of a fault: better no service than half of one."""
+        for thread in self._threads:
+            if not thread.is_alive() and not self._signals.stop.is_set():
+                raise ServiceError(f"{thread.name} ended unexpectedly; its error is above")
 
     def _ray_is_up(self) -> None:
         if not self._settings.ray_address and (self._ray is None or not self._ray.up):

@@ -154,9 +154,7 @@ class Control:
 
 CONTROLS: Mapping[str, Control] = {
     "_distance": Control("lower", "Fréchet distance of the latents to those of the clean world"),
-    "_diversity": Control(
-        "not lower", "spread of the latents: a fall means that clips become alike, a rise may be noise"
-    ),
+    "_diversity": Control("not lower", "spread of the latents: a fall means clips alike, a rise may be noise"),
     "_shuffled": Control(None, "the reward with another clip's sound: what chance gives"),
     "_gap": Control("higher", "the reward minus its shuffled control: what is more than chance"),
     "_offset_ms_median": Control("lower", "median distance in time between sound and picture, ms"),

@@ -180,7 +180,7 @@ def test_the_strip_puts_sound_below_what_is_seen() -> None:
 
 def test_numbers_read_well() -> None:
     assert [number(value) for value in (None, float("nan"), 0.0, 0.4123, -2.5, 118.04, 12345.6, 0.00004)] == [
-        "–", "–", "0.000", "0.412", "−2.500", "118.0", "12\u202f346", "4.0e−05",
+        "–", "–", "0.000", "0.412", "−2.500", "118.0", "12\u202f346", "4e−05",
     ]  # fmt: skip
     assert [signed(value, 1) for value in (2.0, -1.0, float("inf"), None)] == ["+2.0", "−1.0", "+∞", "–"]
     assert [duration(value) for value in (4.25, 331.4, 7260.0)] == ["4.2 s", "5 min 31 s", "2 h 01 min"]

@@ -1,0 +1,130 @@
+"""What is drawn for the loss depends on (job seed, step, prompt, sample, draw) alone."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from accord.config.algorithms import RegionSpec, SigmaSpec
+from accord.config.job import JobSpec
+from accord.errors import SpecError
+from accord.types import GroupData, Prompt, RolloutRequest, SampleGroup, ScoredGroup
+from learner.algorithms.base import Credit
+from learner.views import ForwardBatches, candidate_sigmas, draw_sigmas
+
+SCHEDULE = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.1, 0.0])
+
+
+class Conditions:
+    def __init__(self, rows):
+        self.rows = rows
+
+    def select(self, index):
+        return Conditions([self.rows[i] for i in index.tolist()])
+
+    def to(self, device):
+        return self
+
+
+class Backbone:
+    modalities = ("video", "audio")
+
+    def encode(self, texts):
+        return Conditions(list(texts))
+
+    def sigmas(self, num_steps):
+        return SCHEDULE
+
+
+def batches(*, share=range(2), micro_batch=3, step=1, region=None, per_sample=2):
+    tree = {
+        "steps": 4, "seed": 5, "backbone": {"name": "ltx2"}, "prompts": {"train": "t", "held_out": "h", "per_step": 2},
+        "rewards": [{"name": "sync"}], "algorithm": {"name": "omninft"}, "optimizer": {"micro_batch": micro_batch},
+    }  # fmt: skip
+    job = JobSpec.model_validate_json(json.dumps(tree))
+    algorithm = SimpleNamespace(sigmas=SigmaSpec(per_sample=per_sample), region=region)
+    groups = []
+    for p in range(2):
+        latents = {
+            "video": np.full((3, 4, 2), p, np.float32) + np.arange(3, dtype=np.float32).reshape(3, 1, 1) / 10,
+            "audio": np.full((3, 5, 1), 10 + p, np.float32),
+        }
+        request = RolloutRequest(step, p, Prompt(f"p{p}", f"text {p}", "v", "a"), (1, 2, 3), 0)
+        data = GroupData(latents, np.full((3, 4), 1.5 + p, np.float32))
+        groups.append(ScoredGroup(SampleGroup(request, 0, data, None), {}))
+    advantage = torch.arange(6, dtype=torch.float64).reshape(2, 3)
+    credit = Credit({"video": advantage, "audio": -advantage})
+    return ForwardBatches(job, algorithm, Backbone(), step, groups, credit, share, lambda handle: handle)
+
+
+def flat(found):
+    """Everything drawn, sample by sample, whatever the batching."""
+    rows = []
+    for micro in found:
+        for b in range(len(micro.sigmas["video"])):
+            noised = micro.batch.noised
+            rows.append(
+                (
+                    float(micro.sigmas["video"][b]), micro.conditions.rows[b],
+                    float(micro.batch.advantages["audio"][b]),
+                    *(tuple(noised[m].noise_BTC[b].flatten().tolist()) for m in ("video", "audio")),
+                    tuple(micro.latents["video"][b].flatten().tolist()),
+                )
+            )  # fmt: skip
+    return rows
+
+
+def test_neither_micro_batch_nor_rank_changes_what_is_drawn():
+    whole = flat(batches(micro_batch=100))
+    assert len(whole) == batches().count() == 12
+    for size in (1, 3, 5):
+        assert flat(batches(micro_batch=size)) == whole
+    assert flat(batches(share=range(1))) + flat(batches(share=range(1, 2))) == whole
+
+
+def test_every_draw_is_its_own():
+    rows = flat(batches())
+    assert len({row[3] for row in rows}) == len({row[4] for row in rows}) == 12
+    assert {row[3] for row in rows}.isdisjoint(row[3] for row in flat(batches(step=2)))
+    for first, second in zip(rows[::2], rows[1::2], strict=True):  # two noise levels of one sample differ
+        assert first[0] != second[0]
+
+
+def test_items_carry_their_own_prompt_credit_and_latents():
+    micro = next(iter(batches(micro_batch=100)))
+    assert micro.conditions.rows == ["text 0"] * 6 + ["text 1"] * 6
+    assert micro.batch.advantages["video"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    noised = micro.batch.noised["video"]
+    assert noised.x0_BTC[:, 0, 0].tolist() == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2, 1, 1, 1.1, 1.1, 1.2, 1.2])
+    sigma = micro.sigmas["video"].view(-1, 1, 1)
+    torch.testing.assert_close(micro.latents["video"], (1 - sigma) * noised.x0_BTC + sigma * noised.noise_BTC)
+    assert torch.equal(micro.sigmas["video"], micro.sigmas["audio"])
+
+
+def test_region_weights_come_in_over_the_warm_up():
+    assert next(iter(batches())).batch.token_weights == {}
+    for step, expected in ((1, 1.125), (3, 1.375), (9, 1.5)):
+        micro = next(iter(batches(region=RegionSpec(warmup_steps=4), step=step)))
+        assert micro.batch.token_weights["video"][0].tolist() == pytest.approx([expected] * 4)
+    at_once = next(iter(batches(region=RegionSpec(warmup_steps=0))))
+    assert at_once.batch.token_weights["video"][0].tolist() == [1.5] * 4
+
+
+def test_only_sigmas_inside_the_bounds_and_never_zero():
+    assert candidate_sigmas(SCHEDULE, SigmaSpec()).tolist() == pytest.approx([1.0, 0.9, 0.7, 0.4, 0.1])
+    assert candidate_sigmas(SCHEDULE, SigmaSpec(low=0.4, high=0.9)).tolist() == pytest.approx([0.9, 0.7, 0.4])
+    with pytest.raises(SpecError, match="sigma"):
+        candidate_sigmas(SCHEDULE, SigmaSpec(low=0.5, high=0.6))
+
+
+def test_sigmas_are_drawn_without_repetition_and_evenly():
+    levels = candidate_sigmas(SCHEDULE, SigmaSpec())
+    drawn = [draw_sigmas(levels, 2, 5, "sigma", step).tolist() for step in range(500)]
+    assert all(len(set(pair)) == 2 for pair in drawn)
+    counts = [sum(level in pair for pair in drawn) for level in levels.tolist()]
+    assert min(counts) > 150
+    assert max(counts) < 250
+    assert len(set(draw_sigmas(levels, 5, 1).tolist())) == 5
+    assert len(draw_sigmas(levels, 7, 1)) == 7
