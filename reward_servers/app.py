@@ -84,7 +84,7 @@ def app_name(spec: RewardSpec) -> str:
     return f"{spec.name}-{digest}"
 
 
-def deploy(specs: Sequence[RewardSpec], *, http_port: int | None = HTTP_PORT, timeout_s: float = 180.0) -> list[str]:
+def deploy(specs: Sequence[RewardSpec], *, http_port: int | None = HTTP_PORT, timeout_s: float = 300.0) -> list[str]:
     """Start the servers of `specs` on the connected cluster and wait until all of them answer.
 
     What runs already is left alone, scaled or not. `http_port=None` starts no HTTP proxy, nor does a port in use; a

@@ -39,5 +39,6 @@ def test_a_port_in_use_is_seen():
     with socket.socket() as taken:
         taken.bind((app.HTTP_HOST, 0))
         taken.listen()
-        assert not app._free(taken.getsockname()[1])
-    assert app._free(taken.getsockname()[1])
+        port = taken.getsockname()[1]
+        assert not app._free(port)
+    assert app._free(port)
