@@ -252,9 +252,7 @@ class EmbeddedRay(_Watched):
         if process is None or self._folder is None:
             return
         processes.stop(process, 0.0)
-        deadline = time.monotonic() + 15
-        while (left := processes.marked(RAY_MARK, str(self._folder))) and time.monotonic() < deadline:
-            processes.end(left, 0.5)
+        processes.end_all(RAY_MARK, str(self._folder))
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _clean(self) -> None:

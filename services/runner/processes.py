@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Iterable
 
 import psutil
@@ -33,6 +34,13 @@ def end(processes: Iterable[psutil.Process], grace_s: float) -> int:
             process.kill()
     psutil.wait_procs(alive, timeout=5)
     return len(alive)
+
+
+def end_all(name: str, value: str, deadline_s: float = 15.0) -> None:
+    """End marked processes until none is left: some may start others while they go."""
+    deadline = time.monotonic() + deadline_s
+    while (left := marked(name, value)) and time.monotonic() < deadline:
+        end(left, 0.5)
 
 
 def signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from importlib import import_module
@@ -52,10 +53,23 @@ def main(folder: Path, cpus: int, object_store_mb: int) -> int:
     return 0
 
 
+def clean(folder: Path) -> None:
+    """End everything of a Ray that nobody holds any more, and remove its folder."""
+    processes.end_all(MARK, str(folder))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 if __name__ == "__main__":
     ray_folder = Path(sys.argv[1])
+    if sys.argv[2:] == ["clean"]:
+        clean(ray_folder)
+        sys.exit(0)
     status = main(ray_folder, int(sys.argv[2]), int(sys.argv[3]))
-    # An orderly ray.shutdown() takes seconds and adds nothing: everything of this Ray goes.
-    processes.end(processes.marked(MARK, str(ray_folder)), 2.0)
-    shutil.rmtree(ray_folder, ignore_errors=True)
+    # This process is a driver and dies with the raylet, so another one cleans up, outside of this Ray by its mark.
+    # An orderly ray.shutdown() takes seconds and adds nothing.
+    outside = {name: value for name, value in os.environ.items() if name != MARK}
+    subprocess.Popen(
+        [sys.executable, "-m", "services.runner.ray_holder", str(ray_folder), "clean"], env=outside,
+        start_new_session=True,
+    )  # fmt: skip
     os._exit(status)

@@ -138,7 +138,7 @@ class TestUp:
         await_http(f"http://127.0.0.1:{port}/readyz", process, tmp_path / "out.log")
         process.kill()
         process.wait(5)
-        deadline = time.monotonic() + 15
+        deadline = time.monotonic() + 40
         while marked("ACCORD_DATA_DIR", str(tmp_path / "data")):
             assert time.monotonic() < deadline, leftovers(tmp_path)
             time.sleep(0.1)
