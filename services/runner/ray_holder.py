@@ -43,6 +43,7 @@ def main(folder: Path, cpus: int, object_store_mb: int) -> int:
         _temp_dir=str(folder),
         _node_ip_address="127.0.0.1",
     )
+    signal.signal(signal.SIGTERM, terminate)  # again: Ray puts a handler of its own in its place
     address = folder / ".address"
     address.write_text(str(context.address_info["gcs_address"]), encoding="utf-8")
     address.replace(folder / "address")

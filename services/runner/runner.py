@@ -177,6 +177,7 @@ class _Attempt:
         if now > self._kill_at or (self._stop and self._of.hurry.is_set()):
             processes.signal_group(process, signal.SIGKILL)
         self._tail()
+        self._of.training.forget()  # a finished job's gauges must not outlive it through a long next one
 
     def _beat(self, process: guard.Child, now: float) -> None:
         try:

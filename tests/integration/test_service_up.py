@@ -132,9 +132,9 @@ class TestUp:
         assert "Traceback" not in (tmp_path / "out.log").read_text()
 
     @pytest.mark.timeout(240)
-    def test_sigkill_leaves_no_process(self, tmp_path: Path) -> None:
+    def test_sigkill_leaves_nothing(self, tmp_path: Path, temporary: Path) -> None:
         port = free_port()
-        process = start(tmp_path, "up", "--port", str(port))
+        process = start(tmp_path, "up", "--port", str(port), TMPDIR=str(temporary))
         await_http(f"http://127.0.0.1:{port}/readyz", process, tmp_path / "out.log")
         process.kill()
         process.wait(5)
