@@ -51,6 +51,11 @@ class StepCompleted(Event):
     samples: int
     """Clips sampled for this step."""
 
+    @property
+    def seconds(self) -> float:
+        """Wall time of the step itself: an attempt's first step carries its start-up as well."""
+        return sum(value for phase, value in self.phase_seconds.items() if phase != "startup")
+
 
 class CheckpointSaved(Event):
     """A checkpoint is complete on disk (its manifest was written last)."""

@@ -46,6 +46,7 @@ class Attempt:
     make_events: Callable[[], EventSink]
     guard: Callable[[], None]
     epoch: int
+    began: float | None
 
     @property
     def failure(self) -> Path:
@@ -66,9 +67,12 @@ def run(
     make_events: Callable[[], EventSink],
     guard: Callable[[], None] = lambda: None,
     epoch: int = 0,
+    began: float | None = None,
     deadline_s: float | None = None,
 ) -> TrainResult:
     """Train the job to its end in a connected Ray cluster. The callables pickle and are called inside the ranks.
+
+    `began` is the Unix time at which the attempt began, for its start-up time.
 
     Raises the error of the page; DeadlineExceeded after `deadline_s` (default: the job's max_runtime_s); AccordError
     when the ranks died more often than MAX_RESTARTS or could not be placed. The caller ends what still runs by
@@ -76,7 +80,7 @@ def run(
     """
     deadline_s = job.max_runtime_s if deadline_s is None else deadline_s
     held_out = load_prompts(job.prompts.held_out)
-    attempt = Attempt(job, Path(run_dir), held_out, make_source, make_events, guard, epoch)
+    attempt = Attempt(job, Path(run_dir), held_out, make_source, make_events, guard, epoch, began)
     attempt.failure.parent.mkdir(parents=True, exist_ok=True)
     for note in (attempt.failure, attempt.loss):
         note.unlink(missing_ok=True)
@@ -190,27 +194,30 @@ def _train(attempt: Attempt) -> dict[str, Any]:
     engine = make_engine(job, backbone.velocity_model)
     rank = Rank(job, backbone, engine, load_impl(job.algorithm)(job.algorithm), ranks, device)
     events = attempt.make_events() if ranks.first else None
+    began = attempt.began
     if events is not None:
-        _report_loss(attempt, events)
+        began = _report_loss(attempt, events) or began
     run = Run(
         job, attempt.run_dir, source=attempt.make_source(), events=events, rank=rank, held_out=attempt.held_out,
-        guard=attempt.guard, epoch=attempt.epoch,
+        guard=attempt.guard, epoch=attempt.epoch, began=began,
     )  # fmt: skip
     return asdict(train(run))
 
 
-def _report_loss(attempt: Attempt, events: EventSink) -> None:
-    """Tell what happened to the group's former life."""
-    if attempt.loss.exists():
-        note = json.loads(attempt.loss.read_text(encoding="utf-8"))
-        attempt.loss.unlink()
-        events.emit(
-            ProcessLost(
-                process="learner rank",
-                outcome=f"{note['what']}; all ranks restarted from the latest checkpoint",
-                recovery_seconds=round(time.time() - note["at"], 3),
-            )
+def _report_loss(attempt: Attempt, events: EventSink) -> float | None:
+    """Tell what happened to the group's former life, if it had one, and return the Unix time of its end."""
+    if not attempt.loss.exists():
+        return None
+    note = json.loads(attempt.loss.read_text(encoding="utf-8"))
+    attempt.loss.unlink()
+    events.emit(
+        ProcessLost(
+            process="learner rank",
+            outcome=f"{note['what']}; all ranks restarted from the latest checkpoint",
+            recovery_seconds=round(time.time() - note["at"], 3),
         )
+    )
+    return float(note["at"])
 
 
 def _note_failure(attempt: Attempt, error: AccordError) -> None:

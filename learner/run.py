@@ -48,8 +48,12 @@ class Run:
         held_out: Sequence[Prompt],
         guard: Callable[[], None] = lambda: None,
         epoch: int = 0,
+        began: float | None = None,
     ) -> None:
-        """`events` is None on ranks other than the first. `guard` raises Fenced when the attempt lost the job."""
+        """`events` is None on ranks other than the first. `guard` raises Fenced when the attempt lost the job.
+
+        `began` is the Unix time at which the attempt began; what passed until the first publication is its start-up.
+        """
         self.job, self.directory, self.source, self.events = job, directory, source, events
         self.rank, self.epoch = rank, epoch
         self.engine: Engine = rank.engine
@@ -66,6 +70,7 @@ class Run:
         self.seconds: dict[Phase, float] = {}
         self._last_progress = 0.0
         self._saving_s = 0.0
+        self._began, self._startup_s = began, 0.0
 
     def restore(self) -> int:
         """Load the latest whole checkpoint and cut the run folder back to it. Returns its step, 0 = fresh."""
@@ -85,10 +90,12 @@ class Run:
 
     def republish(self) -> None:
         """Publish every version that the next steps' samples may need, oldest first."""
-        with self._timed("publish"):
-            for state in self.states:
-                if self.ranks.first:
-                    self.source.publish(state)
+        for state in self.states:
+            if self.ranks.first:
+                self.source.publish(state)
+        if self._began is not None:
+            self._startup_s = round(time.time() - self._began, 4)
+            self._emit(Progress(phase="startup", step=0, done=1, total=1))
         self.ranks.barrier()  # a rank that takes before may get groups of the attempt's earlier life
 
     def take(self, step: int) -> Sequence[ScoredGroup]:
@@ -100,6 +107,8 @@ class Run:
         self.seconds = {"rollout": round(waited - scoring, 4), "reward": round(scoring, 4)}
         if self._saving_s:
             self.seconds["checkpoint"], self._saving_s = self._saving_s, 0.0
+        if self._startup_s:
+            self.seconds["startup"], self._startup_s = self._startup_s, 0.0
         wanted = sampling_version(step, self.job.cluster.policy_lag)
         seen = [
             (group.group.request.step, group.group.request.prompt_index, group.group.policy_version) for group in groups

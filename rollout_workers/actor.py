@@ -116,15 +116,20 @@ class StreamActor:
     def __init__(self, job: JobSpec, prompts: Sequence[Prompt], scorer: RewardScorer, events: EventSink | None) -> None:
         self.workers = [RayWorker(f"rollout worker {index}", job) for index in range(job.cluster.rollout_workers)]
         self.stream = RolloutStream(job, prompts, self.workers, scorer, events, keep=ray.put)
+        self.started = False
+        self.starting = asyncio.Lock()
 
-    async def start(self) -> list[int]:
-        """Wait until every worker has its model, then begin. Returns their process ids."""
-        pids = await asyncio.gather(*(_await(worker.actor.ready.remote()) for worker in self.workers))
-        self.stream.start()
-        return list(pids)
+    async def start(self) -> None:
+        """Wait until every worker has its model, then begin. What waits already is not started twice."""
+        async with self.starting:
+            if not self.started:
+                await asyncio.gather(*(_await(worker.actor.ready.remote()) for worker in self.workers))
+                self.stream.start()
+                self.started = True
 
     async def publish(self, state: PolicyState) -> None:
-        """See RolloutStream.publish."""
+        """See RolloutStream.publish. The first one waits for the workers."""
+        await self.start()
         await self.stream.publish(state)
 
     async def take(self, step: int) -> list[ScoredGroup]:
@@ -133,6 +138,7 @@ class StreamActor:
 
     async def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
         """See RolloutStream.evaluate."""
+        await self.start()
         return await self.stream.evaluate(requests, rewards)
 
     async def rescore(
@@ -154,8 +160,13 @@ class StreamClient(GroupSource):
         self.step_deadline_s = step_deadline_s
 
     def publish(self, state: PolicyState) -> None:
-        """See GroupSource."""
-        self._get(self.actor.publish.remote(state), CALL_DEADLINE_S)
+        """See GroupSource. The first one waits for the workers' models.
+
+        Raises:
+            RolloutError: a worker could not load its model.
+            DeadlineExceeded: the cluster had no room for the workers within START_DEADLINE_S.
+        """
+        self._get(self.actor.publish.remote(state), START_DEADLINE_S + CALL_DEADLINE_S)
 
     def take(self, step: int) -> list[ScoredGroup]:
         """See GroupSource. Raises RolloutError, DeadlineExceeded."""
@@ -213,18 +224,10 @@ def start_stream(
     *,
     step_deadline_s: float = 7200.0,
 ) -> StreamClient:
-    """Start the stream and its rollout workers in the connected Ray cluster.
+    """Start the stream and its rollout workers in the connected Ray cluster, and wait for neither.
 
-    Raises:
-        RolloutError: a worker could not load its model.
-        DeadlineExceeded: the cluster had no room for the workers within START_DEADLINE_S.
+    Loading models takes long, so the learner loads its own meanwhile; its first publication finds out how it went.
     """
     remote: Any = ray.remote(StreamActor)
     actor = remote.options(num_cpus=0).remote(job, list(prompts), scorer, events)
-    client = StreamClient(actor, step_deadline_s)
-    try:
-        client._get(actor.start.remote(), START_DEADLINE_S)
-    except AccordError:
-        client.stop()
-        raise
-    return client
+    return StreamClient(actor, step_deadline_s)

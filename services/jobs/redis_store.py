@@ -119,7 +119,7 @@ class RedisJobStore:
     def claim(self, owner: str, lease_s: float, backoff_s: float) -> Claimed:
         """See JobStore."""
         word, fields, lost = self._run("claim", owner, _ms(lease_s), _ms(backoff_s))
-        return Claimed(_job(fields) if word == "CLAIMED" else None, int(lost))
+        return Claimed(_job(fields) if word == "CLAIMED" else None, tuple(map(_job, lost)))
 
     def beat(self, job_id: str, epoch: int, lease_s: float) -> Beat:
         """See JobStore."""

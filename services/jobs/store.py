@@ -53,10 +53,12 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """What a claim found: a job to run, or none; and how many expired leases it took back on the way."""
+    """What a claim found on its way."""
 
     job: Job | None
-    lost: int
+    """To run; None when none is ready."""
+    lost: tuple[Job, ...]
+    """Jobs whose lease had run out, as they are now: queued again, failed or cancelled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,18 +213,20 @@ class InMemoryJobStore:
         with self._lock:
             now = self.clock()
             expired = [job_id for job_id, until in self._leases.items() if until <= now]
-            for job_id in expired:
+            lost = tuple(
                 self._lose(self._jobs[job_id], Reason.LEASE_LOST, "the owner stopped reporting", backoff_s)
+                for job_id in expired
+            )
             waiting = sorted((self._order[job_id], job_id) for job_id, at in self._ready_at.items() if at <= now)
             if not waiting:
-                return Claimed(None, len(expired))
+                return Claimed(None, lost)
             job = self._jobs[waiting[0][1]]
             del self._ready_at[job.id]
             self._leases[job.id] = now + lease_s
             job = job.model_copy(
                 update={"epoch": job.epoch + 1, "owner": owner, "started_at": job.started_at or now}
             )  # fmt: skip
-            return Claimed(self._move(job, JobState.STARTING, Reason.NONE, ""), len(expired))
+            return Claimed(self._move(job, JobState.STARTING, Reason.NONE, ""), lost)
 
     def beat(self, job_id: str, epoch: int, lease_s: float) -> Beat:
         """See JobStore."""

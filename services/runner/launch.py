@@ -23,7 +23,7 @@ from accord.config.prompts import load_prompts
 from accord.config.settings import Settings
 from accord.errors import AccordError, Fenced, NonFiniteError, UserError
 from accord.events import Failed, Progress
-from services.runner.embedded import RAY_FILE, ray_address
+from services.runner.embedded import ray_address
 from services.runner.sink import StoreEventSink
 
 if TYPE_CHECKING:
@@ -103,24 +103,22 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
         result = _train(job, run_dir, sink, epoch, stages, started)
     finally:
         ray.shutdown()  # ends every actor this attempt owns; the reward servers are not among them
-    conclude(settings, sink, job, run_dir, stages, time.monotonic() - started)
+    from services.runner.conclude import conclude
+
+    conclude(settings, run_dir, job_id, job, state="succeeded", wall_seconds=time.monotonic() - started)
     log.info("version %d, adapter %s", result.policy_version, result.adapter_sha256)
 
 
 class Stages:
     """The start-up bar: what the attempt is doing before its first clip."""
 
-    names = ("connecting to Ray", "starting reward servers", "starting rollout workers", "starting learner ranks")
+    names = ("connecting to Ray", "starting reward servers", "loading models into rollout workers and learner ranks")
 
     def __init__(self, sink: StoreEventSink) -> None:
         self.sink = sink
-        self.began = time.monotonic()
-        self.seconds = 0.0
-        """Time until the learner took over."""
 
     def next(self, name: str) -> None:
         """Say which stage begins."""
-        self.seconds = time.monotonic() - self.began
         done = self.names.index(name)
         self.sink.emit(Progress(phase="startup", step=0, done=done, total=len(self.names), detail=name))
 
@@ -137,9 +135,8 @@ def _train(
     deadline = started + job.max_runtime_s
     stages.next("starting reward servers")
     app.deploy(job.rewards)
-    stages.next("starting rollout workers")
+    stages.next("loading models into rollout workers and learner ranks")
     stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), sink)
-    stages.next("starting learner ranks")
     return group.run(
         job,
         run_dir,
@@ -147,6 +144,7 @@ def _train(
         make_events=partial(_itself, sink),
         guard=sink.guard,
         epoch=epoch,
+        began=time.time() - (time.monotonic() - started),
         deadline_s=deadline - time.monotonic(),
     )
 
@@ -154,32 +152,6 @@ def _train(
 def _itself(thing: _Shared) -> _Shared:
     """A factory that pickles: every process gets its own copy, which connects when first used."""
     return thing
-
-
-def conclude(
-    settings: Settings, sink: StoreEventSink, job: JobSpec, run_dir: Path, stages: Stages, seconds: float
-) -> None:
-    """Write what people look at: summary.json, report.html, artifacts.json."""
-    from services.runner.artifacts import write_artifacts
-    from services.runner.report import write_report
-    from services.runner.summary import build_summary, component_versions, write_summary
-
-    summary = build_summary(
-        run_dir,
-        job,
-        job_id=sink.job_id,
-        state="succeeded",
-        wall_seconds=seconds,
-        extra_seconds={"startup": stages.seconds},
-        components=component_versions(
-            job,
-            store="redis (REDIS_URL)" if settings.redis_url else "valkey (embedded)",
-            ray="embedded" if (settings.data_dir / RAY_FILE).exists() else "cluster",
-        ),
-    )
-    write_summary(run_dir, summary)
-    write_report(run_dir)
-    write_artifacts(run_dir, sink.job_id)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class TrainingMetrics:
                 self._metrics.gauge(name).remove(*labels)
 
     def _step(self, job_id: str, event: StepCompleted) -> None:
-        seconds = event.at - self._last_step_at.get(job_id, event.at - sum(event.phase_seconds.values()))
+        seconds = event.at - self._last_step_at.get(job_id, event.at - event.seconds)
         self._last_step_at[job_id] = event.at
         self._set(job_id, "accord_train_step", event.step)
         self._set(job_id, "accord_train_step_seconds", seconds)

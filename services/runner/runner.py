@@ -25,6 +25,7 @@ from services.api.metrics import Metrics
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.store import Beat, JobStore
 from services.runner import guard, processes
+from services.runner.conclude import conclude_unfinished
 from services.runner.prometheus import TrainingMetrics
 
 log = logging.getLogger("accord.runner")
@@ -88,9 +89,10 @@ class Supervisor:
 
     def _claim(self) -> Job | None:
         claimed = self.store.claim(self.owner, self.settings.lease_s, self.backoff_s())
-        if claimed.lost:
-            log.warning("%d lease(s) had run out", claimed.lost)
-            self.metrics.counter("accord_lease_lost_total").inc(claimed.lost)
+        for lost in claimed.lost:
+            log.warning("the lease of %s, attempt %d had run out", lost.id, lost.epoch)
+            self.metrics.counter("accord_lease_lost_total").inc()
+            self.ended(lost)
         job = claimed.job
         if job is not None:
             log.info("claimed %s, attempt %d", job.id, job.epoch)
@@ -98,6 +100,13 @@ class Supervisor:
             if job.epoch == 1:
                 self.metrics.histogram("accord_queue_wait_seconds").observe(max(0.0, job.updated_at - job.created_at))
         return job
+
+    def ended(self, job: Job) -> None:
+        """Count a job that has ended, and leave a report when it ended without success."""
+        if job.finished:
+            outcome = self.metrics.counter("accord_jobs_finished_total")
+            outcome.labels(outcome=job.state.value, reason=job.reason.value).inc()
+            conclude_unfinished(self.settings, job)
 
     def backoff_s(self) -> float:
         """The base of the retry delay, with jitter so that jobs lost together do not come back together."""
@@ -221,9 +230,8 @@ class _Attempt:
             self._of.metrics.counter("accord_lease_fenced_writes_total").inc()
             return
         job = self._insist(self._outcome(status), stop)
-        if job is not None and job.finished:
-            outcome = self._of.metrics.counter("accord_jobs_finished_total")
-            outcome.labels(outcome=job.state.value, reason=job.reason.value).inc()
+        if job is not None:
+            self._of.ended(job)
 
     def _outcome(self, status: int) -> Callable[[], Job]:
         """What to tell the store. A result wins over a wish to stop; a wish to stop wins over a failure."""

@@ -172,14 +172,10 @@ def build_summary(
     job_id: str,
     state: str,
     wall_seconds: float,
-    extra_seconds: Mapping[str, float] | None = None,
     components: Mapping[str, str | int | None] | None = None,
     reason: str = "",
 ) -> Summary:
-    """Put the run folder's files together. What is missing or unreadable is left out and named in `warnings`.
-
-    `extra_seconds` adds time that no step's line has: `startup`, and `checkpoint` from the CheckpointSaved events.
-    """
+    """Put the run folder's files together. What is missing or unreadable is left out and named in `warnings`."""
     warnings: list[str] = []
     steps = read_steps(run_dir, warnings)
     evaluations = read_evaluations(run_dir, warnings)
@@ -194,7 +190,7 @@ def build_summary(
         seed=job.seed,
         guidance=job.sampling.guidance,
         wall_seconds=round(wall_seconds, 3),
-        phase_seconds=_phase_seconds(steps, evaluations, extra_seconds or {}),
+        phase_seconds=_phase_seconds(steps, evaluations),
         rewards=_reward_changes(job, evaluations),
         held_out=_held_out_changes(evaluations),
         adapter_sha256=sha256_of(adapter) if adapter.is_file() else None,
@@ -207,11 +203,9 @@ def build_summary(
     )
 
 
-def _phase_seconds(
-    steps: list[StepCompleted], evaluations: list[Evaluation], extra: Mapping[str, float]
-) -> dict[str, float]:
+def _phase_seconds(steps: list[StepCompleted], evaluations: list[Evaluation]) -> dict[str, float]:
     seconds = dict.fromkeys(PHASES, 0.0)
-    spent: list[tuple[str, float]] = [*extra.items(), *(("evaluate", one.seconds) for one in evaluations)]
+    spent: list[tuple[str, float]] = [("evaluate", one.seconds) for one in evaluations]
     for step in steps:
         spent.extend(step.phase_seconds.items())
     for phase, value in spent:

@@ -75,7 +75,7 @@ class JobPicture:
 
     def _step(self, event: StepCompleted) -> str:
         self.step = event.step
-        self.step_seconds = sum(event.phase_seconds.values())
+        self.step_seconds = event.seconds
         parts = []
         for key, value in event.metrics.items():
             match = _REWARD.fullmatch(key)

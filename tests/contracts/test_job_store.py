@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -28,12 +31,32 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
         yield running
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of the Redis that the system installed, if it did (Debian's is 7.0)."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        pytest.skip("no redis-server is installed")
+    folder = Path(tempfile.mkdtemp(prefix="accord-redis-"))  # a short path: it holds a socket
+    socket = folder / "redis.sock"
+    process = subprocess.Popen([binary, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)])
+    deadline = time.monotonic() + 20
+    while not socket.exists():
+        assert process.poll() is None and time.monotonic() < deadline, "redis-server did not start"
+        time.sleep(0.02)
+    yield f"unix://{socket}?db=0"
+    process.terminate()
+    process.wait(10)
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(params=["memory", "embedded", "redis"])
 def store(request: pytest.FixtureRequest) -> Iterator[JobStore]:
     if request.param == "memory":
         yield InMemoryJobStore()
         return
-    redis_store = RedisJobStore(request.getfixturevalue("server").url)
+    on = request.getfixturevalue
+    redis_store = RedisJobStore(on("server").url if request.param == "embedded" else on("redis_server"))
     redis_store._redis.flushall()
     yield redis_store
     redis_store.close()
@@ -77,7 +100,8 @@ def test_a_stale_owner_is_fenced_everywhere(store: JobStore) -> None:
     job_id = submit(store)
     assert store.claim("old", LEASE, 0.001).job
     time.sleep(LEASE + 0.05)
-    assert store.claim("new", LEASE, 0.001).lost == 1
+    (lost,) = store.claim("new", LEASE, 0.001).lost
+    assert (lost.id, lost.state, lost.reason, lost.lost_attempts) == (job_id, JobState.QUEUED, Reason.LEASE_LOST, 1)
     time.sleep(0.02)
     taken = store.claim("new", 10, 0.001).job
     assert taken is not None and taken.epoch == 2 and taken.lost_attempts == 1

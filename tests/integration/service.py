@@ -151,7 +151,7 @@ def small_job(**changes: Any) -> dict[str, Any]:
         "sampling": {"num_steps": 3},
         "prompts": {
             "train": str(prompts / "world_train.jsonl"),
-            "held_out": str(prompts / "world_heldout.jsonl"),
+            "held_out": str(Path(__file__).with_name("held_out_two.jsonl")),
             "per_step": 2,
             "group_size": 4,
         },

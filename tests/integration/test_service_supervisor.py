@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -158,6 +159,31 @@ def test_a_crash_fails_after_max_attempts(running: Bench) -> None:
     job = running.state(running.submit("crash", max_attempts=2), JobState.FAILED)
     assert (job.epoch, job.lost_attempts, job.reason) == (2, 2, Reason.CRASHED)
     assert "status 3" in job.message
+
+
+def test_a_job_without_success_has_a_report_too(running: Bench) -> None:
+    job_id = running.submit("crash", max_attempts=1)
+    running.state(job_id, JobState.FAILED)
+    folder = running.root / "runs" / job_id
+    running.wait(job_id, lambda _: (folder / "artifacts.json").exists())
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["state"], summary["adapter_sha256"]) == ("failed", None)
+    assert summary["reason"].startswith("crashed: the attempt ended with status 3")
+    assert "the attempt ended with status 3" in (folder / "report.html").read_text()
+
+
+def test_a_job_that_fails_with_its_owner_is_counted_and_reported(bench: Bench) -> None:
+    job_id = bench.submit("hang", max_attempts=1)
+    with bench.elsewhere() as supervisor:
+        bench.state(job_id, JobState.RUNNING)
+        supervisor.kill()
+    bench.thread.start()
+    job = bench.state(job_id, JobState.FAILED)
+    assert job.reason is Reason.LEASE_LOST
+    bench.wait(job_id, lambda _: (bench.root / "runs" / job_id / "report.html").exists())
+    text = bench.metrics.exposition().decode()
+    assert 'accord_jobs_finished_total{outcome="failed",reason="lease_lost"} 1.0' in text
+    assert "accord_lease_lost_total 1.0" in text
 
 
 def test_a_killed_attempt_is_requeued(running: Bench) -> None:

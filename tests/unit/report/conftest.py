@@ -84,7 +84,7 @@ def _step(number: int) -> StepCompleted:
         at=1.8e9 + 15 * number, step=number, policy_version=number, metrics=metrics, samples=64,
         phase_seconds={
             "rollout": 7 + float(rng.random()), "reward": 1.4, "learn": 6 + float(rng.random()), "publish": 0.1,
-            "checkpoint": 0.3 if number % 5 == 0 else 0.0,
+            "checkpoint": 0.3 if number % 5 == 0 else 0.0, "startup": 20.0 if number == 1 else 0.0,
         },
     )  # fmt: skip
 

@@ -1,0 +1,70 @@
+"""The end of a job as people see it: summary.json, report.html and artifacts.json in its run folder.
+
+A job that succeeded is concluded by its attempt, before it is reported as succeeded; one that failed or was cancelled
+by the supervisor, after it was reported, from whatever its attempts left.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from accord.config.job import JobSpec
+from accord.config.settings import Settings
+from accord.errors import SpecError
+from services.jobs.job import Job, JobState
+from services.runner.artifacts import write_artifacts
+from services.runner.embedded import RAY_FILE
+from services.runner.report import write_report
+from services.runner.summary import build_summary, component_versions, write_summary
+
+log = logging.getLogger("accord.conclude")
+
+
+def conclude(
+    settings: Settings,
+    run_dir: Path,
+    job_id: str,
+    spec: JobSpec,
+    *,
+    state: str,
+    reason: str = "",
+    wall_seconds: float,
+) -> None:
+    """Write the three files from what is in the run folder."""
+    summary = build_summary(
+        run_dir,
+        spec,
+        job_id=job_id,
+        state=state,
+        reason=reason,
+        wall_seconds=wall_seconds,
+        components=component_versions(
+            spec,
+            store="redis (REDIS_URL)" if settings.redis_url else "valkey (embedded)",
+            ray="embedded" if (settings.data_dir / RAY_FILE).exists() else "cluster",
+        ),
+    )
+    write_summary(run_dir, summary)
+    write_report(run_dir)
+    write_artifacts(run_dir, job_id)
+
+
+def conclude_unfinished(settings: Settings, job: Job) -> None:
+    """Conclude a job that ended without success. Never raises: its outcome is stored already, and stands.
+
+    Nothing is written for a job without a run folder or with a spec that cannot be read.
+    """
+    run_dir = settings.runs_dir.resolve() / job.id
+    if not job.finished or job.state == JobState.SUCCEEDED or not run_dir.is_dir():
+        return
+    try:
+        conclude(
+            settings, run_dir, job.id, job.spec, state=job.state.value,
+            reason=": ".join(part for part in (job.reason.value, job.message) if part),
+            wall_seconds=max(0.0, job.updated_at - (job.started_at or job.created_at)),
+        )  # fmt: skip
+    except SpecError as error:
+        log.warning("%s has no report, its spec cannot be read: %s", job.id, error)
+    except Exception:
+        log.exception("%s has no report", job.id)
