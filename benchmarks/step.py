@@ -11,9 +11,9 @@ out. Prints the ratio and where the difference goes; absolute seconds mean nothi
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -27,69 +27,34 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from accord.config.job import JobSpec
-from accord.config.prompts import load_prompts
-from accord.ids import PolicyVersion
-from accord.plugins import load_impl
-from accord.requests import step_requests
-from accord.types import GroupData, SampleGroup, ScoredGroup
-from learner.engine import make_engine
+from benchmarks.local import LocalSource, alone, local_rank
 from learner.publish import policy_state
-from learner.rank import Rank
-from learner.ranks import Ranks
-from reward_servers.client import LocalScorer
-from rollout_workers.worker import RolloutWorker
 from tests.integration.service import Service, running_service
 
 Phases = dict[str, list[float]]
 
 
 class Bare:
-    """The arithmetic of a step and nothing else: no store, no Ray, no Serve, no DeepSpeed, one process."""
+    """The arithmetic of a step and nothing else, in one process."""
 
     def __init__(self, job: JobSpec, threads: int) -> None:
-        self.job = job.model_copy(
-            update={"cluster": job.cluster.model_copy(update={"engine": "torch", "learner_ranks": 1})}
-        )
-        self.prompts = load_prompts(Path(job.prompts.train))
-        self.worker = RolloutWorker(self.job)
-        backbone = load_impl(job.backbone).load(job.backbone, job.sampling, decoders=False, seed=job.seed)
-        self.engine = make_engine(self.job, backbone.velocity_model)
-        self.rank = Rank(self.job, backbone, self.engine, load_impl(job.algorithm)(job.algorithm), Ranks())
-        self.scorer = LocalScorer(job.rewards)
+        self.job = alone(job)
+        self.source = LocalSource(self.job)
+        self.rank = local_rank(self.job)
+        self.source.publish(policy_state(self.rank.engine, 0))
         torch.set_num_threads(threads)
 
     def step(self, step: int) -> dict[str, float]:
         """One training step; returns seconds per phase."""
         began = time.perf_counter()
-        groups = [self.worker.sample(request) for request in step_requests(self.job, self.prompts, step)]
-        sampled = time.perf_counter()
-        scored = asyncio.run(self._score(groups))
-        rewarded = time.perf_counter()
-        credit = self.rank.algorithm.credit(scored, self.job.rewards, self.rank.modalities)
-        self.rank.update(step, scored, credit, _same)
+        groups = self.source.take(step)
+        taken = time.perf_counter()
+        credit = self.rank.algorithm.credit(groups, self.job.rewards, self.rank.modalities)
+        self.rank.update(step, groups, credit, self.source.fetch)
         learned = time.perf_counter()
-        self.worker.load(policy_state(self.engine, PolicyVersion(step)))
+        self.source.publish(policy_state(self.rank.engine, step))
         done = time.perf_counter()
-        return {
-            "rollout": sampled - began, "reward": rewarded - sampled, "learn": learned - rewarded,
-            "publish": done - learned, "step": done - began,
-        }  # fmt: skip
-
-    async def _score(self, groups: list[SampleGroup]) -> list[ScoredGroup]:
-        scored = []
-        for group in groups:
-            scores = {
-                reward.name: await self.scorer.score(
-                    reward.name, group.request.prompt, group.clips, len(group.request.seeds)
-                )
-                for reward in self.job.rewards
-            }
-            scored.append(ScoredGroup(group, scores))
-        return scored
-
-
-def _same(handle: GroupData) -> GroupData:
-    return handle
+        return {**self.source.seconds, "learn": learned - taken, "publish": done - learned, "step": done - began}
 
 
 def service_round(service: Service, job: JobSpec, steps: int, into: Phases) -> None:
@@ -138,9 +103,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=4, help="steps per round, the first is not counted")
     parser.add_argument("--job", type=Path, default=Path("examples/tiny_omninft.toml"))
+    parser.add_argument("--out", type=Path, help="directory for step.md")
     arguments = parser.parse_args()
     from services.runner.job_file import read_job
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the service must not outlive this process
     job = JobSpec.parse(json.dumps(read_job(arguments.job, ["evaluate.samples_per_prompt=2", "evaluate.clips=0"])))
     cores = os.cpu_count() or 1
     bare = Bare(
@@ -154,7 +121,17 @@ def main() -> None:
             service_round(service, job, arguments.steps, service_seconds)
             print(f"round {index + 1} of {arguments.rounds}: bare ...", flush=True)
             bare_round(bare, arguments.steps, 1 + index * arguments.steps, bare_seconds)
-    print(table(service_seconds, bare_seconds))
+    text = table(service_seconds, bare_seconds)
+    print(text)
+    if arguments.out:
+        head = (
+            "# A step through the service against the same arithmetic in one process\n\n"
+            f"Made by `benchmarks/step.py --rounds {arguments.rounds} --steps {arguments.steps}` on {cores} cores, "
+            "rounds interleaved. The bare process has as many threads as the service has compute processes. Seconds "
+            "mean nothing beyond the machine; the ratio does.\n\n"
+        )
+        arguments.out.mkdir(parents=True, exist_ok=True)
+        (arguments.out / "step.md").write_text(f"{head}```\n{text}\n```\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -80,16 +80,25 @@ function note(event) {
   byId("events").prepend(line);
 }
 
-async function showResults() {
+function size(bytes) {
+  return bytes < 1000 ? bytes + " bytes" : bytes < 1e6 ? (bytes / 1e3).toFixed(0) + " kB" : (bytes / 1e6).toFixed(1) + " MB";
+}
+
+async function showResults(tries = 5) {
+  byId("now").hidden = true;
   const [job, files] = await Promise.all([base, base + "/artifacts"].map(async (url) => (await fetch(url)).json()));
   showState(job.state, job.reason);
   if (job.message) { byId("trouble").textContent = job.message; byId("trouble").hidden = false; }
+  // A job that failed is told as failed first, then its report is written.
+  const late = !files.some((file) => file.name === "report.html") && tries > 0;
+  if (late) setTimeout(() => showResults(tries - 1), 2000);
   if (!files.length) { byId("results").replaceChildren(element("p", "quiet", "This job left no files.")); return; }
   const list = element("ul");
+  files.sort((a, b) => (b.name === "report.html") - (a.name === "report.html"));
   for (const file of files) {
-    const item = element("li"), link = element("a", "", file.name);
+    const item = element("li"), link = element("a", "", file.name === "report.html" ? "The report, with clips of base and tuned model" : file.name);
     link.href = base + "/artifacts/" + encodeURIComponent(file.id);
-    item.append(link, element("span", "quiet", "  " + file.bytes + " bytes"));
+    item.append(link, element("span", "quiet", "  " + size(file.bytes)));
     if (file.media_type === "video/mp4") {
       const video = element("video");
       video.controls = true; video.preload = "none"; video.src = link.href;

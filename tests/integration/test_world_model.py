@@ -34,8 +34,7 @@ SHIPPED = Path(gates.__file__).parent / "pretrained" / "tiny-ltx2"
 
 @pytest.fixture(scope="module")
 def untrained() -> LTX2Pipeline:
-    torch.set_num_threads(2)
-    return untrained_pipeline(seed=1, clips=192)
+    return untrained_pipeline(seed=1, clips=64)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,107 @@
+"""A whole job in one process: no store, no Ray, no Serve, no DeepSpeed. What benchmarks compare with, and run on.
+
+`LocalSource` is a GroupSource that samples and scores when it is asked; `local_run` puts the learner's page on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from accord.config.job import JobSpec
+from accord.config.prompts import load_prompts
+from accord.events import EventSink
+from accord.ids import PolicyVersion
+from accord.plugins import load_impl
+from accord.requests import sampling_version, step_requests
+from accord.types import Clip, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup
+from learner.engine import make_engine
+from learner.rank import Rank
+from learner.ranks import Ranks
+from learner.run import Run
+from reward_servers.client import LocalScorer
+from rollout_workers.worker import RolloutWorker
+
+
+class LocalSource:
+    """Samples a step's groups one after the other, with the versions that the stream would use."""
+
+    def __init__(self, job: JobSpec) -> None:
+        self.job = job
+        self.prompts = load_prompts(Path(job.prompts.train))
+        self.worker = RolloutWorker(job)
+        self.scorer = LocalScorer(job.rewards)
+        self.states: dict[PolicyVersion, PolicyState] = {}
+        self.seconds: dict[str, float] = {}
+
+    def publish(self, state: PolicyState) -> None:
+        """Keep the version for the steps that need it."""
+        self.states[state.version] = state
+        for old in [kept for kept in self.states if kept < state.version - self.job.cluster.policy_lag]:
+            del self.states[old]
+
+    def take(self, step: int) -> list[ScoredGroup]:
+        """Sample and score the groups of a step."""
+        self.worker.load(self.states[sampling_version(step, self.job.cluster.policy_lag)])
+        return self._groups(step_requests(self.job, self.prompts, step), [reward.name for reward in self.job.rewards])
+
+    def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
+        """Sample and score held-out requests."""
+        self.worker.load(self.states[requests[0].policy_version])
+        return self._groups(requests, rewards)
+
+    def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
+        """Score clips that were put together elsewhere."""
+        return asyncio.run(self._scores(prompt, clips, rewards))
+
+    def fetch(self, handle: Any) -> Any:
+        """Handles are the things themselves."""
+        return handle
+
+    def phase_seconds(self, step: int) -> Mapping[str, float]:
+        """Wall time of the step that was taken last."""
+        del step
+        return self.seconds
+
+    def _groups(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
+        began = time.perf_counter()
+        groups = [self.worker.sample(request) for request in requests]
+        sampled = time.perf_counter()
+        scored = [
+            ScoredGroup(group, asyncio.run(self._scores(group.request.prompt, group.clips, rewards)))
+            for group in groups
+        ]
+        self.seconds = {"rollout": sampled - began, "reward": time.perf_counter() - sampled}
+        return scored
+
+    async def _scores(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> dict[str, RewardScores]:
+        return {name: await self.scorer.score(name, prompt, clips, len(clips)) for name in rewards}
+
+
+def alone(job: JobSpec) -> JobSpec:
+    """The same job for one process: the plain engine with one rank."""
+    return job.model_copy(update={"cluster": job.cluster.model_copy(update={"engine": "torch", "learner_ranks": 1})})
+
+
+def local_rank(job: JobSpec) -> Rank:
+    """A learner rank of its own: another copy of the model, with the plain engine."""
+    backbone = load_impl(job.backbone).load(job.backbone, job.sampling, decoders=False, seed=job.seed)
+    return Rank(
+        job, backbone, make_engine(job, backbone.velocity_model), load_impl(job.algorithm)(job.algorithm), Ranks()
+    )
+
+
+def local_run(job: JobSpec, directory: Path, events: EventSink | None = None) -> Run:
+    """The learner's page on one process; `train(local_run(...))` does the whole job with one thread."""
+    job = alone(job)
+    torch.set_num_threads(job.cluster.torch_threads)
+    held_out = load_prompts(Path(job.prompts.held_out))
+    return Run(job, directory, source=LocalSource(job), events=events, rank=local_rank(job), held_out=held_out)
