@@ -46,7 +46,7 @@ class Attempt:
     make_events: Callable[[], EventSink]
     guard: Callable[[], None]
     epoch: int
-    began: float | None
+    began: float | None = None
 
     @property
     def failure(self) -> Path:
