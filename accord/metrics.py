@@ -44,6 +44,8 @@ TABLE: tuple[Metric, ...] = (
     Metric("accord_train_reward_valid_ratio", "gauge", "Share of valid scores.", ("job_id", "reward")),
     Metric("accord_train_loss", "gauge", "Loss per modality.", ("job_id", "modality")),
     Metric("accord_train_reference_distance", "gauge", "Distance to the base policy.", ("job_id", "modality")),
+    Metric("accord_train_policy_ratio", "gauge", "Mean ratio to the policy that sampled.", ("job_id", "modality")),
+    Metric("accord_train_policy_clip_ratio", "gauge", "Share of ratios that were clipped.", ("job_id", "modality")),
     Metric("accord_train_advantage_std", "gauge", "Spread of the advantages.", ("job_id", "modality")),
     Metric("accord_train_zero_advantage_ratio", "gauge", "Share of samples without advantage.", ("job_id", "modality")),
     Metric("accord_train_grad_norm", "gauge", "Gradient norm before clipping.", ("job_id",)),

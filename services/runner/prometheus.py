@@ -22,6 +22,8 @@ _GAUGES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
         (r"reward/([^/]+)/valid_ratio", "accord_train_reward_valid_ratio", "reward"),
         (r"loss/(video|audio)", "accord_train_loss", "modality"),
         (r"loss/reference/(video|audio)", "accord_train_reference_distance", "modality"),
+        (r"ratio/(video|audio)", "accord_train_policy_ratio", "modality"),
+        (r"clipped/(video|audio)", "accord_train_policy_clip_ratio", "modality"),
         (r"advantage/(video|audio)/std", "accord_train_advantage_std", "modality"),
         (r"advantage/(video|audio)/zero_ratio", "accord_train_zero_advantage_ratio", "modality"),
         (r"grad_norm", "accord_train_grad_norm", ""),
