@@ -20,6 +20,11 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     "algorithms": {
         "omninft": "accord.config.algorithms:OmniNFTSpec",
         "diffusion_nft": "accord.config.algorithms:DiffusionNFTSpec",
+        "awm": "accord.config.forward:AWMSpec",
+        "crd": "accord.config.forward:CRDSpec",
+        "flow_rwr": "accord.config.forward:FlowRWRSpec",
+        "dgpo": "accord.config.forward:DGPOSpec",
+        "flow_grpo": "accord.config.grpo:FlowGRPOSpec",
     },
     "backbones": {
         "ltx2": "accord.config.backbones:LTX2Spec",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
+from accord.config.grpo import WindowSpec
 from accord.config.job import JobSpec
 from accord.ids import PolicyVersion
 from accord.types import Prompt, RolloutRequest
@@ -30,9 +31,29 @@ def sampling_version(step: int, policy_lag: int) -> PolicyVersion:
     return PolicyVersion(max(0, step - 1 - policy_lag))
 
 
+def stochastic_steps(job: JobSpec, step: int) -> tuple[int, ...]:
+    """Denoising steps (0-based, ascending) that are stochastic in training step `step`; () where the ODE is sampled.
+
+    `random` begins anywhere, derived from (job seed, step); `progressive` begins at ((step - 1) // every * stride) and
+    starts over at the noise when it would leave the schedule.
+    """
+    window = getattr(job.algorithm, "window", None)
+    if not isinstance(window, WindowSpec):
+        return ()
+    candidates = window.candidates(job.sampling.num_steps)
+    if window.kind == "all":
+        return tuple(candidates)
+    places = len(candidates) - window.size + 1
+    moved = (step - 1) // window.every * window.stride
+    start = (derive_seed(job.seed, "sde-window", step) if window.kind == "random" else moved) % places
+    return tuple(candidates[start : start + window.size])
+
+
 def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[RolloutRequest]:
     """The groups of one training step, in prompt order. Each pass over the prompts is a fresh permutation."""
     region = getattr(job.algorithm, "region", None)
+    shared = getattr(job.algorithm, "initial_noise", "independent") == "shared"
+    sde_steps = stochastic_steps(job, step)
     requests = []
     for position in range(job.prompts.per_step):
         epoch, place = divmod((step - 1) * job.prompts.per_step + position, len(prompts))
@@ -47,13 +68,15 @@ def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[Ro
                 role="old",
                 policy_version=sampling_version(step, job.cluster.policy_lag),
                 capture_token_weights=bool(region and region.enabled),
+                sde_steps=sde_steps,
+                initial_seed=derive_seed(job.seed, "train-start", step, position) if shared else None,
             )
         )
     return requests
 
 
 def evaluation_requests(job: JobSpec, prompts: Sequence[Prompt], version: PolicyVersion) -> list[RolloutRequest]:
-    """One group per held-out prompt, with the same seeds at every evaluation, sampled from the trained policy."""
+    """One group per held-out prompt, same seeds each time, sampled from the trained policy along the ODE."""
     return [
         RolloutRequest(
             step=0, prompt_index=index, prompt=prompt, role="policy", policy_version=version,

@@ -62,6 +62,22 @@ class RolloutRequest:
     policy_version: PolicyVersion
     role: Role = "old"
     capture_token_weights: bool = False
+    sde_steps: tuple[int, ...] = ()
+    """Denoising steps (0-based) that are stochastic and recorded; the others follow the ODE."""
+    initial_seed: int | None = None
+    """Seed of the noise that the whole group starts from; None: every sample starts from its own."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transitions:
+    """One modality of a group at its stochastic denoising steps, in the order of `RolloutRequest.sde_steps`."""
+
+    before_KGTC: np.ndarray
+    """The state that the step started from, float32."""
+    after_KGTC: np.ndarray
+    """The state that was drawn, float32."""
+    log_prob_KG: np.ndarray
+    """Its log-density under the sampling policy, mean over elements, float32."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,6 +88,8 @@ class GroupData:
     """Clean latents as the transformer sees them: float32 [G, T, C] per modality."""
     token_weights_GT: np.ndarray | None = None
     """Region weights, float32 [G, T_video], mean 1 by construction of the loss; None when not captured."""
+    transitions: Mapping[Modality, Transitions] | None = None
+    """What happened at the stochastic steps; None when the whole group followed the ODE."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

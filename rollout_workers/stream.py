@@ -44,7 +44,7 @@ class Weights:
     version: PolicyVersion
     serial: int
     handle: Any
-    """Handle to the PolicyState; None is the base model."""
+    """Handle to the PolicyState; None is version 0, as every worker loads it."""
 
 
 class WorkerPort(Protocol):

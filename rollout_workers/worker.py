@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections import OrderedDict
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from accord.backbones.adapters import ADAPTER_ROLES, clear_adapters, load_adapter_state, role
+from accord.backbones.adapters import ADAPTER_ROLES, load_adapter_state, reset_adapters, role, starting_adapter
 from accord.backbones.base import Backbone, Conditions
 from accord.backbones.shaping import capture_region
 from accord.config.job import JobSpec
@@ -17,7 +16,8 @@ from accord.errors import NonFiniteError, RolloutError
 from accord.ids import PolicyVersion
 from accord.plugins import load_impl
 from accord.types import GroupData, Modality, PolicyState, RolloutRequest, SampleGroup
-from rollout_workers.sampler import denoise
+from rollout_workers.guidance import Guidance
+from rollout_workers.sampler import StochasticSteps, denoise
 
 _CACHED_PROMPTS = 256
 
@@ -33,14 +33,15 @@ class RolloutWorker:
         self.backbone: Backbone = load_impl(job.backbone).load(
             job.backbone, job.sampling, device="cuda" if job.cluster.rollout_gpus > 0 else "cpu", seed=job.seed
         )
+        self._start = starting_adapter(self.backbone.velocity_model)
         self.version = PolicyVersion(0)
-        """What is loaded; 0 is the base model."""
+        """What is loaded; 0 is what the job starts from."""
         self._encoded: OrderedDict[str, Conditions] = OrderedDict()
 
     def load(self, state: PolicyState | None) -> None:
-        """Take over published weights; None is the base model, version 0. Raises CheckpointError on a misfit."""
+        """Take over published weights; None is version 0, as loaded. Raises CheckpointError on a misfit."""
         if state is None:
-            clear_adapters(self.backbone.velocity_model)
+            reset_adapters(self.backbone.velocity_model, self._start)
         else:
             for name in ADAPTER_ROLES:
                 load_adapter_state(self.backbone.velocity_model, name, state.adapters[name])
@@ -59,7 +60,7 @@ class RolloutWorker:
         self._encode(request.prompt.prompt_av)
         encoded = time.perf_counter()
         try:
-            latents, weights = self._denoise(request)
+            data, latents = self._denoise(request)
         except NonFiniteError as error:
             raise NonFiniteError(f"prompt {request.prompt.id!r}, version {self.version}: {error}") from error
         denoised = time.perf_counter()
@@ -67,7 +68,7 @@ class RolloutWorker:
         return SampleGroup(
             request=request,
             policy_version=self.version,
-            data=GroupData({name: latent.cpu().numpy() for name, latent in latents.items()}, weights),
+            data=data,
             clips=clips,
             seconds={
                 "encode": encoded - began,
@@ -76,22 +77,28 @@ class RolloutWorker:
             },
         )
 
-    def _denoise(self, request: RolloutRequest) -> tuple[dict[Modality, Tensor], np.ndarray | None]:
-        """Latents per modality [G, T, C] and, if the request wants them, token weights [G, T_video]."""
-        sampling, model = self.job.sampling, self.backbone.velocity_model
+    def _denoise(self, request: RolloutRequest) -> tuple[GroupData, dict[Modality, Tensor]]:
+        """The group's data, with token weights and stochastic steps if the request wants them; latents [G, T, C]."""
+        sampling, model, guidance = self.job.sampling, self.backbone.velocity_model, Guidance.of(self.job.sampling)
         spec = getattr(self.job.algorithm, "region", None) if request.capture_token_weights else None
         region = capture_region(model, spec, sampling.num_steps) if spec is not None else None
+        dynamics = getattr(self.job.algorithm, "dynamics", None) if request.sde_steps else None
+        stochastic = StochasticSteps(dynamics, request.sde_steps) if dynamics is not None else None
         with role(model, request.role):
             latents = denoise(
                 self.backbone,
                 self._encode(request.prompt.prompt_av),
-                self._encode("") if sampling.guidance > 1.0 else None,
+                self._encode("") if guidance.reads_empty_prompt else None,
                 request.seeds,
                 num_steps=sampling.num_steps,
-                guidance=sampling.guidance,
+                guidance=guidance,
                 region=region,
+                stochastic=stochastic,
+                initial_seed=request.initial_seed,
             )
-        return latents, region.weights(self.backbone.latent_frames).cpu().numpy() if region is not None else None
+        weights = region.weights(self.backbone.latent_frames).cpu().numpy() if region is not None else None
+        arrays = {name: latent.cpu().numpy() for name, latent in latents.items()}
+        return GroupData(arrays, weights, stochastic.recorded() if stochastic is not None else None), latents
 
     def _encode(self, text: str) -> Conditions:
         """Encode a text once; the most recent ones are kept."""

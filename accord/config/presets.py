@@ -58,13 +58,13 @@ PRESETS: dict[str, dict[PresetName, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def filled(value: Any, presets: Mapping[PresetName, Mapping[str, Any]]) -> Any:
+def filled(value: Any, presets: Mapping[Any, Mapping[str, Any]], default: str = "accord") -> Any:
     """Lay what the user wrote over the preset they named. Raises ValueError for an unknown preset."""
     if not isinstance(value, dict):
         return value
-    preset = value.get("preset", "accord")
-    if preset not in presets:
-        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(presets)}")
+    preset = value.get("preset", default)
+    if not isinstance(preset, str) or preset not in presets:
+        raise ValueError(f"/preset: unknown preset {preset!r}; known: {', '.join(presets)}")
     return _merged(presets[preset], value)
 
 

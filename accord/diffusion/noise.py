@@ -1,6 +1,7 @@
 """Seeded noise: every draw is a function of a seed and a purpose, never of what was drawn before it.
 
-Purposes in use: `init/video`, `init/audio` (where sampling starts), `train/video`, `train/audio` (noise of the loss).
+Purposes in use: `init/video`, `init/audio` (where sampling starts), `train/video`, `train/audio` (noise of the loss),
+`sde/video/<step>`, `sde/audio/<step>` (stochastic denoising steps).
 """
 
 from __future__ import annotations

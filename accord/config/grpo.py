@@ -1,0 +1,112 @@
+"""Flow-GRPO and its recipes as data: stored stochastic denoising steps are evaluated again (docs/algorithms.md).
+
+A recipe fills fields that the user left out; anything written beside it wins.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from accord.config.algorithms import CreditSpec, OldPolicySpec
+from accord.config.base import Spec
+from accord.config.presets import filled
+
+RecipeName = Literal["flow_grpo", "dance_grpo", "fast_grpo", "mix_grpo"]
+
+RECIPES: dict[RecipeName, dict[str, Any]] = {
+    "flow_grpo": {"old_policy": {"rate": 0.0}},
+    "dance_grpo": {
+        "old_policy": {"rate": 0.0},
+        "dynamics": {"kind": "dance", "eta": 0.25},
+        "loss": {"kl_weight": 0.0},
+        "initial_noise": "shared",
+    },
+    "fast_grpo": {
+        "old_policy": {"rate": 0.0},
+        "dynamics": {"eta": 0.8},
+        "window": {"kind": "random", "size": 2},
+        "loss": {"clip_range": 1e-5, "kl_weight": 0.0},
+    },
+    "mix_grpo": {
+        "old_policy": {"rate": 0.0},
+        "window": {"kind": "progressive", "size": 4, "every": 25, "stride": 1},
+        "loss": {"kl_weight": 0.0},
+        "initial_noise": "shared",
+    },
+}
+"""The released constants where there are any. `flow_grpo` is the field defaults, sampled on policy."""
+
+
+class DynamicsSpec(Spec):
+    """The noise of a stochastic denoising step. Both kinds keep the marginals of the ODE for small steps."""
+
+    kind: Literal["flow", "dance"] = "flow"
+    """`flow`: g = eta sqrt(sigma / (1 - sigma)) (Flow-GRPO). `dance`: g = eta (DanceGRPO)."""
+    eta: float = Field(default=0.7, le=10)
+    """How much noise is added."""
+
+    @field_validator("eta")
+    @classmethod
+    def _noisy(cls, value: float) -> float:
+        if value <= 0:
+            raise ValueError(
+                f"eta {value:g} adds no noise, and a step without noise has no log-probability to train: "
+                "use a value above 0, such as 0.7 (flow) or 0.25 (dance)"
+            )
+        return value
+
+
+class WindowSpec(Spec):
+    """Which denoising steps of a training step are stochastic, and thereby trained. The others follow the ODE."""
+
+    kind: Literal["all", "random", "progressive"] = "all"
+    """`all`: every step but the last. `random`: neighbouring steps that begin anywhere, anew in each training step.
+    `progressive`: neighbouring steps that move from noise towards the clip and then begin again."""
+    size: int = Field(default=2, ge=1, le=1000)
+    """Steps in the window; not read by `all`."""
+    every: int = Field(default=25, ge=1)
+    """`progressive` only: training steps before the window moves."""
+    stride: int = Field(default=1, ge=1, le=1000)
+    """`progressive` only: denoising steps by which it moves."""
+
+    def candidates(self, num_steps: int) -> range:
+        """Denoising steps that may be stochastic: all but the last, whose noise would stay in the clip."""
+        return range(num_steps - 1)
+
+
+class GRPOLossSpec(Spec):
+    """The clipped policy-gradient loss of each modality."""
+
+    clip_range: float = Field(default=1e-4, gt=0, le=1)
+    """The ratio counts inside [1 - clip_range, 1 + clip_range]. Small, because log-probabilities are element means."""
+    advantage_clip: float = Field(default=5.0, gt=0)
+    """Advantages are cut to [-advantage_clip, advantage_clip]."""
+    kl_weight: float = Field(default=0.04, ge=0)
+    """Weight of the KL divergence of the step to that of the base model; 0 saves a forward."""
+    reduction: Literal["sum", "mean"] = "mean"
+    """How the modalities' losses combine."""
+
+
+class FlowGRPOSpec(Spec):
+    """Group-relative policy optimisation on stochastic denoising steps, with a log-probability per modality."""
+
+    impl: ClassVar[str] = "learner.algorithms.grpo:FlowGRPO"
+    presets: ClassVar[dict[RecipeName, dict[str, Any]]] = RECIPES
+
+    name: Literal["flow_grpo"] = "flow_grpo"
+    preset: RecipeName = "flow_grpo"
+    credit: CreditSpec = CreditSpec(mode="routed")
+    dynamics: DynamicsSpec = DynamicsSpec()
+    window: WindowSpec = WindowSpec()
+    initial_noise: Literal["independent", "shared"] = "independent"
+    """`shared`: the samples of a group start from the same noise and differ by their stochastic steps alone."""
+    loss: GRPOLossSpec = GRPOLossSpec()
+    old_policy: OldPolicySpec = OldPolicySpec(rate=0.0)
+    """Who samples; by default the policy itself."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        return filled(value, cls.presets, "flow_grpo")

@@ -1,0 +1,102 @@
+"""Flow-GRPO, DanceGRPO and their windows: clipped policy gradient on stochastic denoising steps, per modality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from accord.config.grpo import DynamicsSpec, FlowGRPOSpec, GRPOLossSpec
+from accord.config.rewards import RewardSpec
+from accord.diffusion.steps import log_density, sde_moments
+from accord.types import Modality, Role, ScoredGroup
+from learner.algorithms.base import Credit, LossTerms, Predictions, Transition, TransitionBatch, View
+from learner.algorithms.credit import assign_credit, tabulate
+
+
+def grpo_loss(
+    spec: GRPOLossSpec,
+    dynamics: DynamicsSpec,
+    transition: Transition,
+    policy_BTC: Tensor,
+    ref_BTC: Tensor | None,
+    advantage_B: Tensor,
+) -> dict[str, Tensor]:
+    """One modality's loss per item, `loss` [B], and its parts.
+
+    With the step's Gaussian N(mean(v), std^2) of `accord.diffusion.steps.sde_moments`, x' the state that was drawn and
+    log p the element mean of its log-density:
+
+        rho  = exp(log p(x'; v_theta) - log p_stored)
+        A    = clip(advantage, -advantage_clip, advantage_clip)
+        loss = max(-A rho, -A clip(rho, 1 - clip_range, 1 + clip_range))
+        ref  = mean_TC (mean(v_theta) - mean(v_ref))^2 / (2 std^2)       the steps' KL divergence per element
+
+    Other parts, without gradient: `ratio`, rho; `clipped`, 1 where the clip took the gradient away; `kl`, the second
+    order estimate (log rho)^2 / 2 of the divergence from the policy that sampled.
+    """
+    dtype = torch.promote_types(policy_BTC.dtype, torch.float32)
+    x, levels = transition.before_BTC.to(dtype), (transition.sigma_B.to(dtype), transition.sigma_next_B.to(dtype))
+    mean, std = sde_moments(dynamics, x, policy_BTC.to(dtype), *levels)
+    log_ratio = log_density(transition.after_BTC.to(dtype), mean, std) - transition.log_prob_B.to(dtype)
+    ratio = torch.exp(log_ratio)
+    advantage = advantage_B.to(dtype).clamp(-spec.advantage_clip, spec.advantage_clip)
+    free = -advantage * ratio
+    bound = -advantage * ratio.clamp(1 - spec.clip_range, 1 + spec.clip_range)
+    terms = {
+        "loss": torch.maximum(free, bound),
+        "ratio": ratio.detach(),
+        "clipped": (bound > free).to(dtype),
+        "kl": log_ratio.detach().square() / 2,
+    }
+    if ref_BTC is not None:
+        ref_mean, _ = sde_moments(dynamics, x, ref_BTC.to(dtype), *levels)
+        terms["reference"] = ((mean - ref_mean) / std).square().mean((1, 2)) / 2
+    return terms
+
+
+class FlowGRPO:
+    """The algorithm of `FlowGRPOSpec`: every recipe is this with other numbers."""
+
+    view: View = "transition"
+    surgery = None
+
+    def __init__(self, spec: FlowGRPOSpec) -> None:
+        self.spec = spec
+        self.anchors: tuple[Role, ...] = ("ref",) if spec.loss.kl_weight > 0 else ()
+
+    def credit(
+        self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
+    ) -> Credit:
+        """Scores to advantages, see `learner.algorithms.credit`. Raises RewardError when a required reward is down."""
+        return assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
+
+    def loss(self, batch: TransitionBatch, predictions: Predictions) -> LossTerms:
+        """Combine the modalities: L = reduce_m (loss_m + kl_weight * ref_m), reduce = mean or sum.
+
+        Metrics [B]: `loss/<m>`, `loss/reference/<m>` (not weighted), `loss/total`, and `ratio/<m>`, `clipped/<m>`,
+        `kl/<m>` as `grpo_loss` has them.
+        """
+        spec, total = self.spec.loss, []
+        metrics: dict[str, Tensor] = {}
+        ref: Mapping[Modality, Tensor] = predictions.get("ref", {})
+        for modality, transition in batch.transitions.items():
+            terms = grpo_loss(
+                spec, self.spec.dynamics, transition, predictions["policy"][modality], ref.get(modality),
+                batch.advantages[modality],
+            )  # fmt: skip
+            part = terms["loss"]
+            metrics |= {f"{name}/{modality}": terms[name].detach() for name in ("loss", "ratio", "clipped", "kl")}
+            if "reference" in terms:
+                metrics[f"loss/reference/{modality}"] = terms["reference"].detach()
+                part = part + spec.kl_weight * terms["reference"]
+            total.append(part)
+        loss_B = torch.stack(total).sum(0) if spec.reduction == "sum" else torch.stack(total).mean(0)
+        metrics["loss/total"] = loss_B.detach()
+        return LossTerms(loss_B, metrics)
+
+    def eta(self, step: int) -> float:
+        """min(start + rate * step, maximum): the share of itself that the old policy keeps after `step`."""
+        schedule = self.spec.old_policy
+        return min(schedule.start + schedule.rate * step, schedule.maximum)

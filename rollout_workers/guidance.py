@@ -1,0 +1,125 @@
+"""Guidance: one velocity from the conditional pass and up to three weaker ones, per modality.
+
+    v_g = v + (text - 1)(v - v_empty) + stg (v - v_perturbed) + (modality - 1)(v - v_isolated)
+
+v_empty answers the empty prompt (classifier-free guidance), v_perturbed comes from a pass whose self-attention is
+skipped in some blocks (spatio-temporal guidance, arXiv 2411.18664), v_isolated from one in which the modalities do not
+see each other. Guiding velocities is guiding clean estimates, x0 = x - sigma v, since both are linear; rescaling
+(arXiv 2305.08891, section 3.4) is not, and happens on clean estimates. A term that is off for both modalities costs no
+forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Self
+
+from torch import Tensor
+
+from accord.backbones.base import Backbone, Conditions, Latents
+from accord.config.backbones import SamplingSpec
+from accord.types import Modality
+
+Scales = Mapping[Modality, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """How strongly each term guides each modality; a modality that is missing is not guided."""
+
+    text: Scales = field(default_factory=dict)
+    """Classifier-free; 1 = off."""
+    stg: Scales = field(default_factory=dict)
+    """0 = off."""
+    modality: Scales = field(default_factory=dict)
+    """1 = off."""
+    rescale: Scales = field(default_factory=dict)
+    """Share of the guided estimate that is brought back to the conditional one's standard deviation; 0 = off."""
+    blocks: tuple[int, ...] = ()
+    """Blocks whose self-attention the perturbed pass skips."""
+
+    @classmethod
+    def of(cls, spec: SamplingSpec) -> Self:
+        """What a job asks for."""
+        return cls(
+            text=spec.scales("guidance"),
+            stg=spec.scales("stg_scale"),
+            modality=spec.scales("modality_scale"),
+            rescale=spec.scales("guidance_rescale"),
+            blocks=spec.stg_blocks,
+        )
+
+    @property
+    def reads_empty_prompt(self) -> bool:
+        """Classifier-free guidance is on for some modality."""
+        return any(scale > 1.0 for scale in self.text.values())
+
+
+OFF = Guidance()
+
+
+def guided_velocity(
+    backbone: Backbone,
+    guidance: Guidance,
+    latents: Latents,
+    sigmas: Mapping[Modality, Tensor],
+    conditions: Conditions,
+    empty: Conditions | None,
+    watching: AbstractContextManager[None] | None = None,
+) -> dict[Modality, Tensor]:
+    """Return the velocity to step along, float32 [G, T, C] per modality.
+
+    Args:
+        backbone: the model with the role that samples.
+        guidance: which terms, and how strong.
+        latents: [G, T, C] per modality.
+        sigmas: [G] per modality, above 0.
+        conditions: G rows.
+        empty: G rows of the empty prompt; None = no classifier-free guidance.
+        watching: entered around the conditional pass alone.
+    """
+    with watching or nullcontext():
+        conditional = backbone.velocity(latents, sigmas, conditions)
+    velocity = conditional
+    if empty is not None and guidance.reads_empty_prompt:
+        velocity = _away(velocity, conditional, backbone.velocity(latents, sigmas, empty), guidance.text, off=1.0)
+    if any(scale > 0.0 for scale in guidance.stg.values()):
+        with backbone.velocity_model.skipping_self_attention(guidance.blocks):
+            weaker = backbone.velocity(latents, sigmas, conditions)
+        velocity = _away(velocity, conditional, weaker, guidance.stg, off=0.0)
+    if any(scale > 1.0 for scale in guidance.modality.values()):
+        with backbone.velocity_model.isolating_modalities():
+            weaker = backbone.velocity(latents, sigmas, conditions)
+        velocity = _away(velocity, conditional, weaker, guidance.modality, off=1.0)
+    if velocity is conditional:
+        return conditional
+    return {
+        m: _rescaled(v, conditional[m], latents[m], sigmas[m], guidance.rescale.get(m, 0.0))
+        for m, v in velocity.items()
+    }
+
+
+def _away(
+    velocity: Mapping[Modality, Tensor],
+    conditional: Mapping[Modality, Tensor],
+    weaker: Mapping[Modality, Tensor],
+    scales: Scales,
+    off: float,
+) -> dict[Modality, Tensor]:
+    """Add the step from the weaker prediction to the conditional one, (scale - off) times as long."""
+    return {m: v + (scales.get(m, off) - off) * (conditional[m] - weaker[m]) for m, v in velocity.items()}
+
+
+def _rescaled(guided: Tensor, conditional: Tensor, x: Tensor, sigma: Tensor, share: float) -> Tensor:
+    """Mix `share` of the guided clean estimate at the conditional one's standard deviation into it, as a velocity.
+
+    Shapes: [G, T, C], sigma [G]; the deviation is that of all elements of a sample.
+    """
+    if share == 0.0:
+        return guided
+    level = sigma.view(-1, 1, 1)
+    clean, target = x - level * guided, x - level * conditional
+    ratio = target.std(dim=(1, 2), keepdim=True) / clean.std(dim=(1, 2), keepdim=True)
+    return (x - (share * clean * ratio + (1.0 - share) * clean)) / level
