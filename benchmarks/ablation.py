@@ -14,11 +14,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -66,25 +67,36 @@ def job_of(arm: str, seed: int, steps: int) -> JobSpec:
     return JobSpec.parse(json.dumps(document))
 
 
-def run_one(arm: str, seed: int, steps: int, folder: Path) -> None:
-    """Train one arm with one seed in this process and leave `result.json` in `folder`."""
+def run_one(arm: str, seed: int, steps: int, work: Path) -> Result:
+    """Train one arm with one seed in this process, unless its result is in `work` already."""
+    folder = work / f"{steps}-steps" / f"{arm.strip('+').lower()}-{seed}"
+    known = folder / "result.json"
+    if not known.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        began = time.monotonic()
+        curve = _train(job_of(arm, seed, steps), folder, work / f"base-{seed}.json")
+        result = {"arm": arm, "seed": seed, "seconds": round(time.monotonic() - began, 1), "curve": curve}
+        result |= {"before": _evaluated(folder, 0), "after": _evaluated(folder, steps)}
+        known.write_text(json.dumps(result))
+    return dict(json.loads(known.read_text()))
+
+
+def _train(job: JobSpec, folder: Path, base: Path) -> list[float]:
+    """Run the page and return the weighted training reward per step.
+
+    The evaluation of the base model is the same for all arms of a seed, so the first arm leaves it for the others.
+    """
     from benchmarks.local import local_run
     from learner.train import train
 
-    began = time.monotonic()
-    job = job_of(arm, seed, steps)
+    first = folder / "evaluation" / "step-000000.json"
+    if base.exists() and not first.exists():
+        first.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(base, first)
     train(local_run(job, folder))
+    shutil.copyfile(first, base)
     lines = [json.loads(line)["metrics"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    trained = {reward.name: reward.weight for reward in job.rewards}
-    result = {
-        "arm": arm,
-        "seed": seed,
-        "seconds": round(time.monotonic() - began, 1),
-        "before": _evaluated(folder, 0),
-        "after": _evaluated(folder, steps),
-        "curve": [sum(weight * line[f"reward/{name}/mean"] for name, weight in trained.items()) for line in lines],
-    }
-    (folder / "result.json").write_text(json.dumps(result))
+    return [sum(reward.weight * line[f"reward/{reward.name}/mean"] for reward in job.rewards) for line in lines]
 
 
 def _evaluated(folder: Path, step: int) -> dict[str, float]:
@@ -94,27 +106,13 @@ def _evaluated(folder: Path, step: int) -> dict[str, float]:
 
 def run_all(seeds: Sequence[int], steps: int, jobs: int, work: Path) -> list[Result]:
     """Run what is missing, `jobs` processes of one thread at a time; seeds outermost, so that all arms grow alike."""
-    wanted = [
-        (arm, seed, work / f"{steps}-steps" / f"{arm.strip('+').lower()}-{seed}") for seed in seeds for arm in ARMS
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-
-    def run(arm: str, seed: int, folder: Path) -> None:
-        if not (folder / "result.json").exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            command = [sys.executable, __file__, "--one", arm, "--seeds", str(seed), "--steps", str(steps)]
-            with (folder / "log").open("w") as log:
-                subprocess.run(
-                    [*command, "--work", str(folder)], env=environment, stdout=log, stderr=log, check=True, timeout=3600
-                )
-        progress.advance(task)
-
-    with Progress(*columns) as progress, ThreadPoolExecutor(jobs) as pool:
-        task = progress.add_task("runs", total=len(wanted))
-        for outcome in [pool.submit(run, *item) for item in wanted]:
-            outcome.result()
-    return [json.loads((folder / "result.json").read_text()) for _, _, folder in wanted]
+    with Progress(*columns) as progress, ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+        runs = [pool.submit(run_one, arm, seed, steps, work) for seed in seeds for arm in ARMS]
+        for _ in progress.track(as_completed(runs), total=len(runs), description="runs"):
+            pass
+        return [run.result() for run in runs]
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
@@ -236,11 +234,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes at a time, one thread each")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "ablation", help="where runs are kept")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results")
-    parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one:
-        run_one(arguments.one, arguments.seeds, arguments.steps, arguments.work)
-        return
     results = run_all(range(arguments.seeds), arguments.steps, arguments.jobs, arguments.work)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "ablation.md").write_text(document(results, arguments.steps), encoding="utf-8")

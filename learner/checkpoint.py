@@ -65,6 +65,24 @@ def job_digest(job: JobSpec) -> str:
     return hashlib.sha256(job.model_dump_json().encode()).hexdigest()
 
 
+def saved_steps(directory: Path) -> list[int]:
+    """Steps that have a checkpoint in `directory`, ascending; whole or torn."""
+    names = (path.name for path in directory.glob("step-*"))
+    return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
+
+
+def read_policy(directory: Path, step: int) -> tuple[JobSpec, PolicyState]:
+    """Return the job and version `step` of the weights from the checkpoint of a step, for use outside a run.
+
+    Raises CheckpointError when it is torn, SpecError when its job is not one that this release knows.
+    """
+    path = directory / f"step-{step:06d}"
+    torn = _torn(path)
+    if torn is not None:
+        raise CheckpointError(f"{path} is torn ({torn}); take another step, or copy the folder again")
+    return JobSpec.parse((path / "job.json").read_text(encoding="utf-8")), _load_state(path, step)
+
+
 class Checkpoints:
     """The checkpoints of one run. `save` and `latest` are called on every rank."""
 
@@ -156,19 +174,15 @@ class Checkpoints:
 
     def _prune(self, step: int) -> None:
         """Keep the newest of this lineage; anything later than `step` was refused, anything dotted was abandoned."""
-        steps = self._steps()
+        steps = saved_steps(self.directory)
         kept = [known for known in steps if known <= step][-self.job.checkpoint.keep :]
         for known in set(steps) - set(kept):
             shutil.rmtree(self.directory / f"step-{known:06d}", ignore_errors=True)
         for path in self.directory.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
-    def _steps(self) -> list[int]:
-        names = (path.name for path in self.directory.glob("step-*"))
-        return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
-
     def _newest(self) -> int:
-        for step in reversed(self._steps()):
+        for step in reversed(saved_steps(self.directory)):
             path = self.directory / f"step-{step:06d}"
             torn = _torn(path)
             if torn is None:

@@ -31,6 +31,11 @@ class Engine(Protocol):
     """How optimizer state is cut; a checkpoint of another layout does not fit."""
     sharded: bool
     """True: every rank holds a part of the optimizer state. False: all hold the same."""
+    watch_gradients: bool
+    """Set it to have `step` leave `gradient_squares`."""
+    gradient_squares: Tensor
+    """float64, one number per tensor of `trainable(module)`: the squared norm of the part of its gradient in the last
+    step that this rank speaks for, before clipping. Their sum over ranks is that of the whole step."""
 
     def velocity(self, latents: Latents, sigmas: Latents, conditions: Any) -> dict[Modality, Tensor]:
         """The model's forward under the active role."""
@@ -73,6 +78,17 @@ def trainable(module: nn.Module) -> list[nn.Parameter]:
     return found
 
 
+def squared_norms(gradients: Sequence[Tensor | None], device: torch.device) -> Tensor:
+    """Return the squared norm of each tensor, float64 on `device`; 0 for what got no gradient."""
+    norms = [
+        torch.zeros((), dtype=torch.float64, device=device)
+        if gradient is None
+        else torch.linalg.vector_norm(gradient, dtype=torch.float64)
+        for gradient in gradients
+    ]
+    return torch.stack(norms).square()
+
+
 def adamw(parameters: list[nn.Parameter], spec: OptimizerSpec) -> torch.optim.AdamW:
     """The one optimizer. `foreach=False` keeps the arithmetic the same on every device and engine."""
     return torch.optim.AdamW(
@@ -113,6 +129,8 @@ class TorchEngine:
 
     layout = "torch"
     sharded = False
+    watch_gradients = False
+    gradient_squares: Tensor
 
     def __init__(self, module: nn.Module, spec: OptimizerSpec) -> None:
         self.module = module
@@ -130,6 +148,9 @@ class TorchEngine:
 
     def step(self) -> float:
         """Clip, update, clear."""
+        if self.watch_gradients:
+            gradients = [parameter.grad for parameter in self.parameters]
+            self.gradient_squares = squared_norms(gradients, self.parameters[0].device)
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)

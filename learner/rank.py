@@ -16,9 +16,11 @@ from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
 from accord.types import GroupData, Modality, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit, LossTerms
+from learner.batches import MicroBatch
 from learner.engine import Engine
+from learner.gradients import GradientNorms
 from learner.ranks import Ranks
-from learner.views import VIEWS, MicroBatch
+from learner.views import VIEWS
 
 Report = Callable[[int, int], None]
 """Called with (done, total) micro-batches."""
@@ -37,6 +39,7 @@ class Rank:
         self.job, self.backbone, self.engine, self.algorithm = job, backbone, engine, algorithm
         self.ranks, self.device = ranks, device
         self.modalities: tuple[Modality, ...] = tuple(backbone.modalities)
+        self.norms = GradientNorms(engine, ranks) if job.optimizer.gradient_norms else None
 
     def update(
         self,
@@ -68,6 +71,8 @@ class Rank:
         _require_finite(step, metrics)
         grad_norm = self.engine.step()
         _require_finite(step, {"grad_norm": grad_norm})
+        if self.norms is not None:
+            metrics |= self.norms.metrics()
         eta = self.algorithm.eta(step)
         self.engine.blend_old(eta)
         learning_rate = self.job.optimizer.learning_rate
@@ -76,8 +81,12 @@ class Rank:
     @contextmanager
     def _shaped(self) -> Iterator[None]:
         """The policy with its gradient surgery; spans the backward too, where checkpointed blocks run again."""
-        module, surgery = self.engine.module, self.algorithm.surgery
-        with role(module, "policy"), gradient_surgery(module, surgery) if surgery else nullcontext():
+        module, surgery, norms = self.engine.module, self.algorithm.surgery, self.norms
+        with (
+            role(module, "policy"),
+            gradient_surgery(module, surgery) if surgery else nullcontext(),
+            norms.watching() if norms else nullcontext(),
+        ):
             yield
 
     def _evaluate(self, micro: MicroBatch) -> LossTerms:

@@ -7,8 +7,7 @@ ranks and any micro-batch size.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,29 +19,9 @@ from accord.diffusion.schedule import trained_sigmas
 from accord.errors import SpecError
 from accord.requests import derive_seed
 from accord.types import GroupData, Modality, ScoredGroup
-from learner.algorithms.base import Algorithm, Credit, ForwardBatch, Noised, View
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MicroBatch:
-    """One forward of the model: what goes in, and what the loss needs to judge what comes out."""
-
-    latents: dict[Modality, Tensor]
-    """[B, T, C] per modality."""
-    sigmas: dict[Modality, Tensor]
-    """[B] per modality."""
-    conditions: Any
-    batch: ForwardBatch
-
-
-class Batches(Protocol):
-    """A view's micro-batches over one rank's share of a step."""
-
-    def count(self) -> int:
-        """Model samples of the whole step on this rank, the divisor of the mean loss."""
-        ...
-
-    def __iter__(self) -> Iterator[MicroBatch]: ...
+from learner.algorithms.base import Credit, ForwardAlgorithm, ForwardBatch, Noised, View
+from learner.batches import Batches, MicroBatch
+from learner.transition import TransitionBatches
 
 
 def candidate_sigmas(schedule: Tensor, spec: SigmaSpec) -> Tensor:
@@ -61,12 +40,17 @@ def draw_sigmas(levels: Tensor, count: int, *parts: int | str) -> Tensor:
 
 
 class ForwardBatches:
-    """Every sample at `SigmaSpec.per_sample` noise levels, each with its own noise, in (prompt, sample, draw) order."""
+    """Every sample at `SigmaSpec.per_sample` noise levels, each with its own noise, in (prompt, sample, draw) order.
+
+    For an algorithm whose spec says `by_group`, the samples of a prompt share the noise and the noise level of each
+    draw and stand together, in (prompt, draw, sample) order, so that micro-batches of a multiple of the group size hold
+    whole groups.
+    """
 
     def __init__(
         self,
         job: JobSpec,
-        algorithm: Algorithm,
+        algorithm: ForwardAlgorithm,
         backbone: Any,
         step: int,
         groups: Sequence[ScoredGroup],
@@ -81,12 +65,16 @@ class ForwardBatches:
         self.advantages = {modality: value[list(share)].float() for modality, value in credit.advantages.items()}
         self.conditions = backbone.encode([group.group.request.prompt.prompt_av for group in self.groups])
         self.levels = candidate_sigmas(backbone.sigmas(job.sampling.num_steps), algorithm.sigmas)
+        self.by_group: bool = getattr(job.algorithm, "by_group", False)
+        self.group_size = job.prompts.group_size if self.by_group else 1
         self.items = [
             (place, sample, draw)
             for place in range(len(self.groups))
             for sample in range(len(self.groups[place].group.request.seeds))
             for draw in range(algorithm.sigmas.per_sample)
         ]
+        if self.by_group:
+            self.items.sort(key=lambda item: (item[0], item[2], item[1]))
 
     def count(self) -> int:
         """Samples x noise levels of this rank."""
@@ -110,11 +98,13 @@ class ForwardBatches:
             latents={modality: part.latents_BTC for modality, part in noised.items()},
             sigmas=dict.fromkeys(noised, sigma_B),
             conditions=self.conditions.select(places).to(self.device),
-            batch=ForwardBatch(noised, advantages, self._token_weights(items)),
+            batch=ForwardBatch(noised, advantages, self._token_weights(items), self.group_size),
         )
 
     def _parts(self, purpose: str, place: int, sample: int) -> tuple[int | str, ...]:
-        return (self.job.seed, purpose, self.step, self.groups[place].group.request.prompt_index, sample)
+        """What a draw depends on; what a group shares is drawn as for its first sample."""
+        drawn_for = 0 if self.by_group else sample
+        return (self.job.seed, purpose, self.step, self.groups[place].group.request.prompt_index, drawn_for)
 
     def _sigma(self, place: int, sample: int, draw: int) -> Tensor:
         drawn = draw_sigmas(self.levels, self.algorithm.sigmas.per_sample, *self._parts("sigma", place, sample))
@@ -142,4 +132,4 @@ class ForwardBatches:
         return {"video": (1 + ramp * (torch.stack(rows) - 1)).to(self.device)}
 
 
-VIEWS: dict[View, type[ForwardBatches]] = {"forward": ForwardBatches}
+VIEWS: dict[View, Callable[..., Batches]] = {"forward": ForwardBatches, "transition": TransitionBatches}

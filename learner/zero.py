@@ -24,15 +24,21 @@ import deepspeed
 from accord.backbones import adapters
 from accord.config.job import OptimizerSpec
 from accord.types import Modality, Role
-from learner.engine import AdapterState, Latents, adamw, optimizer_tensors, set_optimizer_tensors, trainable
+from learner.engine import (
+    AdapterState,
+    Latents,
+    adamw,
+    optimizer_tensors,
+    set_optimizer_tensors,
+    squared_norms,
+    trainable,
+)
+from learner.memory import BUCKET
 
 warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)  # DeepSpeed's call
 setattr(deepspeed.ops, "__compatible_ops__", {})  # noqa: B010
 # AdamW and the collectives are torch's. Left alone, DeepSpeed would compile a shared-memory collective with the local
 # compiler on first use: minutes of waiting, and sums in another order on machines that have one.
-
-BUCKET = 50_000_000
-"""Most numbers reduced at once. DeepSpeed's own default reserves a buffer of 2 GB whatever the adapter's size."""
 
 
 def zero_config(spec: OptimizerSpec, stage: int, adapter_size: int) -> dict[str, Any]:
@@ -77,8 +83,9 @@ class ZeroEngine:
         optimizer = adamw(self.parameters, spec)
         config = zero_config(spec, stage, sum(parameter.numel() for parameter in self.parameters))
         self.grad_norm = float("nan")
-        if stage == 0:
-            optimizer.register_step_pre_hook(self._clip)
+        self.watch_gradients = False
+        self.gradient_squares = torch.zeros(len(self.parameters), dtype=torch.float64)
+        optimizer.register_step_pre_hook(self._clip if stage == 0 else self._measure)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, dist_init_required=False
         )
@@ -93,12 +100,48 @@ class ZeroEngine:
 
     def step(self) -> float:
         """Finish averaging, clip by the global norm, update, clear."""
+        if self.watch_gradients:
+            self.gradient_squares = torch.zeros_like(self.gradient_squares, device=self.parameters[0].device)
         self.engine.step()
-        return self.grad_norm if self.stage == 0 else float(self.engine.get_global_grad_norm())
+        if self.stage == 0:
+            return self.grad_norm
+        norm = float(self.engine.get_global_grad_norm())
+        self.gradient_squares *= (
+            max(1.0, (norm + 1e-6) / self.max_grad_norm) ** 2
+        )  # they were taken behind the clipping
+        return norm
 
     def _clip(self, *_call: Any) -> None:
         """Stage 0 only: between averaging and update. DeepSpeed's own clipping there keeps the norm to itself."""
+        if self.watch_gradients:  # all ranks hold the same gradient; each speaks for its share
+            whole = squared_norms([parameter.grad for parameter in self.parameters], self.parameters[0].device)
+            self.gradient_squares = whole / torch.distributed.get_world_size()
         self.grad_norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm))
+
+    def _measure(self, optimizer: torch.optim.Optimizer, *_call: Any) -> None:
+        """Stages 1 to 3, right before an update: the norms of this rank's pieces of the averaged gradient."""
+        if not self.watch_gradients:
+            return
+        numbers = {id(flat): number for number, flat in enumerate(self._inner[1])}
+        slots = {id(parameter): slot for slot, parameter in enumerate(self.parameters)}
+        for flat in (flat for group in optimizer.param_groups for flat in group["params"] if flat.grad is not None):
+            pieces = self._pieces(numbers[id(flat)])
+            sizes = [size for _, size in pieces]
+            parts = flat.grad.view(-1)[: sum(sizes)].split(sizes)
+            places = torch.tensor([slots[id(parameter)] for parameter, _ in pieces], device=flat.device)
+            self.gradient_squares.index_add_(0, places, squared_norms(parts, flat.device))
+
+    def _pieces(self, number: int) -> list[tuple[nn.Parameter, int]]:
+        """Whose gradient, and how many numbers of it, stand one after the other in this rank's flat tensor `number`."""
+        if self.stage == 3:
+            return [(parameter, parameter.partition_numel()) for parameter in self.optimizer.fp16_groups[number]]
+        pieces, room = [], int(self.optimizer.partition_size[number])
+        skipped = self.optimizer.first_offset[number]
+        for parameter in self.optimizer.params_in_partition[number]:
+            size = min(parameter.numel() - skipped, room)
+            pieces.append((parameter, size))
+            room, skipped = room - size, 0
+        return pieces
 
     def adapter_state(self, role: Role) -> dict[str, np.ndarray]:
         """Full float32 tensors of a role; ZeRO-3 gathers them first, so call it on every rank."""

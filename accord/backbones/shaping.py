@@ -1,4 +1,4 @@
-"""Shapers: gradient surgery and attention capture. Off, they change nothing; on, no forward value changes.
+"""Shapers and probes: gradient surgery, what it lets through, attention capture. No forward value ever changes.
 
 Blocks are found by walking modules, in the order of the model, so any wrapper may be around them.
 """
@@ -6,8 +6,10 @@ Blocks are found by walking modules, in the order of the model, so any wrapper m
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +18,11 @@ from torch import Tensor, nn
 from accord.backbones.base import VelocityModel
 from accord.config.algorithms import BlockScale, RegionSpec, SurgerySpec
 from accord.errors import SpecError
+from accord.types import Modality
 
 _AUDIO_TO_VIDEO = "audio_to_video_attn"
+_BLOCK_PART = re.compile(r"[^.]+\.(\d+)\.([^.]+)\.")
+_BRIDGE = re.compile(r"(?:audio|video)_to_(audio|video)_")
 _EDGE = 1e-9
 """Tolerance of products such as 10/48 * 48."""
 
@@ -47,7 +52,9 @@ def gradient_surgery(module: nn.Module, spec: SurgerySpec) -> Iterator[None]:
     both projections for `"context"`, which leaves their own weights the full gradient. Enter it around forward *and*
     backward: gradient checkpointing computes the forward again inside backward.
     """
-    attentions = _audio_to_video(module) if spec.enabled else []
+    attentions = audio_to_video(module) if spec.enabled else []
+    if spec.enabled and not attentions:
+        raise SpecError([("/algorithm/surgery", "the backbone has no audio-to-video cross-attention to operate on")])
     factors = block_factors(spec.schedule, len(attentions)) if spec.enabled else []
     with ExitStack() as stack:
         for attention, keep in zip(attentions, factors, strict=True):
@@ -56,11 +63,55 @@ def gradient_surgery(module: nn.Module, spec: SurgerySpec) -> Iterator[None]:
         yield
 
 
-def _audio_to_video(module: nn.Module) -> list[Any]:
+@contextmanager
+def watch_audio_from_video(attentions: Sequence[nn.Module], sink: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Show `sink(block, gradient)` what comes back to the audio stream through each of `audio_to_video(model)`.
+
+    The gradient [B, T_audio, C] is that of the audio hidden state which the attention takes as its context, once per
+    forward that leads to a loss, through keys and values together and behind gradient surgery, whichever of the two is
+    entered first. Blocks count from 0; one to which nothing comes back is not reported. Enter it around forward *and*
+    backward.
+    """
+    with ExitStack() as stack:
+        for block, attention in enumerate(attentions):
+            hook = _tap(partial(sink, block))
+            stack.callback(attention.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
+        yield
+
+
+def _tap(sink: Callable[[Tensor], None]) -> Any:
+    """A pre-hook that passes the context on as a view of its own, whose gradient is shown."""
+
+    def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        context = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
+        seen = context.view_as(context)
+        if seen.requires_grad:
+            seen.register_hook(sink)
+        if "encoder_hidden_states" in kwargs:
+            return args, {**kwargs, "encoder_hidden_states": seen}
+        return (args[0], seen, *args[2:]), kwargs
+
+    return hook
+
+
+def branch_of(key: str) -> tuple[Modality, int] | None:
+    """Stream and block that an adapter tensor belongs to, from its key; None for one outside of the blocks.
+
+    `transformer_blocks.3.audio_ff.net.2.lora_A.weight` is audio's, block 3. A cross-attention belongs to the stream
+    that it writes: `audio_to_video_attn` to video.
+    """
+    match = _BLOCK_PART.match(key)
+    if match is None:
+        return None
+    part, bridge = match[2], _BRIDGE.match(match[2])
+    writes = bridge[1] if bridge else "audio" if part.startswith("audio_") else "video"
+    return ("audio" if writes == "audio" else "video"), int(match[1])
+
+
+def audio_to_video(module: nn.Module) -> list[nn.Module]:
+    """Return the audio-to-video cross-attention of each block, in the order of the model; [] for a model without."""
     found = [parent._modules[_AUDIO_TO_VIDEO] for parent in module.modules() if _AUDIO_TO_VIDEO in parent._modules]
-    if not found:
-        raise SpecError([("/algorithm/surgery", "the backbone has no audio-to-video cross-attention to operate on")])
-    return found
+    return [attention for attention in found if attention is not None]
 
 
 def _surgery_hooks(attention: Any, tensor: str, keep: float) -> list[Any]:

@@ -26,6 +26,15 @@ class CreditSpec(Spec):
     batch_norm: bool = False
     """`gdpo` only: normalise the summed advantage over the step again (arXiv 2601.05242)."""
 
+    @model_validator(mode="after")
+    def _second_normalisation_fits(self) -> Self:
+        if self.batch_norm and self.mode != "gdpo":
+            raise ValueError(
+                f"/batch_norm: only mode = 'gdpo' normalises a second time, and mode is {self.mode!r}; "
+                "set batch_norm = false, or mode = 'gdpo'"
+            )
+        return self
+
 
 class LossSpec(Spec):
     """The negative-aware forward-process loss (OmniNFT eq. 3-6, DiffusionNFT)."""
@@ -58,7 +67,7 @@ class SigmaSpec(Spec):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.low > self.high:
-            raise ValueError(f"low ({self.low}) must not exceed high ({self.high})")
+            raise ValueError(f"/low: {self.low} must not exceed high ({self.high}), else no noise level is trained")
         return self
 
 
@@ -75,9 +84,9 @@ class BlockScale(Spec):
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.stop <= self.start:
-            raise ValueError(f"stop ({self.stop}) must be greater than start ({self.start})")
+            raise ValueError(f"/stop: {self.stop} must be greater than start ({self.start})")
         if self.unit == "depth" and self.stop > 1:
-            raise ValueError(f"stop ({self.stop}) is a fraction of the depth and must be ≤ 1; or set unit = 'block'")
+            raise ValueError(f"/stop: {self.stop} is a fraction of the depth and must be ≤ 1; or set unit = 'block'")
         return self
 
 
@@ -92,6 +101,14 @@ class SurgerySpec(Spec):
         strict=False,  # a list is a fine tuple once the preset has been laid under it
     )
     """Later entries win where runs overlap; blocks in none keep 1."""
+
+    @model_validator(mode="after")
+    def _cuts_something(self) -> Self:
+        if self.enabled and not self.schedule:
+            raise ValueError(
+                "/schedule: empty, so nothing would be cut; give a range of blocks, or set enabled = false"
+            )
+        return self
 
 
 class RegionSpec(Spec):
@@ -115,7 +132,8 @@ class RegionSpec(Spec):
     def _ordered(self) -> Self:
         for low, high in (("first_block", "last_block"), ("first_step", "last_step")):
             if getattr(self, low) >= getattr(self, high):
-                raise ValueError(f"{low} must be below {high}, else no attention is read")
+                first, last = getattr(self, low), getattr(self, high)
+                raise ValueError(f"/{low}: {first:g} must be below {high} ({last:g}), else no attention is read")
         return self
 
 
@@ -126,6 +144,12 @@ class OldPolicySpec(Spec):
     rate: float = Field(default=0.001, ge=0, le=1)
     maximum: float = Field(default=0.5, ge=0, le=1)
     """eta(step) = min(start + rate * step, maximum); eta = 0 copies the policy."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.start > self.maximum:
+            raise ValueError(f"/start: {self.start:g} exceeds maximum ({self.maximum:g}) and would never be reached")
+        return self
 
 
 class DiffusionNFTSpec(Spec):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from accord.config.backbones import SamplingSpec
 from accord.config.base import Spec
+from accord.config.grpo import WindowSpec
 from accord.plugins import spec_union
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ class OptimizerSpec(Spec):
     weight_decay: float = Field(default=0.0, ge=0, le=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     micro_batch: int = Field(default=8, ge=1, le=4096)
-    """Samples per forward on one rank; changes memory and speed, not the result beyond rounding."""
+    """Samples per forward on one rank; changes memory and speed, not the result beyond rounding.
+    `crd` and `dgpo`, which compare the samples of a prompt, need a multiple of the group size."""
+    gradient_norms: bool = True
+    """Report the norm of each step's gradient by block and modality, as metrics `gradient/…`."""
 
 
 class ClusterSpec(Spec):
@@ -119,6 +123,20 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _every_branch_is_driven(self) -> Self:
+        """Routed credit that no reward brings to a modality would leave that branch idle without a word."""
+        if getattr(getattr(self.algorithm, "credit", None), "mode", None) != "routed":
+            return self
+        routes = {reward.route for reward in self.rewards if reward.weight > 0}
+        idle = [modality for modality in self.backbone.modalities if not routes & {modality, "both"}]
+        if idle:
+            raise ValueError(
+                f"/rewards: credit is routed, and no reward with a weight has the route {' or '.join(idle)}, so that "
+                f"branch would learn nothing; add one, set a route to 'both', or algorithm/credit/mode to 'gdpo'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups_fit(self) -> Self:
         if self.prompts.group_size < 2:
             raise ValueError(
@@ -130,5 +148,35 @@ class JobSpec(Spec):
         if self.prompts.per_step % ranks:
             raise ValueError(
                 f"/prompts/per_step: {self.prompts.per_step} prompts do not divide among {ranks} learner ranks"
+            )
+        size, batch = self.prompts.group_size, self.optimizer.micro_batch
+        if getattr(self.algorithm, "by_group", False) and batch % size:
+            near = max(1, round(batch / size)) * size
+            raise ValueError(
+                f"/optimizer/micro_batch: {batch} does not hold whole groups, and {self.algorithm.name} compares the "
+                f"samples of a prompt within one forward; use a multiple of prompts/group_size ({size}), as {near}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stochastic_steps_fit(self) -> Self:
+        """What an algorithm with a window of stochastic steps asks of the sampler."""
+        window = getattr(self.algorithm, "window", None)
+        if not isinstance(window, WindowSpec):
+            return self
+        steps = self.sampling.num_steps
+        free = len(window.candidates(steps))
+        if free == 0:
+            raise ValueError(f"/sampling/num_steps: {steps} leaves no step to be stochastic; use 2 or more")
+        if window.kind != "all" and window.size > free:
+            raise ValueError(
+                f"/algorithm/window/size: {window.size} steps do not fit into the {free} that can be stochastic "
+                f"(sampling/num_steps = {steps} without the last); use at most {free}, or more num_steps"
+            )
+        if self.sampling.passes > 1:
+            raise ValueError(
+                f"/sampling/guidance: {self.sampling.guidance_text} samples from a guided velocity, but "
+                f"{self.algorithm.name} trains the log-probability of the unguided one; use guidance = 1, "
+                "stg_scale = 0 and modality_scale = 1, which are off"
             )
         return self

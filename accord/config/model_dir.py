@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import accord
+from accord.config.model_shapes import Shapes, check_transformer, check_vae
 from accord.errors import ModelError
 from accord.types import MODALITIES, Modality
 
@@ -32,6 +33,7 @@ _UNSAFE = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), "a pickle, which can run code when opened"),
     **dict.fromkeys((".py", ".pyc", ".so"), "code"),
 }
+_BLOCKS = "transformer_blocks."
 _MAX_HEADER = 100_000_000
 _DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
                "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8}  # fmt: skip
@@ -45,7 +47,7 @@ class ModelFacts:
     depth: int
     """Transformer blocks."""
     block_parts: frozenset[str]
-    """Names of the sub-modules of a block that hold weights: what an adapter may target."""
+    """Names of the sub-modules of a block that hold matrices: what an adapter may target."""
     temporal_compression: int
     spatial_compression: int
     """Frames per latent frame (after the first) and pixels per latent pixel."""
@@ -61,6 +63,10 @@ class ModelFacts:
     scheduler: Mapping[str, Any]
     """The scheduler's config as written."""
     modalities: tuple[Modality, ...] = MODALITIES
+    audio_to_video: bool = True
+    """Blocks let video attend to sound: the edge that gradient surgery works on."""
+    video_to_audio: bool = True
+    """Blocks let sound attend to video: the attention that region weights are read from."""
 
     def video_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens along time, height and width of a clip of so many frames and pixels."""
@@ -87,17 +93,32 @@ def inspect_model_dir(path: str) -> ModelFacts:
         raise ModelError(f"{path}: no such directory; give the folder that holds model_index.json")
     _refuse_unsafe_files(root)
     _check_index(root, _json(root / "model_index.json"))
-    names = {component: _check_weights(root / component) for component in WEIGHTS}
+    shapes = {component: _check_weights(root / component) for component in WEIGHTS}
+    check_transformer(root / "transformer", _json(root / "transformer" / "config.json"), shapes["transformer"])
+    check_vae(root / "vae", _json(root / "vae" / "config.json"), shapes["vae"])
     if not any((root / "tokenizer" / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise ModelError(f"{root / 'tokenizer'}: holds neither tokenizer.json nor tokenizer.model")
     try:
-        return _facts(root, names["transformer"])
+        return _facts(root, shapes["transformer"])
     except (TypeError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{root}: a config holds a value of the wrong kind ({error})") from error
 
 
-def read_safetensors_header(path: Path) -> dict[str, Any]:
-    """Return the header of a safetensors file. Raises ModelError when the file is torn or is not one."""
+def read_model_configs(path: str) -> ModelFacts:
+    """Return the facts of a directory that may hold configs alone: for sizing, not for running. Raises ModelError."""
+    root = resolve_model_path(path)
+    _check_index(root, _json(root / "model_index.json"))
+    try:
+        return _facts(root, None)
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        raise ModelError(f"{root}: a config holds a value of the wrong kind ({error})") from error
+
+
+def read_safetensors_header(path: Path, *, whole: bool = True) -> dict[str, Any]:
+    """Return the header of a safetensors file, name to entry. Raises ModelError when it is torn or is no such file.
+
+    With `whole = False` the tensors behind the header may be missing.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         head = file.read(8)
@@ -111,7 +132,8 @@ def read_safetensors_header(path: Path) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ModelError(f"{path}: not a safetensors file (its header is not an object)")
     header.pop("__metadata__", None)
-    _check_extents(path, header, size - 8 - length)
+    if whole:
+        _check_extents(path, header, size - 8 - length)
     return header
 
 
@@ -167,20 +189,21 @@ def _check_index(root: Path, index: Mapping[str, Any]) -> None:
             raise ModelError(f"{where}: {name} is a {entry[1]}; expected {' or '.join(classes)}")
 
 
-def _check_weights(component: Path) -> set[str]:
-    """Check every weight file of a component; return the names of its tensors."""
+def _check_weights(component: Path) -> Shapes:
+    """Check every weight file of a component; return the shapes of its tensors by name."""
     _json(component / "config.json")
-    names: set[str] = set()
-    for file in _weight_files(component):
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in weight_files(component):
         if not file.is_file():
             raise ModelError(f"{file}: missing, though the index of {component.name} lists it. Copy it again")
-        names |= read_safetensors_header(file).keys()
-    if not names:
+        shapes |= {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(file).items()}
+    if not shapes:
         raise ModelError(f"{component}: holds no .safetensors weights")
-    return names
+    return shapes
 
 
-def _weight_files(component: Path) -> Iterator[Path]:
+def weight_files(component: Path) -> Iterator[Path]:
+    """Weight files of a component: those its index lists, whether they exist or not, else all there are."""
     indexes = sorted(component.glob("*.safetensors.index.json"))
     for index in indexes:
         weight_map = _json(index).get("weight_map")
@@ -191,21 +214,23 @@ def _weight_files(component: Path) -> Iterator[Path]:
         yield from sorted(component.glob("*.safetensors"))
 
 
-def _facts(root: Path, tensors: set[str]) -> ModelFacts:
+def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
+    """Read the configs, and hold the depth against the transformer's tensors if they are given."""
     transformer = _json(root / "transformer" / "config.json")
     vae, audio_vae = _json(root / "vae" / "config.json"), _json(root / "audio_vae" / "config.json")
     vocoder = _json(root / "vocoder" / "config.json")
     depth = int(transformer.get("num_layers", 48))
-    blocks = {tuple(name.split(".")[1:3]) for name in tensors if name.startswith("transformer_blocks.")}
-    found = {int(number) for number, _ in blocks}
-    if found != set(range(depth)):
+    blocks = {tuple(name.split(".")[1:]): shape for name, shape in (tensors or {}).items() if name.startswith(_BLOCKS)}
+    found = {int(name[0]) for name in blocks}
+    if tensors is not None and found != set(range(depth)):
         raise ModelError(f"{root / 'transformer'}: config says {depth} blocks, the weights hold {len(found)}")
+    parts = frozenset(name[1] for name, shape in blocks.items() if name[-1] == "weight" and len(shape) == 2)
     hop = int(audio_vae.get("mel_hop_length", 160)) * 4
     temporal, spatial = _compression(vae)
     return ModelFacts(
         path=root,
         depth=depth,
-        block_parts=frozenset(part for _, part in blocks),
+        block_parts=parts,
         temporal_compression=temporal,
         spatial_compression=spatial,
         patch_size=int(transformer.get("patch_size", 1)),
@@ -215,6 +240,8 @@ def _facts(root: Path, tensors: set[str]) -> ModelFacts:
         audio_tokens_per_second=int(audio_vae.get("sample_rate", 16000)) / hop,
         sample_rate=int(vocoder.get("output_sampling_rate", 24000)),
         scheduler=_json(root / "scheduler" / "scheduler_config.json"),
+        audio_to_video=tensors is None or "audio_to_video_attn" in parts,
+        video_to_audio=tensors is None or "video_to_audio_attn" in parts,
     )
 
 

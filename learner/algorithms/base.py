@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from torch import Tensor
 
@@ -29,6 +29,8 @@ class Credit:
     """float64 [P, G] per modality; 0 where a sample earned none."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """Flat names, see `assign_credit`; None where undefined."""
+    earned: Mapping[Modality, Tensor] = field(default_factory=dict)
+    """bool [P, G] per modality: a valid score of a group that was told apart stands behind the number, 0 or not."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,6 +62,34 @@ class ForwardBatch:
     """[B] per modality."""
     token_weights: Mapping[Modality, Tensor]
     """[B, T] for modalities whose tokens are weighted; a modality that is missing counts every token alike."""
+    group_size: int = 1
+    """Samples of one prompt that share noise and noise level stand together in runs of so many; 1 = none do."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transition:
+    """One modality of a micro-batch of stochastic denoising steps, as the sampler took them."""
+
+    before_BTC: Tensor
+    after_BTC: Tensor
+    log_prob_B: Tensor
+    """Log-density of the step under the sampling policy, mean over elements."""
+    sigma_B: Tensor
+    sigma_next_B: Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TransitionBatch:
+    """What a transition-view loss may look at, besides the predictions."""
+
+    transitions: Mapping[Modality, Transition]
+    advantages: Mapping[Modality, Tensor]
+    """[B] per modality."""
+    token_weights: Mapping[Modality, Tensor] = field(default_factory=dict)
+    """Empty: the density of a step has all its tokens."""
+
+
+LossBatch = ForwardBatch | TransitionBatch
 
 
 Predictions = Mapping[Role, Mapping[Modality, Tensor]]
@@ -68,7 +98,7 @@ Predictions = Mapping[Role, Mapping[Modality, Tensor]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LossTerms:
-    """Losses per sample. The learner sums them, divides by the number of samples and goes backward."""
+    """Losses per item of a micro-batch. The learner sums them, divides by the items of the step and goes backward."""
 
     loss_B: Tensor
     metrics_B: Mapping[str, Tensor]
@@ -81,11 +111,8 @@ class Algorithm(Protocol):
     view: View
     anchors: tuple[Role, ...]
     """Roles whose predictions the loss reads besides `policy`; they are evaluated without gradient."""
-    sigmas: SigmaSpec
     surgery: SurgerySpec | None
     """Gradient surgery around the policy's forward and backward; None = off."""
-    region: RegionSpec | None
-    """Region weights on video tokens; None = off."""
 
     def credit(
         self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
@@ -93,10 +120,18 @@ class Algorithm(Protocol):
         """Turn the scores of a whole step into advantages. Pure: every rank computes the same."""
         ...
 
-    def loss(self, batch: ForwardBatch, predictions: Predictions) -> LossTerms:
-        """Return losses of one micro-batch. No collective, no `.item()`."""
+    def loss(self, batch: Any, predictions: Predictions) -> LossTerms:
+        """Return losses of one micro-batch, the LossBatch of the algorithm's view. No collective, no `.item()`."""
         ...
 
     def eta(self, step: int) -> float:
         """Share of itself that the old policy keeps after `step`."""
         ...
+
+
+class ForwardAlgorithm(Algorithm, Protocol):
+    """What the forward view asks of an algorithm besides."""
+
+    sigmas: SigmaSpec
+    region: RegionSpec | None
+    """Region weights on video tokens; None = off."""

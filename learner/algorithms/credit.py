@@ -106,17 +106,17 @@ def assign_credit(tables: Sequence[ScoreTable], spec: CreditSpec, modalities: Se
     shape = tables[0].values_PG.shape
     advantages = {modality: torch.zeros(shape, dtype=torch.float64) for modality in modalities}
     degenerate_groups = silent
-    credited = torch.zeros(shape, dtype=torch.bool)
+    earned = {modality: torch.zeros(shape, dtype=torch.bool) for modality in modalities}
     for table in trained:
         advantage, usable, degenerate = normalised(table, spec)
         degenerate_groups += int(degenerate.sum())
-        credited |= usable
         for modality in modalities:
             if spec.mode != "routed" or table.route in (modality, "both"):
                 advantages[modality] += table.weight * advantage
+                earned[modality] |= usable
     if spec.mode == "gdpo" and spec.batch_norm:
         advantages = {
-            modality: _batch_normalised(value, credited, spec.epsilon) for modality, value in advantages.items()
+            modality: _batch_normalised(value, earned[modality], spec.epsilon) for modality, value in advantages.items()
         }
     metrics: dict[str, float | None] = {"credit/degenerate_groups": float(degenerate_groups)}
     for table in tables:
@@ -124,7 +124,7 @@ def assign_credit(tables: Sequence[ScoreTable], spec: CreditSpec, modalities: Se
     for modality, advantage in advantages.items():
         metrics[f"advantage/{modality}/std"] = float(advantage.std(unbiased=False))
         metrics[f"advantage/{modality}/zero_ratio"] = float((advantage == 0).double().mean())
-    return Credit(advantages, metrics)
+    return Credit(advantages, metrics, earned)
 
 
 def _summed(tables: Sequence[ScoreTable]) -> ScoreTable:
@@ -134,9 +134,9 @@ def _summed(tables: Sequence[ScoreTable]) -> ScoreTable:
     return ScoreTable("sum", "both", 1.0, torch.where(valid, values, torch.zeros_like(values)), valid)
 
 
-def _batch_normalised(advantage: Tensor, credited: Tensor, epsilon: float) -> Tensor:
+def _batch_normalised(advantage: Tensor, earned: Tensor, epsilon: float) -> Tensor:
     """GDPO's second normalisation (arXiv 2601.05242) over the samples that have credit; the others keep 0."""
-    centred, std = _centre(advantage.reshape(1, -1), credited.reshape(1, -1))
+    centred, std = _centre(advantage.reshape(1, -1), earned.reshape(1, -1))
     return centred.reshape(advantage.shape) / (std + epsilon)
 
 

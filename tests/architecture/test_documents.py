@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
 
 from accord.config.algorithms import OmniNFTSpec
+from accord.config.base import Spec
+from accord.config.grpo import RECIPES, FlowGRPOSpec
 from accord.plugins import names, spec_class
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,6 +59,55 @@ def test_the_presets_are_as_documented():
         if len({repr(getattr(getattr(spec, group), field)) for spec in specs}) > 1
     }
     assert differing <= set(rows), "a field in which the presets differ is missing from the table"
+
+
+def test_the_recipes_of_the_transition_view_are_as_documented():
+    section = (DOCS / "algorithms.md").read_text().partition("## Transition view")[2]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()]
+    table = {cells[0].strip("`"): cells[1:] for cells in lines if len(cells) == 5}
+    recipes = table.pop("field")
+    specs = [FlowGRPOSpec.model_validate({"preset": recipe}) for recipe in recipes]
+    assert recipes == list(RECIPES)
+    for path in table.keys() - {"---"}:
+        assert table[path] == [str(attrgetter(path)(spec)) for spec in specs], path
+    fields = {f"{group}.{name}" if group else name for group, name in _fields(FlowGRPOSpec)}
+    differing = {path for path in fields if len({repr(attrgetter(path)(spec)) for spec in specs}) > 1}
+    assert differing <= set(table), "a field in which the recipes differ is missing from the table"
+
+
+def test_the_recipes_of_the_forward_view_are_as_documented():
+    section = (DOCS / "algorithms.md").read_text().partition("## Forward view")[2].partition("## Transition view")[0]
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines()]
+    table = {cells[0].strip("`"): cells[1:] for cells in lines if len(cells) == 5 and cells[0] != "---"}
+    specs = [spec_class("algorithms", recipe)() for recipe in table.pop("field")]
+    table = {path: cells for path, cells in table.items() if path in ("temperature",) or "." in path}
+    for path, cells in table.items():
+        group, _, field = path.rpartition(".")
+        owners = [getattr(spec, group) if group else spec for spec in specs]
+        assert cells == [str(getattr(owner, field)) if hasattr(owner, field) else "–" for owner in owners], path
+    fields = {f"loss.{field}" for spec in specs for field in type(spec.loss).model_fields}
+    assert fields <= set(table), "a field of a loss is missing from the table"
+
+
+@pytest.mark.parametrize("page", ["omninft.md", "algorithms.md"])
+def test_functions_and_tests_that_a_page_names_exist(page):
+    """Code spans of the form `file.py: name, name`; a name may be a function, a class or a test."""
+    named = re.findall(r"`((?:\w+/)+\w+\.py): ([\w, ]+)`", (DOCS / page).read_text())
+    assert len(named) > 5
+    for file, listed in named:
+        tree = ast.parse((ROOT / file).read_text())
+        known = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        missing = {name.strip() for name in listed.split(",")} - known
+        assert not missing, f"{page}: {file} has no {', '.join(sorted(missing))}"
+
+
+def _fields(spec: type[Spec]) -> Iterator[tuple[str, str]]:
+    """(group, field) of a spec with one level of nested specs, its preset's name left out; ("", field) on top."""
+    for name, field in spec.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Spec):
+            yield from ((name, inner) for inner in field.annotation.model_fields)
+        elif name != "preset":
+            yield "", name
 
 
 def test_every_reward_is_documented():

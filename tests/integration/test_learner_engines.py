@@ -15,7 +15,7 @@ import accord
 
 SCRIPT = Path(__file__).with_name("learner_job.py")
 TINY = Path(accord.__file__).parent / "world" / "pretrained" / "tiny-ltx2"
-CLIPPED = {"max_grad_norm": 0.2, "learning_rate": 3e-4, "micro_batch": 3}
+CLIPPED = {"max_grad_norm": 0.2, "learning_rate": 3e-4, "micro_batch": 4}
 
 
 def launch(directory: Path, ranks: int, legs: list[dict], timeout: float = 900) -> dict[str, dict]:
@@ -91,6 +91,11 @@ def steps(outcome: dict) -> list[dict]:
     return [event for event in outcome["events"] if event["type"] == "step"]
 
 
+def gradient_norms(event: dict) -> dict[str, float]:
+    """By block and branch, and what reaches the sound through each edge."""
+    return {name: value for name, value in event["metrics"].items() if name.startswith("gradient/")}
+
+
 def assert_same(directory: Path, left: dict, right: dict, names: tuple[str, str]) -> None:
     """Adapters to 1e-5. Adam forgives a constant factor, so losses and gradient norms are compared as well."""
     one, other = (adapters(directory, name) for name in names)
@@ -100,6 +105,10 @@ def assert_same(directory: Path, left: dict, right: dict, names: tuple[str, str]
         assert b["metrics"]["grad_norm"] == pytest.approx(a["metrics"]["grad_norm"], rel=1e-4)
         assert b["metrics"]["loss/video"] == pytest.approx(a["metrics"]["loss/video"], rel=1e-5)
         assert b["metrics"]["loss/audio"] == pytest.approx(a["metrics"]["loss/audio"], rel=1e-5)
+        one_norms, other_norms = gradient_norms(a), gradient_norms(b)
+        assert len(one_norms) == 12 and other_norms == pytest.approx(one_norms, rel=1e-4, abs=1e-9)
+        whole = sum(value**2 for name, value in other_norms.items() if "from" not in name) ** 0.5
+        assert whole == pytest.approx(b["metrics"]["grad_norm"], rel=1e-5)
 
 
 def test_gradient_clipping_is_at_work(plain):

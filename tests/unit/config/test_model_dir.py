@@ -1,6 +1,7 @@
 """Model directories that are whole, missing, torn or unsafe: made of headers alone, no ML library needed."""
 
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -24,13 +25,38 @@ CLASSES = {
 PARTS = ("attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn", "ff", "audio_ff")
 
 
-def safetensors(names) -> bytes:
-    header = {
-        name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [24 * index, 24 * index + 24]}
-        for index, name in enumerate(names)
-    }
+VIDEO, AUDIO, TEXT = 8, 6, 5
+WIDTHS = {
+    "num_attention_heads": 2, "attention_head_dim": 4, "audio_num_attention_heads": 2, "audio_attention_head_dim": 3,
+    "cross_attention_dim": TEXT, "audio_cross_attention_dim": TEXT, "out_channels": 8, "audio_out_channels": 16,
+}  # fmt: skip
+ENDS = {
+    "proj_in.weight": (VIDEO, 8), "audio_proj_in.weight": (AUDIO, 16), "proj_out.weight": (8, VIDEO),
+    "audio_proj_out.weight": (16, AUDIO), "scale_shift_table": (2, VIDEO),
+}  # fmt: skip
+BLOCK = {
+    "attn1.to_q.weight": (VIDEO, VIDEO), "attn2.to_q.weight": (VIDEO, VIDEO), "attn2.to_k.weight": (VIDEO, TEXT),
+    "audio_attn1.to_q.weight": (AUDIO, AUDIO), "audio_attn2.to_q.weight": (AUDIO, AUDIO),
+    "audio_attn2.to_k.weight": (AUDIO, TEXT), "audio_to_video_attn.to_q.weight": (AUDIO, VIDEO),
+    "audio_to_video_attn.to_k.weight": (AUDIO, AUDIO), "video_to_audio_attn.to_q.weight": (AUDIO, AUDIO),
+    "video_to_audio_attn.to_k.weight": (AUDIO, VIDEO), "ff.net.2.weight": (VIDEO, 32),
+    "audio_ff.net.2.weight": (AUDIO, 24), "scale_shift_table": (6, VIDEO), "attn1.norm_q.weight": (VIDEO,),
+    "audio_norm3.weight": (AUDIO,),
+}  # fmt: skip
+
+
+def safetensors(shapes) -> bytes:
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
     text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-    return struct.pack("<Q", len(text)) + text + bytes(24 * len(header))
+    return struct.pack("<Q", len(text)) + text + bytes(end)
+
+
+def transformer_shapes(depth: int = 3) -> dict[str, tuple[int, ...]]:
+    return ENDS | {f"transformer_blocks.{b}.{name}": shape for b in range(depth) for name, shape in BLOCK.items()}
 
 
 def write_model(root: Path, depth: int = 3) -> Path:
@@ -39,18 +65,18 @@ def write_model(root: Path, depth: int = 3) -> Path:
         json.dumps({"_class_name": "LTX2Pipeline", "processor": [None, None], **CLASSES})
     )
     configs = {
-        "transformer": {"num_layers": depth, "in_channels": 8, "audio_in_channels": 16},
-        "vae": {"patch_size": 4, "spatio_temporal_scaling": [True, True, True, False]},
+        "transformer": {"num_layers": depth, "in_channels": 8, "audio_in_channels": 16, **WIDTHS},
+        "vae": {"patch_size": 4, "spatio_temporal_scaling": [True, True, True, False], "latent_channels": 8},
         "audio_vae": {"sample_rate": 16000, "mel_hop_length": 160},
         "vocoder": {"output_sampling_rate": 24000},
         "connectors": {},
         "text_encoder": {},
     }
-    names = [f"transformer_blocks.{block}.{part}.to_q.weight" for block in range(depth) for part in PARTS]
+    shapes = {"transformer": transformer_shapes(depth), "vae": {"latents_mean": (8,)}}
     for component, config in configs.items():
         (root / component).mkdir()
         (root / component / "config.json").write_text(json.dumps(config))
-        weights = safetensors(names if component == "transformer" else ["weight"])
+        weights = safetensors(shapes.get(component, {"weight": (2, 3)}))
         (root / component / "model.safetensors").write_bytes(weights)
     (root / "scheduler").mkdir()
     (root / "scheduler" / "scheduler_config.json").write_text(
@@ -71,6 +97,7 @@ def test_facts_of_a_whole_directory(model):
     assert (facts.depth, facts.temporal_compression, facts.spatial_compression) == (3, 8, 32)
     assert (facts.video_channels, facts.audio_channels, facts.sample_rate) == (8, 16, 24000)
     assert facts.modalities == ("video", "audio") and facts.block_parts == frozenset(PARTS)
+    assert facts.audio_to_video and facts.video_to_audio
     assert facts.video_grid(121, 512, 768) == (16, 16, 24)
     assert facts.audio_tokens(121, 24.0) == 126
 
@@ -142,6 +169,62 @@ def test_a_broken_directory_is_refused_by_name(model, case):
 def test_missing_directory(tmp_path):
     with pytest.raises(ModelError, match="no such directory"):
         inspect_model_dir(str(tmp_path / "nowhere"))
+
+
+def reshape(model: Path, **changes) -> None:
+    """Give tensors other shapes; None drops one."""
+    kept = {name: shape for name, shape in (transformer_shapes() | changes).items() if shape is not None}
+    (model / "transformer" / "model.safetensors").write_bytes(safetensors(kept))
+
+
+MISFIT = {
+    "in_channels": ("proj_in.weight is 8 x 8", "8 x 9"),
+    "out_channels": ("proj_out.weight is 8 x 8", "9 x 8"),
+    "audio_in_channels": ("audio_proj_in.weight is 6 x 16", "6 x 9"),
+    "audio_out_channels": ("audio_proj_out.weight is 16 x 6", "9 x 6"),
+    "cross_attention_dim": ("transformer_blocks.0.attn2.to_k.weight is 8 x 5", "8 x 9"),
+    "audio_cross_attention_dim": ("transformer_blocks.0.audio_attn2.to_k.weight is 6 x 5", "6 x 9"),
+    "num_attention_heads": ("proj_in.weight is 8 x 8", "36 x 8"),
+    "attention_head_dim": ("proj_in.weight is 8 x 8", "18 x 8"),
+    "audio_num_attention_heads": ("audio_proj_in.weight is 6 x 16", "27 x 16"),
+    "audio_attention_head_dim": ("audio_proj_in.weight is 6 x 16", "18 x 16"),
+}
+
+
+@pytest.mark.parametrize("field", MISFIT)
+def test_weights_that_are_not_the_configs_are_refused(model, field):
+    rewrite(model / "transformer" / "config.json", **{field: 9})
+    tensor, wanted = MISFIT[field]
+    with pytest.raises(ModelError, match=rf"transformer: {tensor} in the weights and {wanted} by config.*{field}"):
+        inspect_model_dir(str(model))
+
+
+@pytest.mark.parametrize("name", [name for name in BLOCK if "to_q" in name or "to_k" in name])
+def test_every_block_is_compared(model, name):
+    reshape(model, **{f"transformer_blocks.2.{name}": (7, 7)})
+    with pytest.raises(ModelError, match=f"transformer_blocks.2.{name} is 7 x 7 in the weights"):
+        inspect_model_dir(str(model))
+
+
+def test_latents_of_another_width(model):
+    rewrite(model / "vae" / "config.json", latent_channels=128)
+    with pytest.raises(ModelError, match="vae: latents_mean is 8 in the weights and 128 by config"):
+        inspect_model_dir(str(model))
+
+
+def test_what_a_config_leaves_open_is_not_compared(model):
+    reshape(model, **{"proj_out.weight": (12, VIDEO)})
+    rewrite(model / "transformer" / "config.json", out_channels=None)
+    inspect_model_dir(str(model))
+
+
+def test_only_parts_with_matrices_can_be_adapted_and_edges_are_seen(model):
+    facts = inspect_model_dir(str(model))
+    assert not {"scale_shift_table", "audio_norm3"} & facts.block_parts
+    for missing in ("video_to_audio_attn", "audio_to_video_attn"):
+        reshape(model, **{name: None for name in transformer_shapes() if missing in name})
+        facts = inspect_model_dir(str(model))
+        assert (facts.audio_to_video, facts.video_to_audio) == (missing[0] == "v", missing[0] == "a")
 
 
 @pytest.mark.parametrize("kept", [0, 5, 40, -1, -30])

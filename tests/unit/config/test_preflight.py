@@ -29,11 +29,17 @@ def test_a_job_that_fits_passes(job_tree):
         ("sampling.frames", 24, "/sampling/frames", "8 k + 1, as 17 or 25"),
         ("sampling.height", 40, "/sampling/height", "multiple of 32, as 32"),
         ("sampling.width", 90, "/sampling/width", "multiple of 32, as 96"),
+        ("backbone.text_cache", __file__, "/backbone/text_cache", "is a file; give a directory"),
+        ("sampling.stg_blocks", [1, 3, 28], "/sampling/stg_blocks", "3, 28: beyond the model's 3 blocks; use 0 to 2"),
         ("prompts.train", "/nowhere.jsonl", "/prompts/train", "No such file"),
         ("prompts.held_out", "/nowhere.jsonl", "/prompts/held_out", "No such file"),
         ("algorithm.preset", "published", "/algorithm/surgery/schedule/1/stop", "11 is beyond the model's 3 blocks"),
         ("algorithm.sigmas", {"low": 0.01, "high": 0.02}, "/algorithm/sigmas/low", "no sigma of the schedule"),
+        ("algorithm.preset", "published", "/algorithm/surgery/schedule/2/start", "schedule of preset 'published'"),
+        ("algorithm.preset", "paper", "/algorithm/surgery/schedule/0/stop", "10 is beyond the model's 3 blocks"),
         ("backbone.lora", {"targets": ["attn1", "attn7"]}, "/backbone/lora/targets", "attn7: no such part"),
+        ("backbone.lora", {"targets": ["scale_shift_table"]}, "/backbone/lora/targets", "the model has attn1, attn2"),
+        ("backbone.lora", {"targets": [""]}, "/backbone/lora/targets", "no such part"),
     ],
 )
 def test_a_misfit_names_its_field(job_tree, path, value, pointer, message):
@@ -44,6 +50,30 @@ def test_a_misfit_names_its_field(job_tree, path, value, pointer, message):
     place[last] = value
     problems = dict(check(job_tree))
     assert message in problems[pointer]
+
+
+def test_a_block_beyond_the_depth_that_the_user_wrote_is_the_users(job_tree):
+    run = {"start": 3, "stop": 4, "keep": 0.1, "unit": "block"}
+    job_tree["algorithm"] |= {"preset": "published", "surgery": {"schedule": [run]}}
+    problems = dict(check(job_tree))
+    assert problems.keys() == {f"/algorithm/surgery/schedule/0/{end}" for end in ("start", "stop")}
+    assert not any("preset" in message for message in problems.values())
+
+
+@pytest.mark.parametrize(
+    ("missing", "technique"), [("audio_to_video_attn", "surgery"), ("video_to_audio_attn", "region")]
+)
+@pytest.mark.parametrize("name", ["omninft", "awm"])
+def test_a_technique_without_its_attention_names_its_switch(job_tree, missing, technique, name):
+    weights = Path(job_tree["backbone"]["path"]) / "transformer" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes().replace(missing.encode(), b"x" * len(missing)))
+    job_tree["backbone"]["lora"] = {"targets": ["attn1"]}
+    job_tree["algorithm"] = {"name": name, "surgery": {"enabled": True}, "region": {"enabled": True}}
+    ((pointer, message),) = check(job_tree)
+    assert pointer == f"/algorithm/{technique}/enabled"
+    assert "set it to false" in message
+    job_tree["algorithm"][technique]["enabled"] = False
+    assert check(job_tree) == []
 
 
 def test_all_problems_come_at_once(job_tree):

@@ -141,7 +141,9 @@ def test_invalid_scores_change_nothing_for_the_others():
 
 @pytest.mark.parametrize("mode", ["routed", "sum", "gdpo"])
 @pytest.mark.parametrize("std", ["prompt", "step"])
-@pytest.mark.parametrize("row", [[2.0, 2.0, 2.0], [None, None, None], [None, 2.0, None], [2.0, 2.0, None]])
+@pytest.mark.parametrize(
+    "row", [[2.0, 2.0, 2.0], [2.0, 2.00001, 2.0], [None, None, None], [None, 2.0, None], [2.0, 2.0, None]]
+)
 def test_degenerate_groups_earn_nothing(row, std, mode):
     values = {reward.name: [row, [0.0, 1.0, 3.0]] for reward in REWARDS}
     credit = assign_credit(tabulate(scored(values), REWARDS), CreditSpec(mode=mode, std=std), BOTH)
@@ -149,6 +151,7 @@ def test_degenerate_groups_earn_nothing(row, std, mode):
         assert torch.equal(credit.advantages[modality][0], torch.zeros(3, dtype=torch.float64))
         assert credit.advantages[modality][1].abs().min() > 0
         assert credit.advantages[modality].isfinite().all()
+        assert credit.earned[modality].tolist() == [[False] * 3, [True] * 3]
     assert credit.metrics["credit/degenerate_groups"] == (1 if mode == "sum" else 3)
 
 
@@ -181,3 +184,25 @@ def test_infinite_scores_are_invalid_and_zero_weight_is_measured_only():
     assert credit.metrics["reward/sync/valid_ratio"] == pytest.approx(2 / 3)
     assert torch.equal(credit.advantages["audio"], torch.zeros(1, 3, dtype=torch.float64))
     assert credit.metrics["advantage/audio/zero_ratio"] == 1.0
+
+
+@pytest.mark.parametrize("mode", ["routed", "sum", "gdpo"])
+def test_a_reward_without_weight_changes_nothing(mode):
+    spec = CreditSpec(mode=mode, batch_norm=mode == "gdpo")
+    trained = {"text_video": [[0.0, 1.0, 2.0], [1.0, None, 5.0]]}
+    alone = assign_credit(tabulate(scored(trained), REWARDS[2:]), spec, BOTH)
+    measured = trained | {"sync": [[None, 3.0, 3.0], [3.0, 3.0, 3.0]]}
+    beside = assign_credit(tabulate(scored(measured), (SyncReward(weight=0.0), REWARDS[2])), spec, BOTH)
+    for modality in BOTH:
+        assert torch.equal(alone.advantages[modality], beside.advantages[modality])
+        assert torch.equal(alone.earned[modality], beside.earned[modality])
+    assert alone.metrics["credit/degenerate_groups"] == beside.metrics["credit/degenerate_groups"] == 0
+
+
+def test_who_earned_credit_is_known_per_branch():
+    values = {"text_video": [[0.0, None, 2.0]], "audio_aesthetics": [[None, 1.0, 1.5]], "sync": [[None] * 3]}
+    rewards = (REWARDS[1], REWARDS[2], SyncReward(required=False))
+    credit = assign_credit(tabulate(scored(values), rewards), CreditSpec(mode="routed"), BOTH)
+    assert {m: earned.tolist() for m, earned in credit.earned.items()} == {
+        "video": [[True, False, True]], "audio": [[False, True, True]],
+    }  # fmt: skip

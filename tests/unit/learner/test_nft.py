@@ -7,6 +7,7 @@ import torch
 
 from accord.config.algorithms import DiffusionNFTSpec, LossSpec, OldPolicySpec, OmniNFTSpec
 from learner.algorithms.base import ForwardBatch, Noised
+from learner.algorithms.forward import mean_square, scale_of
 from learner.algorithms.nft import NFT, nft_loss
 
 B, T, C = 3, 4, 2
@@ -72,16 +73,59 @@ def test_equals_loops(space, normaliser, beta, rescale, weighted):
         noised, policy, old, ref, advantage, weights = setting()
         weights = weights if weighted else None
         losses, references = reference(spec, noised, policy, old, ref, advantage, weights)
-        terms = nft_loss(spec, noised, policy, old, ref, advantage, weights)
-        torch.testing.assert_close(terms["loss"], torch.tensor(losses, dtype=torch.float64), rtol=1e-6, atol=0)
-        torch.testing.assert_close(terms["reference"], torch.tensor(references, dtype=torch.float64), rtol=1e-6, atol=0)
+        loss = nft_loss(spec, noised, policy, old, advantage, weights)
+        torch.testing.assert_close(loss, torch.tensor(losses, dtype=torch.float64), rtol=1e-6, atol=0)
+        away = mean_square(policy, ref, scale_of(noised, reference_space))
+        torch.testing.assert_close(away, torch.tensor(references, dtype=torch.float64), rtol=1e-6, atol=0)
+
+
+def gradient_loops(spec: LossSpec, noised: Noised, policy, old, advantage, weights):
+    """The derivative of the summed loss by every element of the policy's velocity, normalisers held fixed."""
+    rows = torch.zeros(B, T, C, dtype=torch.float64)
+    for b in range(B):
+        s = float(noised.sigma_B[b]) if spec.space == "x0" else 1.0
+        r = 0.5 + 0.5 * max(-1.0, min(1.0, float(advantage[b]) / spec.advantage_clip))
+        share = [1 / T] * T if weights is None else [float(weights[b, t]) / float(weights[b].sum()) for t in range(T)]
+        for mixed, part in ((spec.beta, r), (-spec.beta, 1 - r)):  # v+ moves with beta, v- against it
+            gap = [
+                [
+                    s * (
+                        (1 - mixed) * float(old[b, t, c]) + mixed * float(policy[b, t, c])
+                        - float(noised.noise_BTC[b, t, c]) + float(noised.x0_BTC[b, t, c])
+                    )
+                    for c in range(C)
+                ]
+                for t in range(T)
+            ]  # fmt: skip
+            size = 1.0
+            if spec.normaliser != "none":
+                size = max(sum(abs(gap[t][c]) for t in range(T) for c in range(C)) / (T * C), 1e-5)
+            for t in range(T):
+                for c in range(C):
+                    rows[b, t, c] += part * share[t] * 2 * gap[t][c] / C * s * mixed / size
+    return rows * (spec.advantage_clip / spec.beta if spec.rescale else 1.0)
+
+
+@pytest.mark.parametrize("space", ["x0", "velocity"])
+@pytest.mark.parametrize("normaliser", ["detached", "none"])
+@pytest.mark.parametrize("beta", [1.0, 0.3])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_gradient_equals_loops_off_policy(space, normaliser, beta, weighted):
+    spec = LossSpec(space=space, normaliser=normaliser, beta=beta)
+    noised, policy, old, _, advantage, weights = setting()
+    weights = weights if weighted else None
+    leaf = policy.clone().requires_grad_()
+    (grad,) = torch.autograd.grad(nft_loss(spec, noised, leaf, old, advantage, weights).sum(), leaf)
+    expected = gradient_loops(spec, noised, policy, old, advantage, weights)
+    torch.testing.assert_close(grad, expected, rtol=1e-6, atol=1e-14)
+    assert grad.abs().min() > 1e-6
 
 
 def gradient(spec: LossSpec, policy, *, on_policy: bool = False, advantage=None):
     noised, drawn, old, _, given, _ = setting()
     policy = (old.clone() if on_policy else drawn).requires_grad_()
-    terms = nft_loss(spec, noised, policy, old, None, given if advantage is None else advantage)
-    (grad,) = torch.autograd.grad(terms["loss"].sum(), policy)
+    loss = nft_loss(spec, noised, policy, old, given if advantage is None else advantage)
+    (grad,) = torch.autograd.grad(loss.sum(), policy)
     return grad, policy.detach(), noised
 
 
@@ -106,7 +150,7 @@ def test_normaliser_carries_gradient_only_when_attached():
         noised, _, old, _, advantage, _ = setting()
         step = torch.zeros_like(policy)
         step[0, 1, 1] = 1e-6
-        up, down = (nft_loss(spec, noised, policy + d, old, None, advantage)["loss"].sum() for d in (step, -step))
+        up, down = (nft_loss(spec, noised, policy + d, old, advantage).sum() for d in (step, -step))
         finite[normaliser] = (float(grad[0, 1, 1]), float((up - down) / 2e-6))
     assert finite["attached"][0] == pytest.approx(finite["attached"][1], rel=1e-6)
     assert not math.isclose(finite["detached"][0], finite["detached"][1], rel_tol=1e-2)
@@ -119,17 +163,26 @@ def test_zero_credit_pulls_to_the_old_policy_and_nowhere_else():
         assert grad.abs().max() < 1e-12
     spec = LossSpec(normaliser="none", space="velocity", beta=0.5, rescale=False)
     noised, policy, old, _, _, _ = setting()
-    loss = nft_loss(spec, noised, policy, old, None, zero)["loss"]
+    loss = nft_loss(spec, noised, policy, old, zero)
     expected = (old - noised.target_BTC).square().mean((1, 2)) + 0.25 * (policy - old).square().mean((1, 2))
     torch.testing.assert_close(loss, expected)
 
 
+@pytest.mark.parametrize("normaliser", ["detached", "attached"])
+def test_an_exact_prediction_has_no_loss_and_a_finite_gradient(normaliser):
+    noised, _, _, _, advantage, _ = setting()
+    exact = noised.target_BTC.clone().requires_grad_()
+    loss = nft_loss(LossSpec(normaliser=normaliser), noised, exact, noised.target_BTC, advantage)
+    (grad,) = torch.autograd.grad(loss.sum(), exact)
+    assert torch.equal(loss, torch.zeros_like(loss)) and grad.isfinite().all()
+
+
 def test_half_precision_predictions_are_not_rounded_again():
-    noised, policy, old, ref, advantage, _ = setting()
+    noised, policy, old, _, advantage, _ = setting()
     noised = Noised(noised.x0_BTC.float(), noised.noise_BTC.float(), noised.sigma_B.float())
-    half = [tensor.bfloat16() for tensor in (policy, old, ref)]
-    loose = nft_loss(LossSpec(), noised, *half, advantage.float())["loss"]
-    exact = nft_loss(LossSpec(), noised, *(tensor.float() for tensor in half), advantage.float())["loss"]
+    half = [tensor.bfloat16() for tensor in (policy, old)]
+    loose = nft_loss(LossSpec(), noised, *half, advantage.float())
+    exact = nft_loss(LossSpec(), noised, *(tensor.float() for tensor in half), advantage.float())
     assert loose.dtype == torch.float32
     assert torch.equal(loose, exact)
 

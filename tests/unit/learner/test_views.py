@@ -38,10 +38,11 @@ class Backbone:
         return SCHEDULE
 
 
-def batches(*, share=range(2), micro_batch=3, step=1, region=None, per_sample=2):
+def batches(*, share=range(2), micro_batch=3, step=1, region=None, per_sample=2, name="omninft"):
     tree = {
-        "steps": 4, "seed": 5, "backbone": {"name": "ltx2"}, "prompts": {"train": "t", "held_out": "h", "per_step": 2},
-        "rewards": [{"name": "sync"}], "algorithm": {"name": "omninft"}, "optimizer": {"micro_batch": micro_batch},
+        "steps": 4, "seed": 5, "backbone": {"name": "ltx2"}, "optimizer": {"micro_batch": micro_batch},
+        "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 3}, "rewards": [{"name": "sync"}],
+        "algorithm": {"name": name},
     }  # fmt: skip
     job = JobSpec.model_validate_json(json.dumps(tree))
     algorithm = SimpleNamespace(sigmas=SigmaSpec(per_sample=per_sample), region=region)
@@ -88,6 +89,7 @@ def test_every_draw_is_its_own():
     rows = flat(batches())
     assert len({row[3] for row in rows}) == len({row[4] for row in rows}) == 12
     assert {row[3] for row in rows}.isdisjoint(row[3] for row in flat(batches(step=2)))
+    assert all(row[3][:5] != row[4][:5] for row in rows)  # neither does sound get the picture's noise
     for first, second in zip(rows[::2], rows[1::2], strict=True):  # two noise levels of one sample differ
         assert first[0] != second[0]
 
@@ -128,3 +130,26 @@ def test_sigmas_are_drawn_without_repetition_and_evenly():
     assert max(counts) < 250
     assert len(set(draw_sigmas(levels, 5, 1).tolist())) == 5
     assert len(draw_sigmas(levels, 7, 1)) == 7
+
+
+@pytest.mark.parametrize("name", ["crd", "dgpo"])
+def test_compared_groups_stand_together_and_share_noise_and_noise_level(name):
+    whole = flat(batches(name=name, micro_batch=12))
+    for micro in batches(name=name, micro_batch=6):
+        assert micro.batch.group_size == 3
+        by_group = {"sigma": micro.sigmas["video"].view(2, 3)}
+        by_group |= {m: noised.noise_BTC.view(2, 3, -1) for m, noised in micro.batch.noised.items()}
+        for values in by_group.values():
+            assert torch.equal(values, values[:, :1].expand_as(values))
+            assert not torch.equal(values[0], values[1])  # another noise level of the prompt is another draw
+        assert len(set(micro.conditions.rows)) == 1
+    assert [row[2] for row in whole] == [0, -1, -2] * 2 + [-3, -4, -5] * 2  # prompt, noise level, sample
+    assert {row[3] for row in whole[:6]}.isdisjoint(row[3] for row in whole[6:])
+    assert flat(batches(name=name, share=range(1))) + flat(batches(name=name, share=range(1, 2))) == whole
+    assert flat(batches(name=name, micro_batch=3)) == whole
+
+
+def test_samples_that_are_not_compared_share_nothing():
+    micro = next(iter(batches(name="awm", micro_batch=12)))
+    assert micro.batch.group_size == 1
+    assert len({row[3] for row in flat(batches(name="awm"))}) == 12

@@ -1,0 +1,115 @@
+"""Recipes of the forward view beside NFT as data: AWM, CRD, Flow-RWR, DGPO (docs/algorithms.md, "Forward view").
+
+They share credit, noise levels, old policy, surgery and region weights with OmniNFT and differ in the loss alone.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from accord.config.algorithms import CreditSpec, OldPolicySpec, RegionSpec, SigmaSpec, SurgerySpec
+from accord.config.base import Spec
+
+
+class MatchingSpec(Spec):
+    """How far a velocity is from a sample, and what every loss of this family adds to its own equation."""
+
+    space: Literal["x0", "velocity"] = "velocity"
+    """Measure the error of the velocity, or that of the clean sample it leads to (sigma times as large)."""
+    reduction: Literal["sum", "mean"] = "mean"
+    """How the modalities' losses combine."""
+    reference_penalty: float = Field(default=1e-4, ge=0)
+    """Weight of the distance to the reference policy."""
+    reference_space: Literal["x0", "velocity"] = "velocity"
+
+
+class AWMLossSpec(MatchingSpec):
+    """Advantage-weighted matching with a clipped ratio."""
+
+    advantage_clip: float = Field(default=5.0, gt=0)
+    """Advantages are cut to [-advantage_clip, advantage_clip]."""
+    clip_range: float = Field(default=0.1, gt=0, lt=1)
+    """The ratio counts inside [1 - clip_range, 1 + clip_range]."""
+    old_penalty: float = Field(default=0.0, ge=0)
+    """Weight of the mean square between trained and old velocity."""
+
+
+class CRDLossSpec(MatchingSpec):
+    """Regression of the centred implicit reward on the centred external one."""
+
+    space: Literal["x0", "velocity"] = "x0"
+    normaliser: Literal["detached", "none"] = "detached"
+    """Adaptive weight 1/mean|x0hat - x0| per sample on each squared error."""
+    beta: float = Field(default=1.0, gt=0, le=10)
+    """How strongly the implicit reward answers to the external one."""
+    advantage_clip: float = Field(default=5.0, gt=0)
+    """R = 1/2 + clip(A / advantage_clip, -1, 1) / 2; the loss is scaled by advantage_clip / beta in return."""
+    regression: Literal["square", "bce"] = "square"
+    """Squared difference, or cross-entropy of sigmoid(beta r) against R."""
+    penalty_floor: float = Field(default=1.0, ge=0, le=1)
+    """The reference penalty of a sample is multiplied by c + R (1 - c), c being this; 1 = the same for all."""
+
+
+class DGPOLossSpec(MatchingSpec):
+    """Group preference against the reference policy."""
+
+    beta: float = Field(default=1.0, gt=0, le=1e6)
+    """How soon a group counts as told apart: the slope in front of the group's mean preference."""
+    advantage_clip: float = Field(default=5.0, gt=0)
+    """Advantages are cut to [-advantage_clip, advantage_clip]."""
+
+
+class ForwardSpec(Spec):
+    """What all of them have. A subclass fixes `name`, `impl` and its loss."""
+
+    by_group: ClassVar[bool] = False
+    """True: the loss compares the samples of a prompt. They share noise and noise levels, and micro-batches hold whole
+    groups."""
+
+    credit: CreditSpec = CreditSpec(mode="routed")
+    sigmas: SigmaSpec = SigmaSpec()
+    old_policy: OldPolicySpec = OldPolicySpec()
+    surgery: SurgerySpec = SurgerySpec(enabled=False)
+    region: RegionSpec = RegionSpec(enabled=False)
+
+
+class AWMSpec(ForwardSpec):
+    """Advantage-weighted matching: a clipped policy gradient whose log-probability is minus the matching error."""
+
+    impl: ClassVar[str] = "learner.algorithms.awm:AWM"
+
+    name: Literal["awm"] = "awm"
+    loss: AWMLossSpec = AWMLossSpec()
+
+
+class CRDSpec(ForwardSpec):
+    """Centred reward distillation: the gain in matching error over the old policy is fitted to the reward."""
+
+    impl: ClassVar[str] = "learner.algorithms.crd:CRD"
+    by_group: ClassVar[bool] = True
+
+    name: Literal["crd"] = "crd"
+    loss: CRDLossSpec = CRDLossSpec()
+
+
+class FlowRWRSpec(ForwardSpec):
+    """Reward-weighted regression: matching on the model's own samples, weighted by a softmax over the group."""
+
+    impl: ClassVar[str] = "learner.algorithms.rwr:FlowRWR"
+
+    name: Literal["flow_rwr"] = "flow_rwr"
+    temperature: float = Field(default=1.0, gt=0, le=1000)
+    """Weights are softmax(A / temperature): small = only the best samples, large = all alike."""
+    loss: MatchingSpec = MatchingSpec()
+
+
+class DGPOSpec(ForwardSpec):
+    """Direct group preference: samples are pulled or pushed by their advantage while the group is not told apart."""
+
+    impl: ClassVar[str] = "learner.algorithms.dgpo:DGPO"
+    by_group: ClassVar[bool] = True
+
+    name: Literal["dgpo"] = "dgpo"
+    loss: DGPOLossSpec = DGPOLossSpec()

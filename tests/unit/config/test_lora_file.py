@@ -1,0 +1,149 @@
+"""An adapter to start from is held against job and model by headers alone; what would fit is said."""
+
+import json
+import math
+import struct
+from pathlib import Path
+
+import pytest
+
+from accord.config.job import JobSpec
+from accord.config.lora_file import read_lora_file
+from accord.config.model_dir import inspect_model_dir, read_safetensors_header
+from accord.config.preflight import preflight
+from accord.errors import ModelError, SpecError
+
+PARTS = ("attn1", "audio_to_video_attn", "ff")
+
+
+def write(path: Path, shapes: dict, metadata: dict | None = None) -> Path:
+    header, end = {"__metadata__": metadata or {"format": "pt"}}, 0
+    for name, shape in shapes.items():
+        size = 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [end, end + size]}
+        end += size
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
+    return path
+
+
+def adapter(model: str, rank: int = 4, prefix: str = "transformer", parts=PARTS) -> dict[str, tuple[int, ...]]:
+    """Shapes of an adapter on `parts` of every block of a model."""
+    shapes = {}
+    for name, entry in read_safetensors_header(Path(model) / "transformer" / "model.safetensors").items():
+        pieces = name.split(".")
+        if len(pieces) > 3 and pieces[2] in parts and len(entry["shape"]) == 2:
+            layer = f"{prefix}.{name.removesuffix('.weight')}"
+            out, into = entry["shape"]
+            shapes |= {f"{layer}.lora_A.weight": (rank, into), f"{layer}.lora_B.weight": (out, rank)}
+    return shapes
+
+
+@pytest.fixture
+def tree(job_tree, tmp_path) -> dict:
+    """A job that starts from an adapter which fits."""
+    job_tree["backbone"] |= {
+        "lora": {"rank": 4, "targets": list(PARTS)},
+        "init_lora": str(tmp_path / "start.safetensors"),
+    }
+    write(tmp_path / "start.safetensors", adapter(job_tree["backbone"]["path"]))
+    return job_tree
+
+
+def problems(tree) -> dict[str, str]:
+    try:
+        preflight(JobSpec.parse(json.dumps(tree)))
+    except SpecError as error:
+        return dict(error.problems)
+    return {}
+
+
+@pytest.mark.parametrize("prefix", ["transformer", "diffusion_model"])
+def test_an_adapter_that_fits_passes_under_both_names(tree, tmp_path, prefix):
+    write(tmp_path / "start.safetensors", adapter(tree["backbone"]["path"], prefix=prefix))
+    assert problems(tree) == {}
+
+
+MISFITS = {
+    "another rank": (lambda model: adapter(model, rank=8), "has rank 8, the job's adapter 4; set lora.rank = 8"),
+    "fewer parts": (
+        lambda model: adapter(model, parts=("attn1", "ff")),
+        'on attn1, ff, the job on attn1, audio_to_video_attn, ff; set lora.targets = ["attn1", "ff"]',
+    ),
+    "more parts": (
+        lambda model: adapter(model, parts=(*PARTS, "attn2")), 'set lora.targets = ["attn1", "attn2", "audio_to_video'
+    ),
+    "another depth": (
+        lambda model: adapter(model) | {
+            "transformer.transformer_blocks.3.ff.net.2.lora_A.weight": (4, 32),
+            "transformer.transformer_blocks.3.ff.net.2.lora_B.weight": (8, 4),
+        },
+        "only the file has transformer_blocks.3.ff.net.2",
+    ),
+    "another width": (
+        lambda model: adapter(model) | {"transformer.transformer_blocks.1.ff.net.2.lora_A.weight": (4, 99)},
+        "transformer_blocks.1.ff.net.2 is for a layer of (8, 99), the model's is (8, 32)",
+    ),
+    "alphas": (lambda model: adapter(model) | {"transformer.x.alpha": ()}, "transformer.x.alpha is no part of"),
+    "nothing": (lambda model: {}, "nothing is no part of an adapter"),
+    "two kinds of names": (
+        lambda model: adapter(model) | adapter(model, prefix="diffusion_model"), "mixes names under transformer."
+    ),
+    "several ranks": (
+        lambda model: adapter(model) | {k: (2, 8) if "_A" in k else (8, 2) for k in adapter(model, parts=("attn1",))},
+        "different ranks (2, 4)",
+    ),
+    "half a layer": (
+        lambda model: {k: s for k, s in adapter(model).items() if not k.endswith("0.ff.net.2.lora_B.weight")},
+        "unequal A and B",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_misfit_is_named_with_its_remedy(tree, tmp_path, misfit):
+    make, message = MISFITS[misfit]
+    write(tmp_path / "start.safetensors", make(tree["backbone"]["path"]))
+    found = problems(tree)
+    assert found.keys() == {"/backbone/init_lora"} and message in found["/backbone/init_lora"]
+
+
+def test_a_file_that_is_missing_or_torn(tree, tmp_path):
+    file = tmp_path / "start.safetensors"
+    file.write_bytes(file.read_bytes()[:-3])
+    assert "torn" in problems(tree)["/backbone/init_lora"]
+    file.unlink()
+    assert "no such file" in problems(tree)["/backbone/init_lora"]
+
+
+def metadata(**config) -> dict:
+    return {"format": "pt", "lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in config.items()})}
+
+
+@pytest.mark.parametrize(
+    ("stated", "scale"),
+    [
+        (None, 1.0),
+        (metadata(r=4, lora_alpha=6), 1.5),
+        (metadata(r=4, lora_alpha=6, use_rslora=True, alpha_pattern={}), 3.0),
+    ],
+)
+def test_the_scale_that_a_file_states(tree, tmp_path, stated, scale):
+    file = write(tmp_path / "start.safetensors", adapter(tree["backbone"]["path"]), stated)
+    assert read_lora_file(str(file)).scale == scale
+    assert read_lora_file(str(file)).rank == 4 and inspect_model_dir(tree["backbone"]["path"]).depth == 3
+
+
+@pytest.mark.parametrize(
+    ("stated", "message"),
+    [
+        (metadata(lora_alpha=6, alpha_pattern={"attn1": 8}), "alpha_pattern"),
+        (metadata(use_dora=True), "DoRA"),
+        (metadata(lora_alpha="many"), "not a LoRA config"),
+        ({"lora_adapter_metadata": "{"}, "not a LoRA config"),
+    ],
+)
+def test_metadata_that_cannot_be_followed(tree, tmp_path, stated, message):
+    file = write(tmp_path / "start.safetensors", adapter(tree["backbone"]["path"]), stated)
+    with pytest.raises(ModelError, match=message):
+        read_lora_file(str(file))
