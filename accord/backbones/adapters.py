@@ -132,9 +132,26 @@ def load_adapter_state(module: nn.Module, name: Role, state: Mapping[str, np.nda
         parameter.copy_(torch.from_numpy(np.array(state[key], dtype=np.float32)))
 
 
+def starting_adapter(module: nn.Module) -> dict[str, np.ndarray] | None:
+    """Copy the adapter that a model was loaded with; None when it is without effect (B = 0), the usual start."""
+    parameters = adapter_parameters(module, "policy")
+    if not any(parameter.any() for key, parameter in parameters.items() if ".lora_B." in key):
+        return None
+    return adapter_state(module, "policy")
+
+
+def reset_adapters(module: nn.Module, start: Mapping[str, np.ndarray] | None) -> None:
+    """Back to version 0: both roles as `starting_adapter` found them."""
+    if start is None:
+        clear_adapters(module)
+        return
+    for name in ADAPTER_ROLES:
+        load_adapter_state(module, name, start)
+
+
 @torch.no_grad()
 def clear_adapters(module: nn.Module) -> None:
-    """Set B = 0 in both roles: version 0, the base model."""
+    """Set B = 0 in both roles: the base model."""
     for name in ADAPTER_ROLES:
         for key, parameter in adapter_parameters(module, name).items():
             if ".lora_B." in key:

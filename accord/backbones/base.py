@@ -77,6 +77,16 @@ class VelocityModel(nn.Module, ABC):
         """
         ...
 
+    @abstractmethod
+    def skipping_self_attention(self, blocks: Sequence[int]) -> AbstractContextManager[None]:
+        """While entered, every token of both modalities keeps its own value in the self-attention of these blocks."""
+        ...
+
+    @abstractmethod
+    def isolating_modalities(self) -> AbstractContextManager[None]:
+        """While entered, no block lets one modality attend to the other."""
+        ...
+
 
 class Backbone(Protocol):
     """A model that can be sampled and trained."""

@@ -9,27 +9,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Self
 
+import diffusers
+import numpy as np
 import torch
+import transformers
 from diffusers import LTX2Pipeline
-from diffusers.models.transformers.transformer_ltx2 import apply_interleaved_rotary_emb, apply_split_rotary_emb
+from diffusers.models.transformers.transformer_ltx2 import (
+    LTX2PerturbedAttnProcessor,
+    apply_interleaved_rotary_emb,
+    apply_split_rotary_emb,
+)
 from diffusers.utils import logging as diffusers_logging
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from accord.backbones.adapters import add_roles
+from accord.backbones.adapters import ADAPTER_ROLES, add_roles, load_adapter_state
 from accord.backbones.base import Conditions, Latents, VelocityModel
+from accord.backbones.text_cache import TextCache, content_digest
 from accord.config.backbones import LTX2Spec, SamplingSpec
+from accord.config.lora_file import read_lora_file
 from accord.config.model_dir import ModelFacts, inspect_model_dir
 from accord.diffusion.schedule import ScheduleConfig, sigma_schedule
 from accord.types import MODALITIES, Clip, Modality
 
+_ROW = ("video", "audio", "mask")
+"""Parts of an encoded prompt, in the order of Conditions."""
 TIMESTEPS = 1000.0
 """Sigma 1 as the transformer counts it."""
-_TEXT_TOKENS = 1024
+TEXT_TOKENS = 1024
 """Longest prompt of the family; a tokenizer with a shorter limit decides for itself."""
-_DECODERS = ("vae", "audio_vae", "vocoder")
+TEXT_PARTS = ("text_encoder", "tokenizer", "connectors")
+"""What turns prompts into conditions."""
+DECODERS = ("vae", "audio_vae", "vocoder")
+"""What turns latents into clips; the learner does without."""
 
 
 class LTX2Velocity(VelocityModel):
@@ -43,6 +59,7 @@ class LTX2Velocity(VelocityModel):
         self.grid = grid
         self.audio_tokens = audio_tokens
         self.fps = fps
+        self._isolated = False
 
     def forward(
         self, latents: Latents, sigmas: Mapping[Modality, Tensor], conditions: Conditions
@@ -71,6 +88,7 @@ class LTX2Velocity(VelocityModel):
             fps=self.fps,
             audio_num_frames=self.audio_tokens,
             use_cross_timestep=True,
+            isolate_modalities=self._isolated,
             return_dict=False,
         )
         return {"video": video.float(), "audio": audio.float()}
@@ -83,6 +101,53 @@ class LTX2Velocity(VelocityModel):
                 watch = _AttentionWatch(self.transformer.transformer_blocks[index].video_to_audio_attn, sink)
                 stack.callback(watch.remove)
             yield
+
+    @contextmanager
+    def skipping_self_attention(self, blocks: Sequence[int]) -> Iterator[None]:
+        """See VelocityModel.skipping_self_attention.
+
+        The processor is exchanged, because the transformer's own switch does nothing unless its config says
+        `perturbed_attn`, which that of LTX-2 does not.
+        """
+        chosen = [self.transformer.transformer_blocks[index] for index in blocks]
+        attentions = [attention for block in chosen for attention in (block.attn1, block.audio_attn1)]
+        before = [attention.processor for attention in attentions]
+        try:
+            for attention in attentions:
+                attention.processor = _OwnValue()
+            yield
+        finally:
+            for attention, processor in zip(attentions, before, strict=True):
+                attention.processor = processor
+
+    @contextmanager
+    def isolating_modalities(self) -> Iterator[None]:
+        """See VelocityModel.isolating_modalities."""
+        self._isolated = True
+        try:
+            yield
+        finally:
+            self._isolated = False
+
+
+class _OwnValue:
+    """An attention processor that attends to nothing: values go straight to the gates and the output projection."""
+
+    def __init__(self) -> None:
+        self.processor = LTX2PerturbedAttnProcessor()
+
+    def __call__(
+        self,
+        attention: Any,
+        hidden_states: Tensor,
+        *_context: Any,
+        perturbation_mask: Tensor | None = None,
+        all_perturbed: bool | None = None,
+    ) -> Tensor:
+        """What the attention calls; the transformer's own idea of what is perturbed is overruled."""
+        del perturbation_mask, all_perturbed
+        result: Tensor = self.processor(attention, hidden_states, all_perturbed=True)
+        return result
 
 
 class _AttentionWatch:
@@ -155,16 +220,66 @@ def _quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
+def _read(spec: LTX2Spec, facts: ModelFacts, device: str, left_out: Sequence[str]) -> Any:
+    """Load a pipeline without some of its components: frozen, on the device, decoders in float32."""
+    dtypes = {name: torch.float32 for name in DECODERS if name not in left_out}
+    with _quiet():
+        pipeline: Any = LTX2Pipeline.from_pretrained(
+            facts.path, dtype={"default": getattr(torch, spec.dtype), **dtypes}, use_safetensors=True,
+            local_files_only=True, **dict.fromkeys(left_out),
+        )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            part.requires_grad_(False).eval().to("cpu" if spec.offload and name in DECODERS else device)
+    return pipeline
+
+
+def _read_adapter(spec: LTX2Spec) -> dict[str, np.ndarray]:
+    """The tensors of `init_lora` by key, at the scale of the job's alpha. Diffusers knows the original's names."""
+    found = read_lora_file(spec.init_lora)
+    factor = found.scale * spec.lora.rank / spec.lora.alpha
+    tensors: Mapping[str, Tensor] = LTX2Pipeline.lora_state_dict(load_file(found.path))
+    return {
+        key.removeprefix("transformer."): (value.float() * (factor if ".lora_B." in key else 1.0)).numpy()
+        for key, value in tensors.items()
+    }
+
+
+def _text_cache(spec: LTX2Spec, facts: ModelFacts, device: str) -> TextCache | None:
+    """The cache that the spec names: rows of these files, this type, and whatever else decides their bits."""
+    if not spec.text_cache:
+        return None
+    directory = Path(spec.text_cache).expanduser()
+    threads = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    computed_by = torch.cuda.get_device_name(device) if device.startswith("cuda") else threads
+    versions = (torch.__version__, transformers.__version__, diffusers.__version__)
+    content = content_digest([facts.path / part for part in TEXT_PARTS], directory)
+    return TextCache(directory, (content, spec.dtype, computed_by, *versions))
+
+
 class LTX2Backbone:
     """An LTX-2 pipeline as sampler and learner use it."""
 
     modalities: tuple[Modality, ...] = MODALITIES
 
-    def __init__(self, pipeline: Any, facts: ModelFacts, sampling: SamplingSpec, device: str) -> None:
+    def __init__(
+        self,
+        pipeline: Any,
+        spec: LTX2Spec,
+        facts: ModelFacts,
+        sampling: SamplingSpec,
+        device: str,
+        cache: TextCache | None = None,
+    ) -> None:
+        """With a `cache` the pipeline comes without its text parts; they are loaded for the first prompt it lacks."""
         self.pipeline = pipeline
+        self.spec = spec
         self.facts = facts
         self.sampling = sampling
         self.device = device
+        self.cache = cache
+        self.text_pipeline: Any = pipeline if cache is None else None
         self.grid = facts.video_grid(sampling.frames, sampling.height, sampling.width)
         self.audio_tokens = facts.audio_tokens(sampling.frames, sampling.fps)
         self.velocity_model = LTX2Velocity(pipeline.transformer, self.grid, self.audio_tokens, sampling.fps)
@@ -175,41 +290,51 @@ class LTX2Backbone:
     def load(
         cls, spec: LTX2Spec, sampling: SamplingSpec, *, device: str = "cpu", decoders: bool = True, seed: int = 0
     ) -> Self:
-        """Load the directory, freeze it, and add the LoRA roles initialised from `seed`.
+        """Load the directory, freeze it, and add the LoRA roles: initialised from `seed`, or read from `init_lora`.
 
         Transformer and text parts compute in `spec.dtype`; decoders always in float32, since the waveform and the
-        closed-form codecs do not survive bfloat16. Raises ModelError, or SpecError for a target that matches nothing.
+        closed-form codecs do not survive bfloat16. Raises ModelError; SpecError for a target that matches nothing;
+        CheckpointError for an `init_lora` with other layers or another rank.
         """
         facts = inspect_model_dir(spec.path)
-        left_out = {} if decoders else dict.fromkeys(_DECODERS)
-        dtypes = {"default": getattr(torch, spec.dtype), **dict.fromkeys(_DECODERS if decoders else (), torch.float32)}
-        with _quiet():
-            pipeline: Any = LTX2Pipeline.from_pretrained(
-                facts.path, dtype=dtypes, use_safetensors=True, local_files_only=True, **left_out
-            )
-        pipeline.set_progress_bar_config(disable=True)
-        for part in pipeline.components.values():
-            if isinstance(part, nn.Module):
-                part.requires_grad_(False).eval().to(device)
+        cache = _text_cache(spec, facts, device)
+        left_out = (*(() if decoders else DECODERS), *(() if cache is None else TEXT_PARTS))
+        pipeline = _read(spec, facts, device, left_out)
         add_roles(pipeline.transformer, spec.lora, seed)
+        if spec.init_lora:
+            start = _read_adapter(spec)
+            for name in ADAPTER_ROLES:
+                load_adapter_state(pipeline.transformer, name, start)
         if spec.gradient_checkpointing:
             pipeline.transformer.enable_gradient_checkpointing()
-        return cls(pipeline, facts, sampling, device)
+        return cls(pipeline, spec, facts, sampling, device, cache)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str]) -> Conditions:
         """Encode prompts one by one, so that a row is the same whatever it is encoded with. Returns len(texts) rows."""
-        rows = [self._encode_one(text) for text in texts]
-        return Conditions(*(torch.cat([row[part] for row in rows]) for part in range(3)))
+        rows = [self._row(text) for text in texts]
+        return Conditions(*(torch.cat([row[part] for row in rows]).to(self.device) for part in _ROW))
+
+    def _row(self, text: str) -> Mapping[str, Tensor]:
+        """One prompt's row: from the cache if it has it, else encoded and put there."""
+        row = self.cache.get(text) if self.cache is not None else None
+        if row is None:
+            row = dict(zip(_ROW, self._encode_one(text), strict=True))
+            if self.cache is not None:
+                self.cache.put(text, row)
+        return row
 
     def _encode_one(self, text: str) -> tuple[Tensor, Tensor, Tensor]:
-        embeds, mask, _, _ = self.pipeline.encode_prompt(
+        if self.text_pipeline is None:
+            self.text_pipeline = _read(self.spec, self.facts, self.device, (*DECODERS, "transformer"))
+        pipeline = self.text_pipeline
+        embeds, mask, _, _ = pipeline.encode_prompt(
             [text],
             do_classifier_free_guidance=False,
-            max_sequence_length=min(_TEXT_TOKENS, self.pipeline.tokenizer_max_length),
+            max_sequence_length=min(TEXT_TOKENS, pipeline.tokenizer_max_length),
             device=torch.device(self.device),
         )
-        video, audio, mask = self.pipeline.connectors(embeds, mask, padding_side=self.pipeline.tokenizer.padding_side)
+        video, audio, mask = pipeline.connectors(embeds, mask, padding_side=pipeline.tokenizer.padding_side)
         return video, audio, mask
 
     def velocity(
@@ -236,16 +361,28 @@ class LTX2Backbone:
     @torch.no_grad()
     def decode(self, latents: Latents) -> list[Clip]:
         """Turn clean latents [G, T, C] into G clips, one at a time to bound memory."""
-        groups = latents["video"].shape[0]
-        return [
-            Clip(
-                video_FHWC=self._frames(latents["video"][index : index + 1]),
-                fps=self.sampling.fps,
-                audio_CS=self._sound(latents["audio"][index : index + 1]),
-                sample_rate=self.facts.sample_rate,
-            )
-            for index in range(groups)
-        ]
+        with self._decoders():
+            return [
+                Clip(
+                    video_FHWC=self._frames(latents["video"][index : index + 1]),
+                    fps=self.sampling.fps,
+                    audio_CS=self._sound(latents["audio"][index : index + 1]),
+                    sample_rate=self.facts.sample_rate,
+                )
+                for index in range(latents["video"].shape[0])
+            ]
+
+    @contextmanager
+    def _decoders(self) -> Iterator[None]:
+        """With `offload` the decoders come to the device for this block and go back, whatever happens inside."""
+        moved = [getattr(self.pipeline, name) for name in DECODERS] if self.spec.offload else []
+        try:
+            for part in moved:
+                part.to(self.device)
+            yield
+        finally:
+            for part in moved:
+                part.to("cpu")
 
     def _frames(self, packed: Tensor) -> Any:
         """[1, T, C] to uint8 [F, H, W, 3]."""

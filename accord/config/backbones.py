@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from accord.config.base import Spec
 from accord.types import MODALITIES, Modality
@@ -27,6 +27,8 @@ class LTX2Spec(Spec):
     impl: ClassVar[str] = "accord.backbones.ltx2:LTX2Backbone"
     inspect: ClassVar[str] = "accord.config.model_dir:inspect_model_dir"
     """`module:function` (light) that checks `path` and returns ModelFacts; a backbone without it is not checked."""
+    sizes: ClassVar[str] = "accord.backbones.ltx2_sizes:model_sizes"
+    """`module:function` (heavy) that counts what `accord plan` shows; a backbone without it cannot be planned."""
     modalities: ClassVar[tuple[Modality, ...]] = MODALITIES
 
     name: Literal["ltx2"] = "ltx2"
@@ -35,7 +37,13 @@ class LTX2Spec(Spec):
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the frozen weights; adapters are always float32."""
     lora: LoRASpec = LoRASpec()
+    init_lora: str = Field(default="", max_length=4096)
+    """A LoRA file (.safetensors) that `policy` and `old` start from; rank and targets must be those of `lora`."""
     gradient_checkpointing: bool = False
+    text_cache: str = Field(default="", max_length=4096)
+    """Directory that keeps encoded prompts; while it has them all, the text encoder is not loaded. Empty = off."""
+    offload: bool = False
+    """Rollout workers on a GPU keep the decoders in host memory between decodes. Nothing changes on a CPU."""
 
 
 class SamplingSpec(Spec):
@@ -50,4 +58,54 @@ class SamplingSpec(Spec):
     shift: float | None = Field(default=None, gt=0)
     """Schedule shift (mu); default: the pipeline's scheduler decides."""
     guidance: float = Field(default=1.0, ge=1.0, le=30.0)
-    """Classifier-free guidance scale of both modalities; 1 = off (one conditional forward per step)."""
+    """Classifier-free guidance scale; 1 = off. Everything off = one conditional forward per step."""
+    stg_scale: float = Field(default=0.0, ge=0.0, le=30.0)
+    """Spatio-temporal guidance: away from a pass whose self-attention is skipped in `stg_blocks`; 0 = off."""
+    stg_blocks: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    """Transformer blocks, counted from 0."""
+    modality_scale: float = Field(default=1.0, ge=1.0, le=30.0)
+    """Modality guidance: away from a pass in which video and audio do not see each other; 1 = off."""
+    guidance_rescale: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Share of the guided clean estimate that gets the unguided one's standard deviation; 0 = off."""
+    audio_guidance: float | None = Field(default=None, ge=1.0, le=30.0)
+    """This one and the next three: the audio's own value of the field above; default: the same as the video's."""
+    audio_stg_scale: float | None = Field(default=None, ge=0.0, le=30.0)
+    audio_modality_scale: float | None = Field(default=None, ge=1.0, le=30.0)
+    audio_guidance_rescale: float | None = Field(default=None, ge=0.0, le=1.0)
+
+    @model_validator(mode="after")
+    def _blocks_named(self) -> Self:
+        if max(self.scales("stg_scale").values()) > 0 and not self.stg_blocks:
+            raise ValueError(
+                "/stg_blocks: stg_scale is on, and no block is named whose self-attention the perturbed pass skips; "
+                "name some, such as [29] of the 48 of LTX-2 or [28] of LTX-2.3, or set stg_scale = 0"
+            )
+        return self
+
+    def scales(self, name: str) -> dict[Modality, float]:
+        """A guidance field by modality: the audio has its own value where one is given."""
+        video, audio = getattr(self, name), getattr(self, f"audio_{name}")
+        return {"video": video, "audio": video if audio is None else audio}
+
+    @property
+    def passes(self) -> int:
+        """Forwards of one denoising step."""
+        terms = (("guidance", 1.0), ("stg_scale", 0.0), ("modality_scale", 1.0))
+        return 1 + sum(max(self.scales(name).values()) > off for name, off in terms)
+
+    @property
+    def guidance_text(self) -> str:
+        """Everything that guides, in words; empty when nothing does."""
+        terms = (("guidance", "classifier-free", 1.0), ("stg_scale", "spatio-temporal", 0.0),
+                 ("modality_scale", "modality", 1.0))  # fmt: skip
+        found = [
+            f"{word} {_both(self.scales(name))}" for name, word, off in terms if max(self.scales(name).values()) > off
+        ]
+        if found and max(self.scales("guidance_rescale").values()) > 0:
+            found.append(f"rescaled {_both(self.scales('guidance_rescale'))}")
+        return ", ".join(found)
+
+
+def _both(scales: dict[Modality, float]) -> str:
+    video, audio = scales["video"], scales["audio"]
+    return f"{video:g}" if video == audio else f"{video:g} (video), {audio:g} (audio)"

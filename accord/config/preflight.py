@@ -5,8 +5,11 @@ Light: runs in the control plane, before any process is started for the job.
 
 from __future__ import annotations
 
-from accord.config.algorithms import BlockScale, SigmaSpec, SurgerySpec
+from pathlib import Path
+
+from accord.config.algorithms import BlockScale, RegionSpec, SigmaSpec, SurgerySpec
 from accord.config.job import JobSpec
+from accord.config.lora_file import lora_misfits, read_lora_file
 from accord.config.model_dir import ModelFacts
 from accord.config.prompts import load_prompts
 from accord.diffusion.schedule import ScheduleConfig, sigma_schedule, trained_sigmas
@@ -20,7 +23,7 @@ Problem = tuple[str, str]
 
 def preflight(job: JobSpec) -> None:
     """Check a valid spec against the files it names. Raises SpecError with every problem found."""
-    problems = _prompt_problems(job)
+    problems = [*_prompt_problems(job), *_cache_problems(job)]
     inspect = getattr(type(job.backbone), "inspect", "")
     if inspect:
         try:
@@ -34,8 +37,11 @@ def preflight(job: JobSpec) -> None:
 def _model_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     return [
         *_size_problems(job, facts),
+        *_guidance_problems(job, facts),
         *_target_problems(job, facts),
+        *_start_problems(job, facts),
         *_surgery_problems(job, facts),
+        *_region_problems(job, facts),
         *_sigma_problems(job, facts),
     ]
 
@@ -61,6 +67,14 @@ def _size_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     return problems
 
 
+def _guidance_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
+    beyond = [index for index in job.sampling.stg_blocks if index >= facts.depth]
+    if not beyond:
+        return []
+    named = ", ".join(map(str, beyond))
+    return [("/sampling/stg_blocks", f"{named}: beyond the model's {facts.depth} blocks; use 0 to {facts.depth - 1}")]
+
+
 def _target_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     unknown = [name for name in job.backbone.lora.targets if name not in facts.block_parts]
     if not unknown:
@@ -69,15 +83,53 @@ def _target_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     return [("/backbone/lora/targets", f"{', '.join(unknown)}: no such part of a block; the model has {known}")]
 
 
+def _start_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
+    path = getattr(job.backbone, "init_lora", "")
+    if not path:
+        return []
+    try:
+        return [("/backbone/init_lora", why) for why in lora_misfits(read_lora_file(path), job.backbone.lora, facts)]
+    except ModelError as error:
+        return [("/backbone/init_lora", str(error))]
+
+
+def _cache_problems(job: JobSpec) -> list[Problem]:
+    path = getattr(job.backbone, "text_cache", "")
+    if not path or not Path(path).expanduser().is_file():
+        return []
+    return [("/backbone/text_cache", f"{path} is a file; give a directory, which need not exist yet")]
+
+
 def _surgery_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     surgery = getattr(job.algorithm, "surgery", None)
     if not isinstance(surgery, SurgerySpec) or not surgery.enabled:
         return []
+    if not facts.audio_to_video:
+        why = "true, but the model has no audio-to-video attention to operate on; set it to false"
+        return [("/algorithm/surgery/enabled", why)]
+    origin = _origin(job, surgery)
     return [
-        problem
+        (pointer, message + origin)
         for index, run in enumerate(surgery.schedule)
-        for problem in _run_problems(f"/algorithm/surgery/schedule/{index}", run, facts.depth)
+        for pointer, message in _run_problems(f"/algorithm/surgery/schedule/{index}", run, facts.depth)
     ]
+
+
+def _origin(job: JobSpec, surgery: SurgerySpec) -> str:
+    """Where a schedule that the user did not write comes from."""
+    preset = getattr(job.algorithm, "preset", None)
+    table = getattr(type(job.algorithm), "presets", {}).get(preset, {}).get("surgery", {})
+    if surgery.schedule != tuple(BlockScale.model_validate(run) for run in table.get("schedule", ())):
+        return ""
+    return f"; this is the schedule of preset {preset!r}, made for a deeper model: give surgery.schedule beside it"
+
+
+def _region_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
+    region = getattr(job.algorithm, "region", None)
+    if not isinstance(region, RegionSpec) or not region.enabled or facts.video_to_audio:
+        return []
+    why = "true, but the model has no video-to-audio attention to read; set it to false"
+    return [("/algorithm/region/enabled", why)]
 
 
 def _run_problems(where: str, run: BlockScale, depth: int) -> list[Problem]:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ from accord import logs
 from accord.config.settings import Settings
 from accord.errors import (
     AccordError,
+    CheckpointError,
     DeadlineExceeded,
     ServiceError,
     SpecError,
@@ -69,7 +70,7 @@ def _told() -> Iterator[None]:
     except (Unreachable, StoreUnavailable, DeadlineExceeded) as error:
         _complain(error)
         raise typer.Exit(UNREACHABLE) from error
-    except (UserError, ServiceError) as error:
+    except (UserError, ServiceError, CheckpointError) as error:
         _complain(error)
         raise typer.Exit(USAGE) from error
     except AccordError as error:
@@ -221,6 +222,29 @@ def validate(job_file: JobFile, set_: Overrides = []) -> None:  # noqa: B006
 
 
 @app.command()
+def plan(
+    job_file: JobFile,
+    set_: Overrides = [],  # noqa: B006
+    json: Annotated[bool, typer.Option("--json", help="Bytes as JSON instead of a table.")] = False,
+) -> None:
+    """Show what a job will hold in memory and compute per step, before running it.
+
+    Reads the model's configs; its weights may be missing. Example: `accord plan job.toml --set cluster.zero_stage=3`
+    """
+    from accord.config.job import JobSpec
+
+    with _told():
+        spec = JobSpec.parse(shown(read_job(job_file, set_)))
+        from services.runner import plan as planning
+
+        found = planning.plan(spec)
+        if json:
+            print(shown(found))
+        else:
+            planning.show(found, out)
+
+
+@app.command()
 def demo(
     job_file: Annotated[Path, typer.Argument(help="The job to run.")] = Path("examples/tiny_omninft.toml"),
     set_: Overrides = [],  # noqa: B006
@@ -231,6 +255,31 @@ def demo(
     with _told():
         status = run_demo(job_file, set_, _settings(), out)
     raise typer.Exit(status)
+
+
+@app.command()
+def export(
+    job: JobId,
+    to: Annotated[
+        Literal["lora", "merged"],
+        typer.Option("--to", help="`lora`: the adapter file for diffusers. `merged`: a whole pipeline directory."),
+    ] = "lora",
+    step: Annotated[int | None, typer.Option(min=1, help="Whose checkpoint; default: the last.")] = None,
+    out_dir: Annotated[Path | None, typer.Option("--out", help="Default: `exports/` in the run folder.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an export that is there.")] = False,
+    link: Annotated[
+        bool, typer.Option("--link", help="Hard links to the base's files; then write to neither.")
+    ] = False,
+) -> None:
+    """Write a job's trained weights for use elsewhere. Needs the run folder, not the service.
+
+    Example: `accord export JOB --to merged --out my-model`, then `path = "my-model"` in another job, or
+    `LTX2Pipeline.from_pretrained("my-model")`.
+    """
+    from services.runner.export import export as write
+
+    with _told():
+        _say(str(write(_settings().runs_dir, job, to, step=step, out=out_dir, force=force, link=link)))
 
 
 @app.command("pretrain-tiny")

@@ -175,10 +175,10 @@ def show_result(run_dir: Path, console: Console) -> None:
     others = [row for row in rows if row.kind == "held_out"]
     if others:
         console.print(_table("Held-out metrics, never trained on", others))
-    off = " (off)" if summary.guidance == 1 else ""
+    guidance = f"{summary.guided_by} guidance" if summary.guided_by else f"guidance {summary.guidance:g} (off)"
     console.print(
         f"mean ± standard error; change with its distance from 0 in standard errors of the difference\n"
-        f"classifier-free guidance {summary.guidance:g}{off}, before and after alike; {summary.steps} steps in "
+        f"{guidance}, before and after alike; {summary.steps} steps in "
         f"{summary.wall_seconds:.0f} s, {summary.samples_generated} clips sampled",
         style="dim", highlight=False,
     )  # fmt: skip

@@ -27,13 +27,17 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _make_absolute(tree: dict[str, Any], base: Path) -> None:
-    """A path in a file means relative to that file; `builtin:` names and absolute paths stay."""
-    places = [(tree.get("prompts"), "train"), (tree.get("prompts"), "held_out"), (tree.get("backbone"), "path")]
+    """A path in a file means relative to that file; `builtin:` names, absolute paths and empty ones stay."""
+    places = [(tree.get("prompts"), name) for name in ("train", "held_out")]
+    places += [(tree.get("backbone"), name) for name in ("path", "text_cache", "init_lora")]
     rewards = tree.get("rewards")
     places += [(reward, "path") for reward in rewards] if isinstance(rewards, list) else []
     for holder, name in places:
-        if isinstance(holder, dict) and isinstance(holder.get(name), str) and not holder[name].startswith("builtin:"):
-            holder[name] = str(base / holder[name])
+        if not isinstance(holder, dict):
+            continue
+        path = holder.get(name)
+        if isinstance(path, str) and path and not path.startswith(("builtin:", "~")):
+            holder[name] = str(base / path)
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

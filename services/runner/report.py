@@ -16,6 +16,7 @@ from typing import Any
 from markupsafe import Markup
 from pydantic import ValidationError
 
+from accord.config.backbones import SamplingSpec
 from accord.config.base import problems_of
 from accord.config.job import JobSpec
 from accord.errors import MediaError, SpecError, UserError
@@ -194,7 +195,7 @@ def _tiles(summary: Summary, rows: Sequence[Row]) -> list[tuple[str, str]]:
         (f"{summary.steps} / {summary.steps_wanted}", "optimizer steps"),
         (f"{summary.samples_generated:,}".replace(",", "\u202f"), "clips sampled"),
         (duration(summary.wall_seconds), "wall time"),
-        ("off" if summary.guidance == 1 else f"{summary.guidance:g}", "guidance"),
+        (f"{summary.guidance:g}" if summary.guidance > 1 else "on" if summary.guided_by else "off", "guidance"),
         (str(summary.seed), "seed"),
     ]
 
@@ -241,11 +242,12 @@ def _algorithm(algorithm: Mapping[str, Any]) -> str:
 
 
 def _guidance(sampling: Mapping[str, Any]) -> str:
-    scale = sampling.get("guidance")
-    if not isinstance(scale, int | float):
+    try:
+        spec = SamplingSpec.parse(json.dumps(sampling))
+    except SpecError:
         return ""
-    kind = "off (scale 1, conditional passes only)" if scale == 1 else f"classifier-free, scale {scale:g}"
-    return f"{kind}; the same in training and in both evaluations"
+    kind = spec.guidance_text or "off (scale 1, conditional passes only)"
+    return f"{kind}; the same in training and in both evaluations" if "guidance" in sampling else ""
 
 
 def _cluster(cluster: Mapping[str, Any]) -> str:

@@ -78,7 +78,9 @@ class Summary(Document):
     steps_wanted: int
     seed: int
     guidance: float
-    """Classifier-free guidance that training and both evaluations sampled with; 1 = off."""
+    """Classifier-free guidance of the video that training and both evaluations sampled with; 1 = off."""
+    guided_by: str = ""
+    """Every kind of guidance that was on, in words; empty = none."""
     wall_seconds: float
     phase_seconds: dict[str, float]
     """Seconds per phase, summed over the steps of the final lineage and its evaluations."""
@@ -189,6 +191,7 @@ def build_summary(
         steps_wanted=job.steps,
         seed=job.seed,
         guidance=job.sampling.guidance,
+        guided_by=job.sampling.guidance_text,
         wall_seconds=round(wall_seconds, 3),
         phase_seconds=_phase_seconds(steps, evaluations),
         rewards=_reward_changes(job, evaluations),

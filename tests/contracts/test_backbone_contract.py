@@ -106,6 +106,37 @@ def test_shapers_change_no_forward_value(backbone, batch):
 
 
 @torch.no_grad()
+def test_isolated_modalities_do_not_see_each_other(backbone, batch):
+    latents, sigmas, conditions = batch
+    other = {**latents, "audio": latents["audio"].flip(0)}
+    plain = backbone.velocity(latents, sigmas, conditions)
+    assert not torch.equal(plain["video"], backbone.velocity(other, sigmas, conditions)["video"])
+    with backbone.velocity_model.isolating_modalities():
+        alone = backbone.velocity(latents, sigmas, conditions)
+        assert torch.equal(alone["video"], backbone.velocity(other, sigmas, conditions)["video"])
+    assert not torch.equal(alone["video"], plain["video"])
+    assert torch.equal(backbone.velocity(latents, sigmas, conditions)["video"], plain["video"])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_without_self_attention_a_token_keeps_to_itself(backbone, batch, modality):
+    latents, sigmas, conditions = batch
+    changed = latents[modality].clone()
+    changed[:, 0] += 1.0
+    other = {**latents, modality: changed}
+    plain = backbone.velocity(latents, sigmas, conditions)
+    model = backbone.velocity_model
+    with model.isolating_modalities(), model.skipping_self_attention(range(backbone.depth)):
+        before, after = (backbone.velocity(x, sigmas, conditions)[modality] for x in (latents, other))
+    assert not torch.equal(before[:, 0], after[:, 0]) and torch.equal(before[:, 1:], after[:, 1:])
+    with model.skipping_self_attention([1]):
+        assert not torch.equal(backbone.velocity(latents, sigmas, conditions)[modality], plain[modality])
+    with model.skipping_self_attention([]):
+        assert torch.equal(backbone.velocity(latents, sigmas, conditions)[modality], plain[modality])
+
+
+@torch.no_grad()
 def test_fresh_roles_are_the_base(backbone, batch):
     outputs = []
     for name in ("policy", "old", "ref"):

@@ -1,5 +1,7 @@
 """The real-size configs on the meta device: names, counts, targets. No weights are made."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from diffusers import LTX2VideoTransformer3DModel
@@ -9,6 +11,8 @@ from accord.backbones.ltx2 import LTX2Velocity
 from accord.backbones.shaping import gradient_surgery
 from accord.config.algorithms import OmniNFTSpec
 from accord.config.backbones import LoRASpec
+from accord.config.model_shapes import check_transformer
+from accord.errors import ModelError
 
 LTX2 = {"rope_type": "split"}  # everything else of the published config is the class's default
 LTX23 = {
@@ -26,6 +30,13 @@ def on_meta(config) -> LTX2VideoTransformer3DModel:
 @pytest.fixture(scope="module", params=[LTX2, LTX23], ids=["ltx2", "ltx2.3"])
 def transformer(request):
     return on_meta(request.param)
+
+
+def test_the_published_sizes_agree_with_their_config(transformer):
+    shapes = {name.replace(".base_layer", ""): tuple(value.shape) for name, value in transformer.named_parameters()}
+    check_transformer(Path("transformer"), dict(transformer.config), shapes)
+    with pytest.raises(ModelError, match="2048 x 128 in the weights and 2048 x 64 by config"):
+        check_transformer(Path("transformer"), {**transformer.config, "audio_in_channels": 64}, shapes)
 
 
 def test_size_and_adapter_counts(transformer):

@@ -6,20 +6,24 @@ import torch
 from diffusers import LTX2Pipeline
 
 from accord.backbones.adapters import adapter_state, export_lora, role
-from accord.config.backbones import LoRASpec
+from accord.backbones.ltx2 import LTX2Backbone
+from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.diffusion.noise import group_noise
+from rollout_workers.guidance import Guidance
 from rollout_workers.sampler import denoise
+
+SAMPLING = SamplingSpec(frames=9, height=32, width=32, fps=12.0, num_steps=4)
 
 SEEDS = (101, 202)
 STEPS = 4
 PROMPT = "a red ball"
 OFF = {
-    "stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0, "audio_stg_scale": 0.0,
-    "audio_modality_scale": 1.0, "audio_guidance_rescale": 0.0,
+    "guidance_scale": 1.0, "stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0,
+    "audio_guidance_scale": 1.0, "audio_stg_scale": 0.0, "audio_modality_scale": 1.0, "audio_guidance_rescale": 0.0,
 }  # fmt: skip
 
 
-def pipeline_latents(pipeline, backbone, guidance: float):
+def pipeline_latents(pipeline, backbone, **guidance):
     """Run LTX2Pipeline.__call__ from the sampler's noise; return its final latents packed and normalised."""
     noise = {m: group_noise(SEEDS, f"init/{m}", shape) for m, shape in backbone.latent_shapes().items()}
     vae, audio_vae = pipeline.vae, pipeline.audio_vae
@@ -35,9 +39,9 @@ def pipeline_latents(pipeline, backbone, guidance: float):
     sampling = backbone.sampling
     video, audio = pipeline(
         prompt=[PROMPT, PROMPT], negative_prompt=["", ""], height=sampling.height, width=sampling.width,
-        num_frames=sampling.frames, frame_rate=sampling.fps, num_inference_steps=STEPS, guidance_scale=guidance,
-        audio_guidance_scale=guidance, latents=video, audio_latents=audio, output_type="latent", return_dict=False,
-        max_sequence_length=pipeline.tokenizer_max_length, **OFF,
+        num_frames=sampling.frames, frame_rate=sampling.fps, num_inference_steps=STEPS, latents=video,
+        audio_latents=audio, output_type="latent", return_dict=False,
+        max_sequence_length=pipeline.tokenizer_max_length, **{**OFF, **guidance},
     )  # fmt: skip
     packed = pipeline._pack_latents(pipeline._normalize_latents(video, vae.latents_mean, vae.latents_std))
     sound = pipeline._normalize_audio_latents(
@@ -52,23 +56,110 @@ def plain_pipeline(directory):
     return pipeline
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
-def test_sampler_equals_the_pipeline(model_dir, load, guidance):
-    backbone = load(model_dir)
+@pytest.fixture(scope="module")
+def pair(model_dir):
+    """Our backbone and a plain pipeline, whose perturbed pass is switched on: the config of LTX-2 leaves it out."""
+    backbone = LTX2Backbone.load(LTX2Spec(path=str(model_dir), lora=LoRASpec(rank=2)), SAMPLING, seed=11)
+    pipeline = plain_pipeline(model_dir)
+    perturbed = type(pipeline.transformer).from_pretrained(model_dir / "transformer", perturbed_attn=True)
+    pipeline.register_modules(transformer=perturbed)
+    return backbone, pipeline
+
+
+def ours(backbone, **fields):
+    """Sample with these guidance fields of a job."""
     prompt, empty = backbone.encode([PROMPT]), backbone.encode([""])
-    ours = denoise(backbone, prompt, empty, SEEDS, num_steps=STEPS, guidance=guidance)
-    theirs = pipeline_latents(plain_pipeline(model_dir), backbone, guidance)
-    for modality, latent in ours.items():
+    guidance = Guidance.of(SamplingSpec(**fields))
+    return denoise(backbone, prompt, empty, SEEDS, num_steps=STEPS, guidance=guidance)
+
+
+GUIDED = {
+    "off": ({}, {}),
+    "text": ({"guidance": 2.5}, {"guidance_scale": 2.5, "audio_guidance_scale": 2.5}),
+    "text of the sound": ({"audio_guidance": 4.0}, {"audio_guidance_scale": 4.0}),
+    "stg of the picture": (
+        {"stg_scale": 1.5, "audio_stg_scale": 0.5, "stg_blocks": (1,)},
+        {"stg_scale": 1.5, "audio_stg_scale": 0.5, "spatio_temporal_guidance_blocks": [1]},
+    ),
+    "everything": (
+        {
+            "guidance": 3.0, "audio_guidance": 2.0, "stg_scale": 1.0, "stg_blocks": (0, 2), "modality_scale": 1.5,
+            "audio_modality_scale": 3.0, "guidance_rescale": 0.7, "audio_guidance_rescale": 0.4,
+        },
+        {
+            "guidance_scale": 3.0, "audio_guidance_scale": 2.0, "stg_scale": 1.0, "audio_stg_scale": 1.0,
+            "spatio_temporal_guidance_blocks": [0, 2], "modality_scale": 1.5, "audio_modality_scale": 3.0,
+            "guidance_rescale": 0.7, "audio_guidance_rescale": 0.4,
+        },
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("terms", GUIDED)
+def test_sampler_equals_the_pipeline(pair, terms):
+    backbone, pipeline = pair
+    fields, arguments = GUIDED[terms]
+    theirs = pipeline_latents(pipeline, backbone, **arguments)
+    for modality, latent in ours(backbone, **fields).items():
         torch.testing.assert_close(latent, theirs[modality], rtol=1e-4, atol=2e-5)
         assert latent.std() > 0.1
 
 
-def test_guidance_changes_the_sample(ltx2_dir, load):
-    backbone = load(ltx2_dir)
-    prompt, empty = backbone.encode([PROMPT]), backbone.encode([""])
-    off = denoise(backbone, prompt, None, SEEDS, num_steps=STEPS)
-    on = denoise(backbone, prompt, empty, SEEDS, num_steps=STEPS, guidance=2.0)
-    assert not torch.allclose(off["video"], on["video"], atol=1e-4)
+TEXT, BLOCKS = {"guidance": 2.0}, {"stg_blocks": (1,)}
+
+
+@pytest.mark.parametrize(
+    ("without", "fields"),
+    [
+        ({}, TEXT),
+        (BLOCKS, {**BLOCKS, "stg_scale": 1.0}),
+        (BLOCKS, {**BLOCKS, "audio_stg_scale": 1.0}),
+        ({}, {"modality_scale": 2.0}),
+        (TEXT, {**TEXT, "guidance_rescale": 0.7}),
+    ],
+)
+def test_every_term_changes_the_sample(pair, without, fields):
+    backbone, _ = pair
+    plain, guided = ours(backbone, **without), ours(backbone, **fields)
+    assert max((plain[m] - guided[m]).abs().max() for m in plain) > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_text_guidance_alone_has_the_bits_of_its_equation(pair, scale):
+    """v + (g - 1)(v - v_u), in this order of operations, and v itself when it is off."""
+    backbone, _ = pair
+    prompt, empty = (backbone.encode([text]).repeat(2) for text in (PROMPT, ""))
+    latents = {m: group_noise(SEEDS, f"init/{m}", shape) for m, shape in backbone.latent_shapes().items()}
+    sigmas = backbone.sigmas(STEPS)
+    for step in range(STEPS):
+        levels = {m: sigmas[step].expand(2) for m in latents}
+        velocity = backbone.velocity(latents, levels, prompt)
+        if scale > 1:
+            weak = backbone.velocity(latents, levels, empty)
+            velocity = {m: v + (scale - 1.0) * (v - weak[m]) for m, v in velocity.items()}
+        latents = {m: x + (sigmas[step + 1] - sigmas[step]) * velocity[m] for m, x in latents.items()}
+    found = ours(backbone, guidance=scale)
+    assert all(torch.equal(latents[m], found[m]) for m in latents)
+
+
+@pytest.mark.parametrize(
+    ("fields", "passes"),
+    [
+        ({}, 1),
+        ({"guidance_rescale": 0.7, "stg_blocks": (1,)}, 1),
+        ({"audio_guidance": 2.0}, 2),
+        ({"stg_scale": 1.0, "stg_blocks": (1,)}, 2),
+        ({"guidance": 2.0, "audio_stg_scale": 1.0, "stg_blocks": (1,), "modality_scale": 2.0}, 4),
+    ],
+)
+def test_a_term_that_is_off_costs_no_forward(pair, fields, passes, monkeypatch):
+    backbone, _ = pair
+    calls = []
+    velocity = backbone.velocity
+    monkeypatch.setattr(backbone, "velocity", lambda *inputs: calls.append(1) or velocity(*inputs))
+    ours(backbone, **fields)
+    assert len(calls) == STEPS * passes and SamplingSpec(**fields).passes == passes
 
 
 def test_decoded_clips_equal_the_pipelines(model_dir, load):
@@ -102,7 +193,7 @@ def test_exported_adapter_loads_in_diffusers(model_dir, load, perturb, tmp_path)
         base = denoise(backbone, prompt, None, SEEDS, num_steps=STEPS)
     pipeline = plain_pipeline(model_dir)
     pipeline.load_lora_weights(tmp_path)
-    theirs = pipeline_latents(pipeline, backbone, 1.0)
+    theirs = pipeline_latents(pipeline, backbone)
     for modality, latent in tuned.items():
         torch.testing.assert_close(latent, theirs[modality], rtol=1e-4, atol=2e-5)
         assert not torch.allclose(latent, base[modality], atol=1e-3)

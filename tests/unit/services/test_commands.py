@@ -103,6 +103,11 @@ def test_validate_names_the_field(accord: Any, job_file: Path, tmp_path: Path) -
     assert "/prompts/train" in missing.stderr and "/prompts/held_out" in missing.stderr
 
 
+def test_export_names_what_is_missing(accord: Any, tmp_path: Path) -> None:
+    one_line(accord("export", "job-x"), 2, "no job 'job-x'", str(tmp_path / "runs"))
+    assert accord("export", "job-x", "--to", "pickle").exit_code == 2
+
+
 def test_help_teaches(accord: Any) -> None:
     assert "examples/tiny_omninft.toml" in accord("--help").output
     assert "--set" in accord("submit", "--help").output
@@ -116,6 +121,10 @@ def test_paths_are_relative_to_the_file(job_file: Path, tmp_path: Path) -> None:
     assert tree["rewards"][1]["path"] == str(tmp_path / "my-clap")
     job_file.write_text(JOB.replace('name = "ltx2"', 'name = "ltx2"\npath = "builtin:tiny-ltx2"'))
     assert read_job(job_file)["backbone"]["path"] == "builtin:tiny-ltx2"
+    job_file.write_text(JOB.replace('name = "ltx2"', 'name = "ltx2"\ntext_cache = ""\ninit_lora = "a.safetensors"'))
+    backbone = read_job(job_file, ["backbone.path=~/model"])["backbone"]
+    assert backbone["init_lora"] == str(tmp_path / "a.safetensors")
+    assert backbone["text_cache"] == "" and backbone["path"] == "~/model"
 
 
 def test_overrides(job_file: Path) -> None:

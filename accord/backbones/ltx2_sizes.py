@@ -1,0 +1,161 @@
+"""Sizes of an `LTX2Pipeline` directory: configs are enough, safetensors headers are read where they are.
+
+A component without weight files is made by its own class on the meta device. The transformer always is, with one and
+with two blocks: its blocks are alike, so everything about it is linear in their number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from accord.backbones.adapters import adapter_parameters, add_roles
+from accord.backbones.base import Conditions
+from accord.backbones.ltx2 import DECODERS, TEXT_TOKENS, LTX2Velocity
+from accord.backbones.sizes import Activations, ModelSizes, kept_bytes
+from accord.config.backbones import LTX2Spec, SamplingSpec
+from accord.config.model_dir import WEIGHTS, ModelFacts, read_model_configs, read_safetensors_header, weight_files
+from accord.errors import ModelError
+from accord.types import Modality
+
+_MODULES = {"diffusers": "diffusers", "transformers": "transformers", "ltx2": "diffusers.pipelines.ltx2"}
+"""Where the libraries that model_index.json names have their classes."""
+
+
+def model_sizes(spec: LTX2Spec, sampling: SamplingSpec) -> ModelSizes:
+    """Count what `spec` and `sampling` ask for.
+
+    Raises ModelError when a config is missing or its class cannot be made from it, SpecError for a LoRA target that
+    matches nothing.
+    """
+    facts = read_model_configs(spec.path)
+    index = _json(facts.path / "model_index.json")
+    config = _json(facts.path / "transformer" / "config.json")
+    one, two = (_with_blocks(config, count, spec) for count in (1, 2))
+    parameters = {name: numbers_in(facts.path / name, index[name]) for name in WEIGHTS if name != "transformer"}
+    parameters["transformer"] = _linear(facts.depth, _size(one, frozen=True), _size(two, frozen=True))
+    width = {name: 4 if name in DECODERS else getattr(torch, spec.dtype).itemsize for name in parameters}
+    frames, height, width_tokens = facts.video_grid(sampling.frames, sampling.height, sampling.width)
+    tokens = {
+        "video": frames * height * width_tokens,
+        "audio": facts.audio_tokens(sampling.frames, sampling.fps),
+        "text": _text_tokens(facts.path),
+    }
+    return ModelSizes(
+        parameters=parameters,
+        weight_bytes={name: count * width[name] for name, count in parameters.items()},
+        trained="transformer",
+        decoders=DECODERS,
+        adapter_parameters=_linear(facts.depth, _size(one), _size(two)),
+        depth=facts.depth,
+        tokens=tokens,
+        clip_bytes=_clip_bytes(facts, sampling),
+        activations=_activations(facts, sampling, one, two, tokens["text"]),
+    )
+
+
+def _linear(depth: int, one: int, two: int) -> int:
+    return one + (depth - 1) * (two - one)
+
+
+def _with_blocks(config: Mapping[str, Any], count: int, spec: LTX2Spec) -> nn.Module:
+    """The transformer on the meta device with so many blocks and the LoRA roles."""
+    model = _on_meta("diffusers", str(config.get("_class_name")), {**config, "num_layers": count})
+    nn.Module.to(model, dtype=getattr(torch, spec.dtype))
+    add_roles(model.requires_grad_(False), spec.lora, seed=0)
+    return model
+
+
+def _size(model: nn.Module, *, frozen: bool = False) -> int:
+    """Numbers in one adapter role, or in everything else."""
+    if not frozen:
+        return sum(parameter.numel() for parameter in adapter_parameters(model, "policy").values())
+    return sum(parameter.numel() for name, parameter in model.named_parameters() if ".lora_" not in name)
+
+
+def numbers_in(component: Path, entry: Sequence[str]) -> int:
+    """Parameters and buffers of a component: from the headers of its weights, else from its class.
+
+    `entry` is its library and class as in model_index.json. Raises ModelError.
+    """
+    files = [file for file in weight_files(component) if file.is_file()]
+    if files:
+        headers = [read_safetensors_header(file, whole=False) for file in files]
+        return sum(prod(tensor["shape"]) for header in headers for tensor in header.values())
+    model = _on_meta(entry[0], entry[1], _json(component / "config.json"))
+    return sum(tensor.numel() for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
+
+
+def _on_meta(library: str, name: str, config: Mapping[str, Any]) -> Any:
+    """Make a class from its config, without memory. Raises ModelError."""
+    kind = getattr(import_module(_MODULES[library]), name, None)
+    if kind is None:
+        raise ModelError(f"the installed {library} has no {name}")
+    try:
+        with torch.device("meta"):
+            if library == "transformers":
+                return kind._from_config(kind.config_class.from_dict(dict(config)))
+            return kind.from_config(config)
+    except (TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"{name} cannot be made from its config: {error}") from error
+
+
+def _text_tokens(root: Path) -> int:
+    """Length that prompts are padded to."""
+    file = root / "tokenizer" / "tokenizer_config.json"
+    longest = _json(file).get("model_max_length", TEXT_TOKENS) if file.is_file() else TEXT_TOKENS
+    return min(TEXT_TOKENS, int(longest))
+
+
+def _clip_bytes(facts: ModelFacts, sampling: SamplingSpec) -> int:
+    vocoder = _json(facts.path / "vocoder" / "config.json")
+    channels = int(vocoder.get("bwe_out_channels", vocoder.get("out_channels", 2)))
+    sound = round(sampling.frames / sampling.fps * facts.sample_rate) * channels * 4
+    return sampling.frames * sampling.height * sampling.width * 3 + sound
+
+
+def _activations(facts: ModelFacts, sampling: SamplingSpec, one: Any, two: Any, text: int) -> Activations:
+    """What a forward of one sample keeps, counted with one and two blocks, with and without checkpointing."""
+    counted = {}
+    for checkpointing in (False, True):
+        for model in (one, two):
+            (model.enable_gradient_checkpointing if checkpointing else model.disable_gradient_checkpointing)()
+            counted[checkpointing, model] = _kept(facts, sampling, model, text)
+    block = counted[False, two] - counted[False, one]
+    inputs = _linear(facts.depth, counted[True, one], counted[True, two])
+    return Activations(_linear(facts.depth, counted[False, one], counted[False, two]), inputs + block, block)
+
+
+def _kept(facts: ModelFacts, sampling: SamplingSpec, model: Any, text: int) -> int:
+    """Bytes kept by one forward of one sample with `text` text tokens."""
+    grid = facts.video_grid(sampling.frames, sampling.height, sampling.width)
+    audio_tokens = facts.audio_tokens(sampling.frames, sampling.fps)
+    velocity = LTX2Velocity(model, grid, audio_tokens, sampling.fps)
+    config = model.config
+    widths = (config.cross_attention_dim, config.audio_cross_attention_dim)
+    if config.use_prompt_embeddings:
+        widths = (config.caption_channels,) * 2
+    with torch.device("meta"):
+        video_text, audio_text = (torch.empty(1, text, width, dtype=velocity.compute_dtype) for width in widths)
+        conditions = Conditions(video_text, audio_text, torch.empty(1, text, dtype=torch.int64))
+        latents: dict[Modality, Tensor] = {
+            "video": torch.empty(1, prod(grid), facts.video_channels),
+            "audio": torch.empty(1, audio_tokens, facts.audio_channels),
+        }
+        sigmas: dict[Modality, Tensor] = {"video": torch.empty(1), "audio": torch.empty(1)}
+    return kept_bytes(model, lambda: velocity(latents, sigmas, conditions))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
+    return tree

@@ -1,0 +1,114 @@
+"""`accord export`: a checkpoint of a run as files that other programs load.
+
+consumes: a run folder; produces: a directory, written aside and renamed into place, with a note of what it was made
+from. A directory that carries no such note is never replaced.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from accord.config.job import JobSpec
+from accord.errors import UserError
+from accord.plugins import resolve
+from accord.types import PolicyState
+
+Form = Literal["lora", "merged"]
+NOTE = "accord_export.json"
+
+
+def export(
+    runs_dir: Path,
+    job_id: str,
+    form: Form,
+    *,
+    step: int | None = None,
+    out: Path | None = None,
+    force: bool = False,
+    link: bool = False,
+) -> Path:
+    """Write version `step` (default: the last that has a checkpoint) of a job's policy. Returns the directory.
+
+    `lora`: the file that diffusers' `load_lora_weights` takes. `merged`: the base's pipeline directory with the adapter
+    in its transformer. The default place is `exports/` in the run folder.
+
+    Raises:
+        UserError: no such job or step, a base directory that cannot be used, or a place that is taken.
+        CheckpointError: the checkpoint is torn.
+    """
+    run_dir = runs_dir / job_id
+    step = _choose(run_dir, job_id, step)
+    target = (out or run_dir / "exports" / f"step-{step:06d}-{form}").resolve()
+    _refuse_taken(target, force)
+    from learner.checkpoint import read_policy
+
+    job, state = read_policy(run_dir / "checkpoints", step)
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        _write(job, state, form, draft, link)
+        note = {"job": job_id, "step": step, "form": form, "base": job.backbone.path}
+        (draft / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
+        _swap_in(draft, target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return target
+
+
+def _choose(run_dir: Path, job_id: str, step: int | None) -> int:
+    """The step to export. Raises UserError that lists what there is."""
+    if not run_dir.is_dir():
+        raise UserError(
+            f"no job {job_id!r}: there is no {run_dir} (`accord jobs` lists jobs, ACCORD_RUNS_DIR is where)"
+        )
+    from learner.checkpoint import saved_steps
+
+    steps = saved_steps(run_dir / "checkpoints")
+    if not steps:
+        raise UserError(f"job {job_id} has no checkpoint yet; the first comes after checkpoint.every steps")
+    if step is not None and step not in steps:
+        raise UserError(f"job {job_id} has no checkpoint of step {step}; there are {_listed(steps)}")
+    return steps[-1] if step is None else step
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps))
+
+
+def _refuse_taken(target: Path, force: bool) -> None:
+    """Raise UserError when something stands where the export goes, unless it is an older export and `force`."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return
+    if not force:
+        raise UserError(f"{target} exists; choose another --out, or --force to replace it")
+    if not (target / NOTE).is_file():
+        raise UserError(f"{target} is not an export of Accord, so --force does not replace it; choose another --out")
+
+
+def _write(job: JobSpec, state: PolicyState, form: Form, directory: Path, link: bool) -> None:
+    from accord.backbones.adapters import export_lora
+    from accord.backbones.export import write_merged
+
+    adapter, backbone = state.adapters["policy"], job.backbone
+    if form == "lora":
+        export_lora(adapter, backbone.lora, directory)
+        return
+    if not getattr(type(backbone), "inspect", ""):
+        raise UserError(f"backbone {backbone.name} is no pipeline directory to merge into; use --to lora")
+    inspect = resolve(type(backbone).inspect)  # raises ModelError when the base is gone or damaged
+    write_merged(inspect(backbone.path).path, adapter, backbone.lora, backbone.dtype, directory, link=link)
+    inspect(str(directory))
+
+
+def _swap_in(draft: Path, target: Path) -> None:
+    """Rename into place; what stands there was looked at by `_refuse_taken`."""
+    aside = draft.with_suffix(".replaced")
+    if target.exists():
+        target.rename(aside)
+    draft.rename(target)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,144 @@
+"""`accord plan`: what a job will hold in memory and how many forwards a step takes, before anything runs.
+
+consumes: a job and the configs of its model; produces: a table, or the same as JSON. No Ray, no service, no weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from accord.backbones.sizes import ModelSizes
+from accord.config.job import JobSpec
+from accord.errors import UserError
+from accord.plugins import load_impl, resolve
+from accord.requests import stochastic_steps
+from learner.memory import STAGES, Stage, rank_bytes
+
+GIB = 2**30
+Bytes = Mapping[str, int]
+_HELD = (
+    "adapters", "gradients", "optimizer", "buffers", "activations", "activations_checkpointed", "clips", "total",
+)  # fmt: skip
+"""Rows of the table under the weights."""
+
+
+def plan(job: JobSpec) -> dict[str, Any]:
+    """Count a job: sizes of its model, bytes per process by role, forwards per step.
+
+    Raises UserError for a backbone that cannot be sized, ModelError for a directory that cannot be read.
+    """
+    where = getattr(type(job.backbone), "sizes", "")
+    if not where:
+        raise UserError(f"backbone {job.backbone.name} does not say how big it is, so it cannot be planned")
+    sizes: ModelSizes = resolve(where)(job.backbone, job.sampling)
+    return {
+        "job": job.name,
+        "model": {
+            "path": job.backbone.path,
+            "dtype": job.backbone.dtype,
+            "depth": sizes.depth,
+            "parameters": dict(sizes.parameters),
+            "adapter_parameters": sizes.adapter_parameters,
+            "tokens": dict(sizes.tokens),
+        },
+        "step": _step(job),
+        "rollout_worker": _rollout(job, sizes),
+        "learner_rank": {f"zero_{stage}": _rank(job, sizes, stage) for stage in STAGES},
+        "engine": "torch" if job.cluster.engine == "torch" else f"zero_{job.cluster.zero_stage}",
+        "notes": _notes(job),
+    }
+
+
+def _notes(job: JobSpec) -> list[str]:
+    """What the numbers leave open."""
+    found = []
+    if getattr(job.backbone, "text_cache", ""):
+        found.append("text encoder and connectors are loaded only where the text cache lacks a prompt")
+    if getattr(job.backbone, "offload", False):
+        found.append("the decoders' bytes are in host memory but during a decode, when no activations are held")
+    return found
+
+
+def _rollout(job: JobSpec, sizes: ModelSizes) -> Bytes:
+    """Bytes of one rollout worker; `clips` lie in host memory."""
+    rows = dict(sizes.weight_bytes)
+    rows["adapters"] = 8 * sizes.adapter_parameters
+    rows["activations"] = job.prompts.group_size * sizes.activations.block
+    rows["clips"] = job.prompts.group_size * sizes.clip_bytes
+    return rows | {"total": sum(rows.values())}
+
+
+def _rank(job: JobSpec, sizes: ModelSizes, stage: Stage) -> Bytes:
+    """Bytes of one learner rank; the total counts activations the way the job computes them."""
+    trained = sizes.trained
+    held = rank_bytes(
+        stage,
+        job.cluster.learner_ranks,
+        weights=sizes.weight_bytes[trained],
+        frozen=sizes.parameters[trained],
+        adapter=sizes.adapter_parameters,
+    )
+    rows = {name: size for name, size in sizes.weight_bytes.items() if name not in sizes.decoders}
+    rows |= {trained: held.pop("weights")} | held
+    plain, checkpointed = (
+        job.optimizer.micro_batch * kept for kept in (sizes.activations.plain, sizes.activations.checkpointed)
+    )
+    total = sum(rows.values()) + (checkpointed if job.backbone.gradient_checkpointing else plain)
+    return rows | {"activations": plain, "activations_checkpointed": checkpointed, "total": total}
+
+
+def _step(job: JobSpec) -> dict[str, int]:
+    """How often the model runs in one step. Forwards of sampling count a whole group as one batch."""
+    algorithm = load_impl(job.algorithm)(job.algorithm)
+    window = stochastic_steps(job, 1)
+    draws = len(window) if window else algorithm.sigmas.per_sample
+    items = job.prompts.per_step // job.cluster.learner_ranks * job.prompts.group_size * draws
+    batches = math.ceil(items / job.optimizer.micro_batch)
+    again = 1 if job.backbone.gradient_checkpointing else 0
+    groups = math.ceil(job.prompts.per_step / job.cluster.rollout_workers)
+    return {
+        "clips": job.prompts.per_step * job.prompts.group_size,
+        "rollout_batch": job.prompts.group_size,
+        "rollout_passes": job.sampling.passes,
+        "rollout_forwards": groups * job.sampling.num_steps * job.sampling.passes,
+        "micro_batch": job.optimizer.micro_batch,
+        "micro_batches": batches,
+        "learner_forwards": batches * (len(algorithm.anchors) + 1 + again),
+        "learner_backwards": batches,
+    }
+
+
+def show(found: Mapping[str, Any], console: Console) -> None:
+    """Print a plan as tables."""
+    model, step = found["model"], found["step"]
+    tokens = ", ".join(f"{count} {name}" for name, count in model["tokens"].items())
+    billions = sum(model["parameters"].values()) / 1e9
+    console.print(f"[bold]{model['path']}[/bold]: {billions:.3g} B parameters, {model['depth']} blocks", soft_wrap=True)
+    console.print(f"tokens of a clip: {tokens}; LoRA: {model['adapter_parameters']:,} parameters, twice (policy, old)")
+    console.print(
+        f"a step: {step['clips']} clips; {step['rollout_forwards']} forwards of {step['rollout_batch']} per rollout "
+        f"worker; {step['micro_batches']} micro-batches of {step['micro_batch']} per rank, "
+        f"{step['learner_forwards']} forwards and {step['learner_backwards']} backwards"
+    )
+    ranks: Mapping[str, Bytes] = found["learner_rank"]
+    own = found["engine"]
+    table = Table(box=None, header_style="dim", title="GiB per process", title_justify="left")
+    table.add_column("", no_wrap=True)
+    table.add_column("rollout worker", justify="right")
+    for name in ranks:
+        chosen = name == own or (own == "torch" and name == "zero_0")
+        table.add_column(f"rank, {name.replace('_', '-')}{' *' if chosen else ''}", justify="right")
+    for row in [*model["parameters"], *_HELD]:
+        columns = [found["rollout_worker"], *ranks.values()]
+        table.add_row(row.replace("_", " "), *(f"{rows[row] / GIB:.3g}" if row in rows else "" for rows in columns))
+    console.print(table)
+    for note in found["notes"]:
+        console.print(f"Note: {note}.", style="dim")
+    console.print(
+        "* the job's own. The totals hold one kind of activations: the one that the job computes with.", style="dim"
+    )
