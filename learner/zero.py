@@ -67,6 +67,16 @@ def zero_config(spec: OptimizerSpec, stage: int, adapter_size: int) -> dict[str,
     }
 
 
+def pieces(parameters: Sequence[nn.Parameter], skipped: int, room: int) -> list[tuple[nn.Parameter, int]]:
+    """How many numbers of each parameter lie in a flat partition of `room`, `skipped` ones of the first excluded."""
+    found = []
+    for parameter in parameters:
+        size = min(parameter.numel() - skipped, room)
+        found.append((parameter, size))
+        room, skipped = room - size, 0
+    return found
+
+
 class ZeroEngine:
     """DeepSpeed around the model. Needs an initialised torch.distributed process group, also for one rank."""
 
@@ -106,9 +116,8 @@ class ZeroEngine:
         if self.stage == 0:
             return self.grad_norm
         norm = float(self.engine.get_global_grad_norm())
-        self.gradient_squares *= (
-            max(1.0, (norm + 1e-6) / self.max_grad_norm) ** 2
-        )  # they were taken behind the clipping
+        # They were taken behind the clipping, which multiplied by the inverse of this.
+        self.gradient_squares *= max(1.0, (norm + 1e-6) / self.max_grad_norm) ** 2
         return norm
 
     def _clip(self, *_call: Any) -> None:
@@ -135,13 +144,8 @@ class ZeroEngine:
         """Whose gradient, and how many numbers of it, stand one after the other in this rank's flat tensor `number`."""
         if self.stage == 3:
             return [(parameter, parameter.partition_numel()) for parameter in self.optimizer.fp16_groups[number]]
-        pieces, room = [], int(self.optimizer.partition_size[number])
-        skipped = self.optimizer.first_offset[number]
-        for parameter in self.optimizer.params_in_partition[number]:
-            size = min(parameter.numel() - skipped, room)
-            pieces.append((parameter, size))
-            room, skipped = room - size, 0
-        return pieces
+        inside, skipped = self.optimizer.params_in_partition[number], self.optimizer.first_offset[number]
+        return pieces(inside, skipped, int(self.optimizer.partition_size[number]))
 
     def adapter_state(self, role: Role) -> dict[str, np.ndarray]:
         """Full float32 tensors of a role; ZeRO-3 gathers them first, so call it on every rank."""

@@ -151,11 +151,10 @@ def reset_adapters(module: nn.Module, start: Mapping[str, np.ndarray] | None) ->
 
 @torch.no_grad()
 def clear_adapters(module: nn.Module) -> None:
-    """Set B = 0 in both roles: the base model."""
+    """Set both roles to 0: the base model, even after weights that were not finite. Nothing can be trained from it."""
     for name in ADAPTER_ROLES:
-        for key, parameter in adapter_parameters(module, name).items():
-            if ".lora_B." in key:
-                parameter.zero_()
+        for parameter in adapter_parameters(module, name).values():
+            parameter.zero_()
 
 
 @torch.no_grad()

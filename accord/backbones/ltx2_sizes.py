@@ -7,7 +7,7 @@ with two blocks: its blocks are alike, so everything about it is linear in their
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from math import prod
 from pathlib import Path
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from accord.backbones.adapters import adapter_parameters, add_roles
 from accord.backbones.base import Conditions
 from accord.backbones.ltx2 import DECODERS, TEXT_TOKENS, LTX2Velocity
-from accord.backbones.sizes import Activations, ModelSizes, kept_bytes
+from accord.backbones.sizes import Activations, ModelSizes, kept_bytes, peak_bytes
 from accord.config.backbones import LTX2Spec, SamplingSpec
 from accord.config.model_dir import WEIGHTS, ModelFacts, read_model_configs, read_safetensors_header, weight_files
 from accord.errors import ModelError
@@ -122,19 +122,24 @@ def _clip_bytes(facts: ModelFacts, sampling: SamplingSpec) -> int:
 
 
 def _activations(facts: ModelFacts, sampling: SamplingSpec, one: Any, two: Any, text: int) -> Activations:
-    """What a forward of one sample keeps, counted with one and two blocks, with and without checkpointing."""
-    counted = {}
+    """What a forward of one sample keeps and needs, counted with one and two blocks, with and without checkpointing."""
+    kept = {}
     for checkpointing in (False, True):
         for model in (one, two):
             (model.enable_gradient_checkpointing if checkpointing else model.disable_gradient_checkpointing)()
-            counted[checkpointing, model] = _kept(facts, sampling, model, text)
-    block = counted[False, two] - counted[False, one]
-    inputs = _linear(facts.depth, counted[True, one], counted[True, two])
-    return Activations(_linear(facts.depth, counted[False, one], counted[False, two]), inputs + block, block)
+            kept[checkpointing, model] = kept_bytes(model, _forward(facts, sampling, model, text))
+    block = kept[False, two] - kept[False, one]
+    inputs = _linear(facts.depth, kept[True, one], kept[True, two])
+    return Activations(
+        plain=_linear(facts.depth, kept[False, one], kept[False, two]),
+        checkpointed=inputs + block,
+        block=block,
+        forward=peak_bytes(_forward(facts, sampling, two, text)),
+    )
 
 
-def _kept(facts: ModelFacts, sampling: SamplingSpec, model: Any, text: int) -> int:
-    """Bytes kept by one forward of one sample with `text` text tokens."""
+def _forward(facts: ModelFacts, sampling: SamplingSpec, model: Any, text: int) -> Callable[[], Any]:
+    """A forward of one sample with `text` text tokens, on the meta device."""
     grid = facts.video_grid(sampling.frames, sampling.height, sampling.width)
     audio_tokens = facts.audio_tokens(sampling.frames, sampling.fps)
     velocity = LTX2Velocity(model, grid, audio_tokens, sampling.fps)
@@ -150,7 +155,7 @@ def _kept(facts: ModelFacts, sampling: SamplingSpec, model: Any, text: int) -> i
             "audio": torch.empty(1, audio_tokens, facts.audio_channels),
         }
         sigmas: dict[Modality, Tensor] = {"video": torch.empty(1), "audio": torch.empty(1)}
-    return kept_bytes(model, lambda: velocity(latents, sigmas, conditions))
+    return lambda: velocity(latents, sigmas, conditions)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,17 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 @dataclass(frozen=True, slots=True)
 class Activations:
-    """Bytes that autograd keeps between forward and backward, per sample of a batch."""
+    """Bytes per sample of a batch."""
 
     plain: int
+    """What autograd keeps between forward and backward."""
     checkpointed: int
-    """With gradient checkpointing: the inputs of all blocks, and what one block keeps while it runs again."""
+    """The same with gradient checkpointing: the inputs of all blocks, and what one block keeps while it runs again."""
     block: int
-    """Of one block; also a bound on what a forward without gradient needs at a time."""
+    """What it keeps of one block."""
+    forward: int
+    """Most that lives at once in a forward without gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +79,37 @@ class _Fused(TorchFunctionMode):
         return func(*args, **named)
 
 
+class _Live(TorchDispatchMode):
+    """While entered, counts the bytes of all tensors that are made, and takes them off when they are freed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Called by torch for every operation."""
+        del types
+        result = func(*args, **(kwargs or {}))
+        before = {id_of(tensor) for tensor in tree_leaves((args, kwargs)) if isinstance(tensor, Tensor)}
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor) and id_of(tensor) not in before:  # a view or in-place result makes nothing
+                self._add(tensor.untyped_storage())
+        return result
+
+    def _add(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self.seen:
+            return
+        self.seen[key] = weakref.ref(storage, lambda _: self._drop(key, size))
+        self.live += size
+        self.peak = self.live
+
+    def _drop(self, key: int, size: int) -> None:
+        self.live -= size
+        del self.seen[key]
+
+
 def kept_bytes(module: nn.Module, forward: Callable[[], Any], *, fused: bool = True) -> int:
     """Bytes that autograd keeps for backward while `forward` runs, each storage once, the module's weights left out.
 
@@ -85,13 +123,19 @@ def kept_bytes(module: nn.Module, forward: Callable[[], Any], *, fused: bool = T
             kept[id_of(tensor)] = tensor  # held on to, so that no other tensor gets its identity
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        if fused:
-            with _Fused():
-                forward()
-        else:
-            forward()
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Fused() if fused else nullcontext():
+        forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def peak_bytes(forward: Callable[[], Any], *, fused: bool = True) -> int:
+    """Most bytes of tensors that live at once while `forward` runs without gradient; what existed before is left out.
+
+    `fused` as in `kept_bytes`.
+    """
+    with torch.no_grad(), _Fused() if fused else nullcontext(), _Live() as counted:
+        forward()
+    return counted.peak
 
 
 def id_of(tensor: Tensor) -> int:

@@ -68,7 +68,7 @@ def _rollout(job: JobSpec, sizes: ModelSizes) -> Bytes:
     """Bytes of one rollout worker; `clips` lie in host memory."""
     rows = dict(sizes.weight_bytes)
     rows["adapters"] = 8 * sizes.adapter_parameters
-    rows["activations"] = job.prompts.group_size * sizes.activations.block
+    rows["activations"] = job.prompts.group_size * sizes.activations.forward
     rows["clips"] = job.prompts.group_size * sizes.clip_bytes
     return rows | {"total": sum(rows.values())}
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import accord
 
@@ -146,6 +147,25 @@ def test_zero_2_resumed_has_the_same_bits(zero):
     assert zero["zero2-resumed"]["digest"] == zero["zero2"]["digest"]
     assert zero["zero2-resumed"]["result"] == zero["zero2"]["result"]
     assert zero["zero2-resumed"]["published"] == [2, 3]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_pieces_are_where_deepspeed_cuts_the_flat_gradient(ranks):
+    from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+
+    from learner.zero import pieces
+
+    parameters = [torch.nn.Parameter(torch.empty(size)) for size in (5, 7, 3, 9, 1, 4)]
+    owners = [number for number, parameter in enumerate(parameters) for _ in range(parameter.numel())]
+    room = -(-len(owners) // ranks)
+    for rank in range(ranks):
+        inside, _, skipped = DeepSpeedZeroOptimizer.get_partition_info(None, parameters, room, rank)
+        found = [
+            next(number for number, known in enumerate(parameters) if known is parameter)
+            for parameter, size in pieces(inside, skipped, room)
+            for _ in range(size)
+        ]
+        assert found == owners[rank * room : (rank + 1) * room]
 
 
 @pytest.mark.slow

@@ -130,3 +130,14 @@ def test_weights_that_give_nan_are_named(worker):
     worker.load(broken)
     with pytest.raises(NonFiniteError, match="prompt 'red', version 5"):
         worker.sample(request(version=5))
+    worker.load(None)
+    assert np.isfinite(video(worker.sample(request()))).all(), "nothing of it is left in version 0"
+
+
+@pytest.mark.parametrize("fields", [{"audio_guidance": 3.0}, {"stg_scale": 1.0, "stg_blocks": (1,)}])
+def test_guidance_of_the_job_reaches_the_sampler(worker, job, monkeypatch, fields):
+    plain = worker.sample(request()).data.latents
+    guided = job.model_copy(update={"sampling": job.sampling.model_copy(update=fields)})
+    monkeypatch.setattr(worker, "job", guided)
+    changed = worker.sample(request()).data.latents
+    assert max(np.abs(changed[m] - plain[m]).max() for m in plain) > 1e-3

@@ -13,7 +13,7 @@ from transformers import Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
 
 from accord.backbones.ltx2 import LTX2Backbone
 from accord.backbones.ltx2_sizes import model_sizes, numbers_in
-from accord.backbones.sizes import kept_bytes
+from accord.backbones.sizes import kept_bytes, peak_bytes
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.config.model_dir import resolve_model_path
 from accord.errors import ModelError
@@ -23,27 +23,45 @@ SAMPLING = SamplingSpec(frames=9, height=32, width=32, fps=12.0, num_steps=4)
 WEIGHTS = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_encoder")
 
 
-def kept_by_a_real_forward(directory: Path, batch: int, **overrides) -> tuple[int, int]:
-    """Bytes that autograd keeps in one forward with real tensors, and the parameters of a role."""
+def of_a_real_forward(directory: Path, batch: int, **overrides) -> tuple[int, int, int]:
+    """With real tensors: bytes that autograd keeps, most that lives at once without it, parameters of a role."""
     spec = LTX2Spec(path=str(directory), lora=LoRASpec(rank=4, alpha=6.0), **overrides)
     backbone = LTX2Backbone.load(spec, SAMPLING, decoders=False)
     latents = {m: torch.randn(batch, *shape) for m, shape in backbone.latent_shapes().items()}
     sigmas = {m: torch.full((batch,), 0.5) for m in latents}
     conditions = backbone.encode(["a red ball"]).repeat(batch)
     kept = kept_bytes(backbone.velocity_model, lambda: backbone.velocity(latents, sigmas, conditions), fused=False)
+    peak = peak_bytes(lambda: backbone.velocity(latents, sigmas, conditions), fused=False)
     trained = sum(p.numel() for p in backbone.velocity_model.parameters() if p.requires_grad)
-    return kept, trained
+    return kept, peak, trained
 
 
 def test_counted_as_real_tensors_are_kept(model_dir):
     directory, dtype = model_dir, "bfloat16" if model_dir.name == "ltx2.3" else "float32"
     sizes = model_sizes(LTX2Spec(path=str(directory), lora=LoRASpec(rank=4, alpha=6.0), dtype=dtype), SAMPLING)
-    kept, trained = kept_by_a_real_forward(directory, 3, dtype=dtype)
+    kept, peak, trained = of_a_real_forward(directory, 3, dtype=dtype)
     assert sizes.adapter_parameters == trained
     assert 3 * sizes.activations.plain == pytest.approx(kept, rel=0.05)
-    inputs, _ = kept_by_a_real_forward(directory, 3, dtype=dtype, gradient_checkpointing=True)
+    inputs, _, _ = of_a_real_forward(directory, 3, dtype=dtype, gradient_checkpointing=True)
     assert 3 * sizes.activations.checkpointed == pytest.approx(inputs + 3 * sizes.activations.block, rel=0.05)
     assert kept / 3 > 3 * sizes.activations.block * 0.95
+    assert 3 * sizes.activations.forward == pytest.approx(peak, rel=0.1)
+
+
+def test_the_most_that_lives_at_once():
+    x = torch.zeros(256)  # 1 KiB, existed before
+
+    def forward():
+        a = x + 1  # 1
+        b = a.view(16, 16) * 2  # 2
+        del a  # 1
+        c = b.repeat(3, 1)  # 4
+        del b  # 3
+        c += 1
+        return torch.cat([c, c])  # 9
+
+    assert peak_bytes(forward) == 9 * 1024
+    assert peak_bytes(lambda: (x + 1).view(-1)[:4] + 1) == 1024 + 16
 
 
 def test_headers_and_classes_give_what_is_loaded(model_dir, tmp_path):
@@ -105,6 +123,8 @@ def test_full_size_from_configs_alone(full_size):
     kept = sizes.activations
     layers = 4 * 6144 * (4096 * 8 + 2048 + 4096 * 2 + 16384)  # float32 inputs of the adapted layers on video tokens
     assert kept.plain > 48 * layers and kept.plain < 3 * 48 * layers
+    feed_forward = 6144 * 16384 * (2 + 4)  # in bfloat16, and as its adapter reads it
+    assert feed_forward < kept.forward < 3 * feed_forward
     hidden = 48 * 6144 * 4096 * 2
     assert hidden < kept.checkpointed - kept.block < 1.5 * hidden
 
