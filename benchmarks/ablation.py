@@ -157,7 +157,7 @@ def _cells(rows: Mapping[str, Mapping[str, tuple[float, float]]], metrics: Seque
         cells = []
         for metric in metrics:
             mean, half = row[metric]
-            digits = 1 if max(abs(mean), half) >= 10 else 3
+            digits = 1 if metric.endswith(("_median", "_distance", "_diversity")) else 3
             text = f"{mean:+.{digits}f}" if mark else f"{mean:.{digits}f}"
             text += f" ± {half:.{digits}f}"
             cells.append(f"**{text}**" if mark and abs(mean) > half else text)

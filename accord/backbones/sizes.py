@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,10 @@ class _Fused(TorchFunctionMode):
         return func(*args, **named)
 
 
+def _attention(fused: bool) -> AbstractContextManager[Any]:
+    return _Fused() if fused else nullcontext()
+
+
 class _Live(TorchDispatchMode):
     """While entered, counts the bytes of all tensors that are made, and takes them off when they are freed."""
 
@@ -103,7 +107,7 @@ class _Live(TorchDispatchMode):
             return
         self.seen[key] = weakref.ref(storage, lambda _: self._drop(key, size))
         self.live += size
-        self.peak = self.live
+        self.peak = max(self.peak, self.live)
 
     def _drop(self, key: int, size: int) -> None:
         self.live -= size
@@ -123,7 +127,7 @@ def kept_bytes(module: nn.Module, forward: Callable[[], Any], *, fused: bool = T
             kept[id_of(tensor)] = tensor  # held on to, so that no other tensor gets its identity
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _Fused() if fused else nullcontext():
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), _attention(fused):
         forward()
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
@@ -133,7 +137,8 @@ def peak_bytes(forward: Callable[[], Any], *, fused: bool = True) -> int:
 
     `fused` as in `kept_bytes`.
     """
-    with torch.no_grad(), _Fused() if fused else nullcontext(), _Live() as counted:
+    counted = _Live()
+    with torch.no_grad(), _attention(fused), counted:
         forward()
     return counted.peak
 

@@ -171,7 +171,10 @@ def show_result(run_dir: Path, console: Console) -> None:
     """Print before → after of every reward and held-out metric of summary.json, and where the files are."""
     summary = Summary.model_validate_json((run_dir / "summary.json").read_text(encoding="utf-8"))
     rows = summary_rows(summary)
-    console.print(_table("Rewards on held-out prompts", [row for row in rows if row.kind == "reward"]))
+    rewards = [row for row in rows if row.kind == "reward"]
+    console.print(_table("Rewards on held-out prompts", rewards))
+    if not all(row.trained for row in rewards):
+        console.print("* measured, not trained on", style="dim")
     others = [row for row in rows if row.kind == "held_out"]
     if others:
         console.print(_table("Held-out metrics, never trained on", others))
@@ -196,9 +199,11 @@ def show_result(run_dir: Path, console: Console) -> None:
 def _table(title: str, rows: Sequence[Row]) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("", "route", "before", "after", "change", ""):
-        table.add_column(column, justify="right" if column in {"before", "after", "change"} else "left")
+        numbers = column in {"before", "after", "change"}
+        # On a narrow terminal numbers wrap, names and verdicts do not.
+        table.add_column(column, justify="right" if numbers else "left", no_wrap=not numbers)
     for row in rows:
-        name = row.name if row.trained or row.kind == "held_out" else f"{row.name} (not trained)"
+        name = row.name if row.trained or row.kind == "held_out" else f"{row.name}*"
         change = "" if row.delta is None else f"{row.delta:+.3f}" + ("" if row.z is None else f" ({row.z:+.1f})")
         style = {"better": "green", "worse": "red"}.get(row.verdict, "")
         table.add_row(
