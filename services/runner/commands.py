@@ -32,6 +32,7 @@ from accord.errors import (
 )
 from services.runner.client import ApiClient, base_url
 from services.runner.job_file import read_job, shown
+from services.runner.signals import Signals, interrupt_again
 from services.runner.watch import JobPicture
 from services.runner.watch import watch as show
 
@@ -61,6 +62,7 @@ Overrides = Annotated[
 @contextmanager
 def _told() -> Iterator[None]:
     """Turn what goes wrong on purpose into one line and an exit status."""
+    interrupt_again()
     try:
         yield
     except SpecError as error:
@@ -107,12 +109,11 @@ def up(port: Port = None) -> None:
     `REDIS_URL` and `RAY_ADDRESS` point at real ones; what is not set is started here and goes down with this command.
     Ctrl-C stops cleanly: a running job is requeued and goes on from its last checkpoint at the next start.
     """
-    from services.runner.service import Service
-    from services.runner.signals import Signals
-
     with _told():
         signals = Signals()
         signals.install()
+        from services.runner.service import Service
+
         logs.configure("WARNING", role="service")
         Service(_settings(port=port), signals, _say).run()
 
@@ -120,12 +121,11 @@ def up(port: Port = None) -> None:
 @app.command()
 def api(port: Port = None) -> None:
     """Run the API alone against a shared job store (`REDIS_URL`), as in a cluster."""
-    from services.runner.service import run_api
-    from services.runner.signals import Signals
-
     with _told():
         signals = Signals()
         signals.install()
+        from services.runner.service import run_api
+
         logs.configure(role="api")
         run_api(_settings(port=port), signals, _say)
 
@@ -133,12 +133,11 @@ def api(port: Port = None) -> None:
 @app.command()
 def runner() -> None:
     """Run a supervisor alone against a shared job store (`REDIS_URL`) and Ray (`RAY_ADDRESS`), as in a cluster."""
-    from services.runner.service import run_runner
-    from services.runner.signals import Signals
-
     with _told():
         signals = Signals()
         signals.install()
+        from services.runner.service import run_runner
+
         logs.configure(role="runner")
         run_runner(_settings(), signals, _say)
 

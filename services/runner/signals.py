@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType
+
+INTERRUPTED = 130
+
+
+def leave_at_once(*_: object) -> None:
+    """Handler of SIGINT while modules are loading: nothing is started yet, so there is nothing to clean up.
+
+    A KeyboardInterrupt would not do: raised inside somebody's callback it is printed and forgotten.
+    """
+    os._exit(INTERRUPTED)
+
+
+def interrupt_again() -> None:
+    """From here on SIGINT raises KeyboardInterrupt, unless somebody has taken it over in the meantime."""
+    if signal.getsignal(signal.SIGINT) is leave_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Signals:

@@ -34,6 +34,7 @@ def _report(job_id, training, metrics, step):
     numbers = {"grad_norm": 1.0, "learning_rate": 1e-3}
     for modality in ("video", "audio"):
         numbers |= {f"loss/{modality}": 1.0, f"loss/reference/{modality}": 0.1}
+        numbers |= {f"ratio/{modality}": 1.0, f"clipped/{modality}": 0.0}
         numbers |= {f"advantage/{modality}/std": 1.0, f"advantage/{modality}/zero_ratio": 0.1}
     for field, value in {"mean": 0.4, "std": 0.2, "valid_ratio": 0.9}.items():
         numbers[f"reward/sync/{field}"] = value
