@@ -1,7 +1,8 @@
 """What each technique costs: time as ratios of paired runs in one process, forwards per sample, and peak memory.
 
-Each row runs the same work with the technique on and off in turn, many times, and takes the median of the pairs; time
-is CPU time of this process, one thread. Memory is the peak of live tensors, counted as they are made and freed.
+Each pair runs the same work with the technique off and on in turn, five times, and compares the fastest run of either
+side, because what slows a run is the machine; a row is the median of its pairs with its interval. Time is CPU time of this process, one
+thread. Memory is the peak of live tensors, counted as they are made and freed.
 
     .venv/bin/python benchmarks/cost.py --pairs 15 [--out docs/results]
 """
@@ -9,23 +10,26 @@ is CPU time of this process, one thread. Memory is the peak of live tensors, cou
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+import math
 import statistics
 import sys
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from rich.console import Console
+from rich.progress import track
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from accord.backbones.sizes import peak_bytes
 from accord.config.job import JobSpec
 from accord.requests import step_requests
 from benchmarks.local import LocalSource, alone, local_rank
@@ -33,35 +37,8 @@ from learner.publish import policy_state
 from learner.rank import Rank
 
 MIB = 2**20
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that come into being inside the block, as long as they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for value in tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                self._count(value.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key = storage._cdata
-        if key in self._known:
-            return
-        self._known.add(key)
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, storage.nbytes())
-
-    def _free(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
+RUNS = 5
+"""On either side of a pair."""
 
 
 @dataclass(frozen=True)
@@ -81,17 +58,17 @@ class Row:
 def paired(technique: str, work: str, off: Callable[[], int], on: Callable[[], int], pairs: int, model: Any) -> Row:
     """Time `off` and `on` in turn; both return how many samples they worked on. The first pair warms up."""
     ratios = []
-    for index in range(pairs + 1):
-        order = (off, on) if index % 2 else (on, off)  # whoever comes second finds a warm cache
-        seconds = {call: _seconds(call) for call in order}
-        if index:
-            ratios.append(seconds[on] / seconds[off])
+    for _ in track(range(pairs + 1), f"{technique}, {work}", console=Console(stderr=True)):
+        runs = [(_seconds(off), _seconds(on)) for _ in range(RUNS)]
+        without, with_it = map(min, zip(*runs, strict=True))
+        ratios.append(with_it / without)
+    del ratios[0]
     forwards, peaks = [], []
     for call in (off, on):
-        with _counted(model) as calls, LiveBytes() as memory:
+        with _counted(model) as rows:
             samples = call()
-        forwards.append(sum(calls) / samples)
-        peaks.append(memory.peak / MIB)
+        forwards.append(sum(rows) / samples)
+        peaks.append(peak_bytes(call, fused=False, grad=True) / MIB)
     return Row(technique, work, ratios, (forwards[0], forwards[1]), (peaks[0], peaks[1]))
 
 
@@ -121,31 +98,28 @@ class Bench:
         self.rank: Rank = local_rank(self.job)
         self.source.publish(policy_state(self.rank.engine, 0))
         self.groups = self.source.take(1)
-        self.credit = self.rank.algorithm.credit(self.groups, self.job.rewards, self.rank.modalities)
         self.requests = step_requests(self.job, self.source.prompts, 1)
         torch.set_num_threads(1)
 
     def update(self, **switches: Any) -> Callable[[], int]:
-        """An update with fields of the algorithm replaced. Weights move, which costs the same every time."""
+        """Credit and an update, with attributes of the algorithm replaced.
+
+        Weights move, which costs the same every time.
+        """
+        algorithm = copy.copy(self.rank.algorithm)
+        vars(algorithm).update(switches)
 
         def call() -> int:
-            kept = {name: getattr(self.rank.algorithm, name) for name in switches}
-            for name, value in switches.items():
-                setattr(self.rank.algorithm, name, value)
-            try:
-                self.rank.update(1, self.groups, self.credit, self.source.fetch)
-            finally:
-                for name, value in kept.items():
-                    setattr(self.rank.algorithm, name, value)
+            with mock.patch.object(self.rank, "algorithm", algorithm):
+                credit = algorithm.credit(self.groups, self.job.rewards, self.rank.modalities)
+                self.rank.update(1, self.groups, credit, self.source.fetch)
             return sum(len(group.group.request.seeds) for group in self.groups)
 
         return call
 
     def rollout(self, capture: bool) -> Callable[[], int]:
         """Sample one group, with or without watching attention."""
-        import dataclasses
-
-        request = dataclasses.replace(self.requests[0], capture_token_weights=capture)
+        request = replace(self.requests[0], capture_token_weights=capture)
 
         def call() -> int:
             self.source.worker.sample(request)
@@ -158,38 +132,45 @@ def measure(job: JobSpec, pairs: int) -> list[Row]:
     """All rows."""
     bench = Bench(job)
     sampler, learner = bench.source.worker.backbone.velocity_model, bench.rank.engine.module
-    whole = bench.update()
-    without_norms = bench.rank.norms
+    whole, spec = bench.update(), bench.job.algorithm
+    shared = spec.model_copy(update={"credit": spec.credit.model_copy(update={"mode": "gdpo"})})
 
     def no_norms() -> int:
-        bench.rank.norms = None
-        try:
+        with mock.patch.object(bench.rank, "norms", None):
             return whole()
-        finally:
-            bench.rank.norms = without_norms
 
     return [
+        paired("modality-routed advantages", "update", bench.update(spec=shared), whole, pairs, learner),
         paired("gradient surgery", "update", bench.update(surgery=None), whole, pairs, learner),
+        paired("region weights in the loss", "update", bench.update(region=None), whole, pairs, learner),
+        paired("region capture", "rollout", bench.rollout(False), bench.rollout(True), pairs, sampler),
         paired("reference penalty", "update", bench.update(anchors=("old",)), bench.update(anchors=("old", "ref")),
                pairs, learner),
         paired("gradient norms by block", "update", no_norms, whole, pairs, learner),
-        paired("region capture", "rollout", bench.rollout(False), bench.rollout(True), pairs, sampler),
         paired("nothing (control)", "update", bench.update(), whole, pairs, learner),
+        paired("nothing (control)", "rollout", bench.rollout(False), bench.rollout(False), pairs, sampler),
     ]  # fmt: skip
+
+
+def median_interval(values: list[float]) -> tuple[float, float]:
+    """The values between which the median of all possible pairs lies with 95 %, by the sign test."""
+    ranked, count = sorted(values), len(values)
+    beyond = max(0, math.floor((count - 1.96 * math.sqrt(count)) / 2))
+    return ranked[beyond], ranked[-1 - beyond]
 
 
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = [
-        "| technique | work | time with ÷ without (median; quartiles) | forwards per sample | peak MiB |",
+        "| technique | work | time with ÷ without (95 % interval) | forwards per sample | peak MiB |",
         "|---|---|---|---|---|",
     ]
     for row in rows:
-        low, middle, high = statistics.quantiles(row.ratios, n=4)
+        low, high = median_interval(row.ratios)
         before, after = row.forwards
         small, large = row.peak
         lines.append(
-            f"| {row.technique} | {row.work} | {middle:.3f} ({low:.3f} to {high:.3f}) | "
+            f"| {row.technique} | {row.work} | {statistics.median(row.ratios):.3f} ({low:.3f} to {high:.3f}) | "
             f"{before:g} → {after:g} | {small:.2f} → {large:.2f} |"
         )
     return "\n".join(lines)
@@ -204,7 +185,9 @@ def main() -> None:
     arguments = parser.parse_args()
     from services.runner.job_file import read_job
 
-    document = read_job(arguments.job, ["prompts.per_step=2"])
+    document = read_job(
+        arguments.job, ["prompts.per_step=1", "cluster.learner_ranks=1", "algorithm.sigmas.per_sample=1"]
+    )
     document["rewards"] = [reward for reward in document["rewards"] if reward.get("weight", 1) > 0]
     job = JobSpec.parse(json.dumps(document))
     text = table(measure(job, arguments.pairs))
@@ -213,9 +196,10 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         head = (
             "# What each technique costs\n\n"
-            f"Made by `benchmarks/cost.py --pairs {arguments.pairs}` on the tiny model: {job.prompts.per_step} prompts "
-            f"x {job.prompts.group_size} clips, {job.sampling.num_steps} denoising steps, one thread, CPU time. The "
-            "control has the same work on both sides: how far it is from 1.000, chance alone leads.\n\n"
+            f"Made by `benchmarks/cost.py --pairs {arguments.pairs}` on the tiny model: one group of "
+            f"{job.prompts.group_size} clips, sampled in {job.sampling.num_steps} denoising steps and trained on at "
+            f"one noise level. CPU time of one thread; a pair is the fastest of {RUNS} runs of either side. The "
+            "control has the same work on both sides: so far from 1.000 chance alone leads.\n\n"
         )
         (arguments.out / "cost.md").write_text(head + text + "\n", encoding="utf-8")
 

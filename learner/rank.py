@@ -64,7 +64,7 @@ class Rank:
             with self._shaped():
                 terms = self._evaluate(micro)
                 self.engine.backward(terms.loss_B.sum() / batches.count())
-            for name, value_B in {**terms.metrics_B, **_region_metrics(micro.batch.token_weights)}.items():
+            for name, value_B in terms.metrics_B.items():
                 sums[name] = sums.get(name, 0) + value_B.double().sum()
             report(done, total)
         metrics = self._reduced(sums, batches.count())
@@ -104,14 +104,6 @@ class Rank:
         totals = torch.stack([sums[name] for name in names] + [torch.tensor(float(count)).to(sums[names[0]])])
         *values, samples = self.ranks.sum(totals).tolist()
         return {name: value / samples for name, value in zip(names, values, strict=True)}
-
-
-def _region_metrics(weights: Mapping[Modality, Tensor]) -> dict[str, Tensor]:
-    """Largest and smallest token weight of each sample [B]."""
-    metrics = {}
-    for weight_BT in weights.values():
-        metrics["region/max"], metrics["region/min"] = weight_BT.amax(1), weight_BT.amin(1)
-    return metrics
 
 
 def _require_finite(step: int, metrics: Mapping[str, float]) -> None:

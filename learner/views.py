@@ -6,21 +6,20 @@ ranks and any micro-batch size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from accord.config.algorithms import SigmaSpec
-from accord.config.job import JobSpec
 from accord.diffusion.noise import sample_noise
 from accord.diffusion.schedule import trained_sigmas
 from accord.errors import SpecError
 from accord.requests import derive_seed
-from accord.types import GroupData, Modality, ScoredGroup
-from learner.algorithms.base import Credit, ForwardAlgorithm, ForwardBatch, Noised, View
-from learner.batches import Batches, MicroBatch
+from accord.types import Modality
+from learner.algorithms.base import ForwardAlgorithm, ForwardBatch, Noised, View
+from learner.batches import Batches, Item, MicroBatch
 from learner.transition import TransitionBatches
 
 
@@ -39,7 +38,7 @@ def draw_sigmas(levels: Tensor, count: int, *parts: int | str) -> Tensor:
     return levels[[order[index % len(order)] for index in range(count)]]
 
 
-class ForwardBatches:
+class ForwardBatches(Batches):
     """Every sample at `SigmaSpec.per_sample` noise levels, each with its own noise, in (prompt, sample, draw) order.
 
     For an algorithm whose spec says `by_group`, the samples of a prompt share the noise and the noise level of each
@@ -47,58 +46,41 @@ class ForwardBatches:
     whole groups.
     """
 
-    def __init__(
-        self,
-        job: JobSpec,
-        algorithm: ForwardAlgorithm,
-        backbone: Any,
-        step: int,
-        groups: Sequence[ScoredGroup],
-        credit: Credit,
-        share: range,
-        fetch: Callable[[Any], GroupData],
-        device: str = "cpu",
-    ) -> None:
-        self.job, self.algorithm, self.step, self.device = job, algorithm, step, device
-        self.groups = [groups[position] for position in share]
-        self.data = [fetch(group.group.data) for group in self.groups]
-        self.advantages = {modality: value[list(share)].float() for modality, value in credit.advantages.items()}
-        self.conditions = backbone.encode([group.group.request.prompt.prompt_av for group in self.groups])
-        self.levels = candidate_sigmas(backbone.sigmas(job.sampling.num_steps), algorithm.sigmas)
-        self.by_group: bool = getattr(job.algorithm, "by_group", False)
-        self.group_size = job.prompts.group_size if self.by_group else 1
-        self.items = [
+    algorithm: ForwardAlgorithm
+
+    def list_items(self) -> list[Item]:
+        """See the class."""
+        items = [
             (place, sample, draw)
-            for place in range(len(self.groups))
-            for sample in range(len(self.groups[place].group.request.seeds))
-            for draw in range(algorithm.sigmas.per_sample)
+            for place, group in enumerate(self.groups)
+            for sample in range(len(group.group.request.seeds))
+            for draw in range(self.algorithm.sigmas.per_sample)
         ]
-        if self.by_group:
-            self.items.sort(key=lambda item: (item[0], item[2], item[1]))
+        return sorted(items, key=lambda item: (item[0], item[2], item[1])) if self.by_group else items
 
-    def count(self) -> int:
-        """Samples x noise levels of this rank."""
-        return len(self.items)
+    @property
+    def by_group(self) -> bool:
+        """See the class."""
+        return getattr(self.job.algorithm, "by_group", False)
 
-    def __iter__(self) -> Iterator[MicroBatch]:
-        size = self.job.optimizer.micro_batch
-        for start in range(0, len(self.items), size):
-            yield self._micro_batch(self.items[start : start + size])
+    @cached_property
+    def levels(self) -> Tensor:
+        """Noise levels that are drawn from."""
+        return candidate_sigmas(self.schedule, self.algorithm.sigmas)
 
-    def _micro_batch(self, items: Sequence[tuple[int, int, int]]) -> MicroBatch:
+    def micro_batch(self, items: Sequence[Item]) -> MicroBatch:
+        """Clean latents noised again."""
         sigma_B = torch.stack([self._sigma(*item) for item in items]).to(self.device)
         noised = {
             modality: Noised(self._latents(modality, items), self._noise(modality, items), sigma_B)
             for modality in self.data[0].latents
         }
-        places = torch.tensor([place for place, _, _ in items])
-        samples = torch.tensor([sample for _, sample, _ in items])
-        advantages = {modality: value[places, samples].to(self.device) for modality, value in self.advantages.items()}
+        group_size = self.job.prompts.group_size if self.by_group else 1
         return MicroBatch(
             latents={modality: part.latents_BTC for modality, part in noised.items()},
             sigmas=dict.fromkeys(noised, sigma_B),
-            conditions=self.conditions.select(places).to(self.device),
-            batch=ForwardBatch(noised, advantages, self._token_weights(items), self.group_size),
+            conditions=self.conditions_of(items),
+            batch=ForwardBatch(noised, self.advantages_of(items), self._token_weights(items), group_size),
         )
 
     def _parts(self, purpose: str, place: int, sample: int) -> tuple[int | str, ...]:
@@ -110,18 +92,18 @@ class ForwardBatches:
         drawn = draw_sigmas(self.levels, self.algorithm.sigmas.per_sample, *self._parts("sigma", place, sample))
         return drawn[draw]
 
-    def _latents(self, modality: Modality, items: Sequence[tuple[int, int, int]]) -> Tensor:
+    def _latents(self, modality: Modality, items: Sequence[Item]) -> Tensor:
         rows = [torch.from_numpy(self.data[place].latents[modality][sample].copy()) for place, sample, _ in items]
         return torch.stack(rows).to(self.device)
 
-    def _noise(self, modality: Modality, items: Sequence[tuple[int, int, int]]) -> Tensor:
+    def _noise(self, modality: Modality, items: Sequence[Item]) -> Tensor:
         rows = []
         for place, sample, draw in items:
             seed = derive_seed(*self._parts("learn", place, sample), draw)
             rows.append(sample_noise(seed, f"train/{modality}", self.data[place].latents[modality][sample].shape))
         return torch.stack(rows).to(self.device)
 
-    def _token_weights(self, items: Sequence[tuple[int, int, int]]) -> dict[Modality, Tensor]:
+    def _token_weights(self, items: Sequence[Item]) -> dict[Modality, Tensor]:
         """Weights captured while sampling, brought in by the warm-up: 1 + ramp (w - 1)."""
         region = self.algorithm.region
         captured = [data.token_weights_GT for data in self.data]
@@ -132,4 +114,4 @@ class ForwardBatches:
         return {"video": (1 + ramp * (torch.stack(rows) - 1)).to(self.device)}
 
 
-VIEWS: dict[View, Callable[..., Batches]] = {"forward": ForwardBatches, "transition": TransitionBatches}
+VIEWS: dict[View, type[Batches]] = {"forward": ForwardBatches, "transition": TransitionBatches}

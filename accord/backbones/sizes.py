@@ -132,13 +132,13 @@ def kept_bytes(module: nn.Module, forward: Callable[[], Any], *, fused: bool = T
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 
 
-def peak_bytes(forward: Callable[[], Any], *, fused: bool = True) -> int:
-    """Most bytes of tensors that live at once while `forward` runs without gradient; what existed before is left out.
+def peak_bytes(forward: Callable[[], Any], *, fused: bool = True, grad: bool = False) -> int:
+    """Most bytes of tensors that live at once while `forward` runs; what existed before is left out.
 
-    `fused` as in `kept_bytes`.
+    `fused` as in `kept_bytes`. Without `grad`, autograd keeps nothing.
     """
     counted = _Live()
-    with torch.no_grad(), _attention(fused), counted:
+    with torch.set_grad_enabled(grad), _attention(fused), counted:
         forward()
     return counted.peak
 

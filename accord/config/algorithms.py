@@ -145,6 +145,10 @@ class OldPolicySpec(Spec):
     maximum: float = Field(default=0.5, ge=0, le=1)
     """eta(step) = min(start + rate * step, maximum); eta = 0 copies the policy."""
 
+    def share(self, step: int) -> float:
+        """Return eta(step)."""
+        return min(self.start + self.rate * step, self.maximum)
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         if self.start > self.maximum:

@@ -62,13 +62,14 @@ class DGPOLossSpec(MatchingSpec):
 
 
 class ForwardSpec(Spec):
-    """What all of them have. A subclass fixes `name`, `impl` and its loss."""
+    """What all of them have. A subclass fixes `name` and `impl`, and what its loss adds."""
 
     by_group: ClassVar[bool] = False
     """True: the loss compares the samples of a prompt. They share noise and noise levels, and micro-batches hold whole
     groups."""
 
     credit: CreditSpec = CreditSpec(mode="routed")
+    loss: MatchingSpec = MatchingSpec()
     sigmas: SigmaSpec = SigmaSpec()
     old_policy: OldPolicySpec = OldPolicySpec()
     surgery: SurgerySpec = SurgerySpec(enabled=False)
@@ -102,7 +103,6 @@ class FlowRWRSpec(ForwardSpec):
     name: Literal["flow_rwr"] = "flow_rwr"
     temperature: float = Field(default=1.0, gt=0, le=1000)
     """Weights are softmax(A / temperature): small = only the best samples, large = all alike."""
-    loss: MatchingSpec = MatchingSpec()
 
 
 class DGPOSpec(ForwardSpec):

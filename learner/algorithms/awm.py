@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from accord.config.forward import AWMLossSpec, AWMSpec
-from accord.config.rewards import RewardSpec
-from accord.types import Modality, ScoredGroup
-from learner.algorithms.base import Credit, ForwardBatch, LossTerms, Noised, Predictions, View
-from learner.algorithms.credit import assign_credit, tabulate
-from learner.algorithms.forward import (
-    anchors_of,
-    clipped,
-    combined,
-    matching_error,
-    mean_square,
-    old_share,
-    region_of,
-    surgery_of,
-)
+from learner.algorithms.base import Noised
+from learner.algorithms.forward import ForwardRecipe, Part, clipped, matching_error, mean_square
 
 
 def awm_loss(
@@ -54,33 +40,10 @@ def awm_loss(
     return {"loss": loss_B, "ratio": ratio_B, "clipped": outside_B}
 
 
-class AWM:
-    """The algorithm of `AWMSpec`."""
+class AWM(ForwardRecipe[AWMSpec]):
+    """The algorithm of `AWMSpec`. Metrics besides those of `loss`: `ratio/<m>`, `clipped/<m>` (share)."""
 
-    view: View = "forward"
-
-    def __init__(self, spec: AWMSpec) -> None:
-        self.spec = spec
-        self.sigmas = spec.sigmas
-        self.surgery, self.region = surgery_of(spec), region_of(spec)
-        self.anchors = anchors_of(spec.loss, "old")
-
-    def credit(
-        self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
-    ) -> Credit:
-        """Scores to advantages, see `learner.algorithms.credit`. Raises RewardError when a required reward is down."""
-        return assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
-
-    def loss(self, batch: ForwardBatch, predictions: Predictions) -> LossTerms:
-        """`awm_loss` of each modality, see `combined`. Metrics besides: `ratio/<m>`, `clipped/<m>` (share)."""
-        policy, old = predictions["policy"], predictions["old"]
-
-        def loss_of(modality: Modality) -> dict[str, Tensor]:
-            advantage, weights = batch.advantages[modality], batch.token_weights.get(modality)
-            return awm_loss(self.spec.loss, batch.noised[modality], policy[modality], old[modality], advantage, weights)
-
-        return combined(self.spec.loss, batch, predictions, loss_of)
-
-    def eta(self, step: int) -> float:
-        """The share of itself that the old policy keeps after `step`, see `old_share`."""
-        return old_share(self.spec.old_policy, step)
+    def modality_loss(self, part: Part) -> dict[str, Tensor]:
+        """`awm_loss`."""
+        policy, old = part.velocity["policy"], part.velocity["old"]
+        return awm_loss(self.spec.loss, part.noised, policy, old, part.advantage_B, part.weights_BT)

@@ -85,8 +85,6 @@ class TransitionBatch:
     transitions: Mapping[Modality, Transition]
     advantages: Mapping[Modality, Tensor]
     """[B] per modality."""
-    token_weights: Mapping[Modality, Tensor] = field(default_factory=dict)
-    """Empty: the density of a step has all its tokens."""
 
 
 LossBatch = ForwardBatch | TransitionBatch

@@ -7,28 +7,12 @@ drawn the samples it is compared on, and the base is evaluated without guidance,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from accord.config.forward import CRDLossSpec, CRDSpec
-from accord.config.rewards import RewardSpec
-from accord.types import Modality, ScoredGroup
-from learner.algorithms.base import Credit, ForwardBatch, LossTerms, Noised, Predictions, View
-from learner.algorithms.credit import assign_credit, tabulate
-from learner.algorithms.forward import (
-    anchors_of,
-    clipped,
-    combined,
-    distance,
-    group_mean,
-    normaliser,
-    old_share,
-    region_of,
-    surgery_of,
-    token_mean,
-)
+from learner.algorithms.base import Noised
+from learner.algorithms.forward import ForwardRecipe, Part, clipped, distance, group_mean, normaliser, token_mean
 
 
 def crd_loss(
@@ -73,36 +57,10 @@ def crd_loss(
     return {"loss": loss_B * (spec.advantage_clip / spec.beta), "reference_factor": floor + reward_B * (1 - floor)}
 
 
-class CRD:
+class CRD(ForwardRecipe[CRDSpec]):
     """The algorithm of `CRDSpec`."""
 
-    view: View = "forward"
-
-    def __init__(self, spec: CRDSpec) -> None:
-        self.spec = spec
-        self.sigmas = spec.sigmas
-        self.surgery, self.region = surgery_of(spec), region_of(spec)
-        self.anchors = anchors_of(spec.loss, "old")
-
-    def credit(
-        self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
-    ) -> Credit:
-        """Scores to advantages, see `learner.algorithms.credit`. Raises RewardError when a required reward is down."""
-        return assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
-
-    def loss(self, batch: ForwardBatch, predictions: Predictions) -> LossTerms:
-        """`crd_loss` of each modality, see `combined`."""
-        policy, old = predictions["policy"], predictions["old"]
-
-        def loss_of(modality: Modality) -> dict[str, Tensor]:
-            advantage, weights = batch.advantages[modality], batch.token_weights.get(modality)
-            return crd_loss(
-                self.spec.loss, batch.noised[modality], policy[modality], old[modality], advantage, batch.group_size,
-                weights,
-            )  # fmt: skip
-
-        return combined(self.spec.loss, batch, predictions, loss_of)
-
-    def eta(self, step: int) -> float:
-        """The share of itself that the old policy keeps after `step`, see `old_share`."""
-        return old_share(self.spec.old_policy, step)
+    def modality_loss(self, part: Part) -> dict[str, Tensor]:
+        """`crd_loss`."""
+        policy, old = part.velocity["policy"], part.velocity["old"]
+        return crd_loss(self.spec.loss, part.noised, policy, old, part.advantage_B, part.group_size, part.weights_BT)

@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from accord.config.forward import DGPOLossSpec, DGPOSpec
-from accord.config.rewards import RewardSpec
-from accord.types import Modality, ScoredGroup
-from learner.algorithms.base import Credit, ForwardBatch, LossTerms, Noised, Predictions, View
-from learner.algorithms.credit import assign_credit, tabulate
-from learner.algorithms.forward import (
-    anchors_of,
-    clipped,
-    combined,
-    group_mean,
-    matching_error,
-    old_share,
-    region_of,
-    surgery_of,
-)
+from learner.algorithms.base import Noised
+from learner.algorithms.forward import ForwardRecipe, Part, clipped, group_mean, matching_error
 
 
 def dgpo_loss(
@@ -53,36 +39,15 @@ def dgpo_loss(
     return {"loss": undecided_B * advantage * error_B, "undecided": undecided_B}
 
 
-class DGPO:
-    """The algorithm of `DGPOSpec`. It measures from the base model; `old` samples only."""
+class DGPO(ForwardRecipe[DGPOSpec]):
+    """The algorithm of `DGPOSpec`. It measures from the base model; `old` samples only.
 
-    view: View = "forward"
+    Metric besides those of `loss`: `undecided/<m>`.
+    """
 
-    def __init__(self, spec: DGPOSpec) -> None:
-        self.spec = spec
-        self.sigmas = spec.sigmas
-        self.surgery, self.region = surgery_of(spec), region_of(spec)
-        self.anchors = anchors_of(spec.loss, "ref")
+    reads = ("ref",)
 
-    def credit(
-        self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
-    ) -> Credit:
-        """Scores to advantages, see `learner.algorithms.credit`. Raises RewardError when a required reward is down."""
-        return assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
-
-    def loss(self, batch: ForwardBatch, predictions: Predictions) -> LossTerms:
-        """`dgpo_loss` of each modality, see `combined`. Metric besides: `undecided/<m>`."""
-        policy, ref = predictions["policy"], predictions["ref"]
-
-        def loss_of(modality: Modality) -> dict[str, Tensor]:
-            advantage, weights = batch.advantages[modality], batch.token_weights.get(modality)
-            return dgpo_loss(
-                self.spec.loss, batch.noised[modality], policy[modality], ref[modality], advantage, batch.group_size,
-                weights,
-            )  # fmt: skip
-
-        return combined(self.spec.loss, batch, predictions, loss_of)
-
-    def eta(self, step: int) -> float:
-        """The share of itself that the old policy keeps after `step`, see `old_share`."""
-        return old_share(self.spec.old_policy, step)
+    def modality_loss(self, part: Part) -> dict[str, Tensor]:
+        """`dgpo_loss`."""
+        policy, ref = part.velocity["policy"], part.velocity["ref"]
+        return dgpo_loss(self.spec.loss, part.noised, policy, ref, part.advantage_B, part.group_size, part.weights_BT)

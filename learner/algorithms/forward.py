@@ -1,4 +1,5 @@
-"""What the forward-process losses share: distances to a sample, means over tokens and groups, how modalities combine.
+"""What the forward-process algorithms share: distances to a sample, means over tokens and groups, and the recipe around
+the loss of one modality.
 
 A velocity v lies d(v) = s (v - v*) from a sample, v* = eps - x0. In x0 space s = sigma and d(v) = x0 - x0hat(v), since
 x0hat(v) = x_sigma - sigma v; in velocity space s = 1. Everything is at least float32, whatever the model computed in.
@@ -6,23 +7,26 @@ x0hat(v) = x_sigma - sigma v; in velocity space s = 1. Everything is at least fl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Literal
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from accord.config.algorithms import LossSpec, OldPolicySpec, RegionSpec, SurgerySpec
-from accord.config.forward import MatchingSpec
-from accord.types import Modality, Role
-from learner.algorithms.base import ForwardBatch, LossTerms, Noised, Predictions
+from accord.config.algorithms import DiffusionNFTSpec
+from accord.config.forward import ForwardSpec
+from accord.config.rewards import RewardSpec
+from accord.types import Modality, Role, ScoredGroup
+from learner.algorithms.base import Credit, ForwardBatch, LossTerms, Noised, Predictions, View
+from learner.algorithms.credit import assign_credit, tabulate
 
 NORMALISER_FLOOR = 1e-5
 """Least value of the adaptive normaliser: predictions closer than this are as good as exact."""
 
 Space = Literal["x0", "velocity"]
-Combination = LossSpec | MatchingSpec
-"""Loss specs with the fields that `combined` reads."""
+SpecT = TypeVar("SpecT", bound=DiffusionNFTSpec | ForwardSpec)
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -74,59 +78,85 @@ def mean_square(left_BTC: Tensor, right_BTC: Tensor, scale: Tensor | float = 1.0
     return (scale * (widened(left_BTC) - widened(right_BTC))).square().mean((1, 2))
 
 
-def combined(
-    spec: Combination,
-    batch: ForwardBatch,
-    predictions: Predictions,
-    loss_of: Callable[[Modality], Mapping[str, Tensor]],
-) -> LossTerms:
-    """Return L = reduce_m (loss_m + reference_penalty * factor_m * ref_m), reduce = mean or sum (OmniNFT eq. 12).
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """One modality of a micro-batch, as its loss reads it."""
 
-    `loss_of(m)` returns `loss` [B]; it may return `reference_factor` [B], 1 if left out; what else it returns becomes
-    the metric `<name>/<m>`. ref_m = mean_TC (s' (v_theta - v_ref))^2 where `ref` was predicted, s' = sigma in x0
-    space, else 1.
-
-    Metrics [B]: `loss/<m>`, `loss/reference/<m>` (not weighted), `loss/total`, and where `old` was predicted
-    `old_policy/distance` (mean square between trained and old velocity, averaged over modalities).
-    """
-    parts, metrics, distances = [], {}, []
-    for modality, noised in batch.noised.items():
-        policy = predictions["policy"][modality]
-        terms = dict(loss_of(modality))
-        part, factor = terms.pop("loss"), terms.pop("reference_factor", 1.0)
-        metrics[f"loss/{modality}"] = part
-        if "ref" in predictions:
-            away = mean_square(policy, predictions["ref"][modality], scale_of(noised, spec.reference_space))
-            metrics[f"loss/reference/{modality}"] = away
-            part = part + spec.reference_penalty * factor * away
-        if "old" in predictions:
-            distances.append(mean_square(policy.detach(), predictions["old"][modality]))
-        metrics |= {f"{name}/{modality}": value for name, value in terms.items()}
-        parts.append(part)
-    loss_B = torch.stack(parts).sum(0) if spec.reduction == "sum" else torch.stack(parts).mean(0)
-    metrics["loss/total"] = loss_B
-    if distances:
-        metrics["old_policy/distance"] = torch.stack(distances).mean(0)
-    return LossTerms(loss_B, {name: value.detach() for name, value in metrics.items()})
+    noised: Noised
+    velocity: Mapping[Role, Tensor]
+    """Predictions [B, T, C] of `policy` and of the roles that the recipe reads."""
+    advantage_B: Tensor
+    weights_BT: Tensor | None
+    """Token weights; None = every token counts alike."""
+    group_size: int
+    """As in `ForwardBatch`."""
 
 
-def anchors_of(spec: Combination, *read: Role) -> tuple[Role, ...]:
-    """The roles that a loss reads, and `ref` if its penalty has a weight."""
-    return (*read, "ref") if spec.reference_penalty > 0 and "ref" not in read else read
+class ForwardRecipe(ABC, Generic[SpecT]):
+    """An algorithm of the forward view, but for the loss of one modality, which a recipe adds."""
+
+    view: View = "forward"
+    reads: ClassVar[tuple[Role, ...]] = ("old",)
+    """Roles that the loss of a modality reads besides `policy`."""
+
+    def __init__(self, spec: SpecT) -> None:
+        self.spec, self.sigmas = spec, spec.sigmas
+        self.surgery, self.region = (_switched_on(spec, technique) for technique in ("surgery", "region"))
+        penalised: tuple[Role, ...] = ("ref",) if spec.loss.reference_penalty > 0 else ()
+        self.anchors = tuple(dict.fromkeys(self.reads + penalised))
+
+    @abstractmethod
+    def modality_loss(self, part: Part) -> Mapping[str, Tensor]:
+        """Return `loss` [B] of one modality.
+
+        It may return `reference_factor` [B], 1 if left out; what else it returns becomes the metric `<name>/<m>`.
+        """
+
+    def credit(
+        self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
+    ) -> Credit:
+        """Scores to advantages, see `learner.algorithms.credit`. Raises RewardError when a required reward is down."""
+        return assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
+
+    def loss(self, batch: ForwardBatch, predictions: Predictions) -> LossTerms:
+        """Return L = reduce_m (loss_m + reference_penalty * factor_m * ref_m), reduce = mean or sum (OmniNFT eq. 12).
+
+        ref_m = mean_TC (s' (v_theta - v_ref))^2 where `ref` was predicted, s' = sigma in x0 space, else 1.
+
+        Metrics [B]: `loss/<m>`, `loss/reference/<m>` (not weighted), `loss/total`, and where `old` was predicted
+        `old_policy/distance` (mean square between trained and old velocity, averaged over modalities), and where video
+        tokens are weighted `region/max` and `region/min`.
+        """
+        spec, losses, metrics, distances = self.spec.loss, [], {}, []
+        for modality, noised in batch.noised.items():
+            velocity = {name: of_modality[modality] for name, of_modality in predictions.items()}
+            weights_BT = batch.token_weights.get(modality)
+            part = Part(noised, velocity, batch.advantages[modality], weights_BT, batch.group_size)
+            terms = dict(self.modality_loss(part))
+            loss_B, factor = terms.pop("loss"), terms.pop("reference_factor", 1.0)
+            metrics[f"loss/{modality}"] = loss_B
+            if "ref" in velocity:
+                away = mean_square(velocity["policy"], velocity["ref"], scale_of(noised, spec.reference_space))
+                metrics[f"loss/reference/{modality}"] = away
+                loss_B = loss_B + spec.reference_penalty * factor * away
+            if "old" in velocity:
+                distances.append(mean_square(velocity["policy"].detach(), velocity["old"]))
+            if weights_BT is not None:
+                metrics["region/max"], metrics["region/min"] = weights_BT.amax(1), weights_BT.amin(1)
+            metrics |= {f"{name}/{modality}": value for name, value in terms.items()}
+            losses.append(loss_B)
+        total_B = torch.stack(losses).sum(0) if spec.reduction == "sum" else torch.stack(losses).mean(0)
+        metrics["loss/total"] = total_B
+        if distances:
+            metrics["old_policy/distance"] = torch.stack(distances).mean(0)
+        return LossTerms(total_B, {name: value.detach() for name, value in metrics.items()})
+
+    def eta(self, step: int) -> float:
+        """The share of itself that the old policy keeps after `step`."""
+        return self.spec.old_policy.share(step)
 
 
-def surgery_of(spec: object) -> SurgerySpec | None:
-    """The spec's gradient surgery; None when it has none or it is off."""
-    surgery = getattr(spec, "surgery", None)
-    return surgery if surgery is not None and surgery.enabled else None
-
-
-def region_of(spec: object) -> RegionSpec | None:
-    """The spec's region weights; None when it has none or they are off."""
-    region = getattr(spec, "region", None)
-    return region if region is not None and region.enabled else None
-
-
-def old_share(schedule: OldPolicySpec, step: int) -> float:
-    """Return min(start + rate * step, maximum): the share of itself that the old policy keeps after `step`."""
-    return min(schedule.start + schedule.rate * step, schedule.maximum)
+def _switched_on(spec: DiffusionNFTSpec | ForwardSpec, technique: str) -> Any:
+    """The spec's settings of a technique; None when it has none or they are off."""
+    settings = getattr(spec, technique, None)
+    return settings if settings is not None and settings.enabled else None

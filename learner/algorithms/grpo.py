@@ -97,6 +97,5 @@ class FlowGRPO:
         return LossTerms(loss_B, metrics)
 
     def eta(self, step: int) -> float:
-        """min(start + rate * step, maximum): the share of itself that the old policy keeps after `step`."""
-        schedule = self.spec.old_policy
-        return min(schedule.start + schedule.rate * step, schedule.maximum)
+        """The share of itself that the old policy keeps after `step`."""
+        return self.spec.old_policy.share(step)

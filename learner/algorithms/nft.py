@@ -2,26 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from accord.config.algorithms import DiffusionNFTSpec, LossSpec
-from accord.config.rewards import RewardSpec
-from accord.types import Modality, ScoredGroup
-from learner.algorithms.base import Credit, ForwardBatch, LossTerms, Noised, Predictions, View
-from learner.algorithms.credit import assign_credit, tabulate
-from learner.algorithms.forward import (
-    anchors_of,
-    combined,
-    distance,
-    normaliser,
-    old_share,
-    region_of,
-    surgery_of,
-    token_mean,
-    widened,
-)
+from learner.algorithms.base import Noised
+from learner.algorithms.forward import ForwardRecipe, Part, distance, normaliser, token_mean, widened
 
 
 def nft_loss(
@@ -65,34 +50,10 @@ def nft_loss(
     return loss_B * (spec.advantage_clip / beta) if spec.rescale else loss_B
 
 
-class NFT:
+class NFT(ForwardRecipe[DiffusionNFTSpec]):
     """The algorithm of `OmniNFTSpec` and `DiffusionNFTSpec`: what the spec leaves out is off."""
 
-    view: View = "forward"
-
-    def __init__(self, spec: DiffusionNFTSpec) -> None:
-        self.spec = spec
-        self.sigmas = spec.sigmas
-        self.surgery, self.region = surgery_of(spec), region_of(spec)
-        self.anchors = anchors_of(spec.loss, "old")
-
-    def credit(
-        self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
-    ) -> Credit:
-        """Scores to advantages, see `learner.algorithms.credit`. Raises RewardError when a required reward is down."""
-        return assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
-
-    def loss(self, batch: ForwardBatch, predictions: Predictions) -> LossTerms:
-        """`nft_loss` of each modality, see `combined`."""
-        policy, old = predictions["policy"], predictions["old"]
-
-        def loss_of(modality: Modality) -> dict[str, Tensor]:
-            advantage, weights = batch.advantages[modality], batch.token_weights.get(modality)
-            noised = batch.noised[modality]
-            return {"loss": nft_loss(self.spec.loss, noised, policy[modality], old[modality], advantage, weights)}
-
-        return combined(self.spec.loss, batch, predictions, loss_of)
-
-    def eta(self, step: int) -> float:
-        """min(start + rate * step, maximum): the share of itself that the old policy keeps after `step`."""
-        return old_share(self.spec.old_policy, step)
+    def modality_loss(self, part: Part) -> dict[str, Tensor]:
+        """`nft_loss`."""
+        policy, old = part.velocity["policy"], part.velocity["old"]
+        return {"loss": nft_loss(self.spec.loss, part.noised, policy, old, part.advantage_B, part.weights_BT)}

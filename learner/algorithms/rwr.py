@@ -10,9 +10,8 @@ from torch import Tensor
 from accord.config.forward import FlowRWRSpec, MatchingSpec
 from accord.config.rewards import RewardSpec
 from accord.types import Modality, ScoredGroup
-from learner.algorithms.base import Credit, ForwardBatch, LossTerms, Noised, Predictions, View
-from learner.algorithms.credit import assign_credit, tabulate
-from learner.algorithms.forward import anchors_of, combined, matching_error, old_share, region_of, surgery_of
+from learner.algorithms.base import Credit, Noised
+from learner.algorithms.forward import ForwardRecipe, Part, matching_error
 
 
 def group_weights(advantage_PG: Tensor, earned_PG: Tensor, temperature: float) -> Tensor:
@@ -45,26 +44,19 @@ def rwr_loss(
     return weight_B.to(error_B.dtype) * error_B
 
 
-class FlowRWR:
+class FlowRWR(ForwardRecipe[FlowRWRSpec]):
     """The algorithm of `FlowRWRSpec`. It reads no old policy; `old` samples only."""
 
-    view: View = "forward"
-
-    def __init__(self, spec: FlowRWRSpec) -> None:
-        self.spec = spec
-        self.sigmas = spec.sigmas
-        self.surgery, self.region = surgery_of(spec), region_of(spec)
-        self.anchors = anchors_of(spec.loss)
+    reads = ()
 
     def credit(
         self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
     ) -> Credit:
         """Scores to advantages to weights; `Credit.advantages` holds the weights W.
 
-        Metrics as `assign_credit`, about the advantages, and `weight/<m>/max`, the largest W of the step. Raises
-        RewardError when a required reward is down.
+        Metrics besides: `weight/<m>/max`, the largest W of the step. Raises RewardError when a required reward is down.
         """
-        credit = assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
+        credit = super().credit(groups, rewards, modalities)
         weights = {
             modality: group_weights(advantage, credit.earned[modality], self.spec.temperature)
             for modality, advantage in credit.advantages.items()
@@ -72,16 +64,7 @@ class FlowRWR:
         largest = {f"weight/{modality}/max": float(weight.max()) for modality, weight in weights.items()}
         return Credit(weights, {**credit.metrics, **largest}, credit.earned)
 
-    def loss(self, batch: ForwardBatch, predictions: Predictions) -> LossTerms:
-        """`rwr_loss` of each modality, see `combined`."""
-        policy = predictions["policy"]
-
-        def loss_of(modality: Modality) -> dict[str, Tensor]:
-            weight, weights = batch.advantages[modality], batch.token_weights.get(modality)
-            return {"loss": rwr_loss(self.spec.loss, batch.noised[modality], policy[modality], weight, weights)}
-
-        return combined(self.spec.loss, batch, predictions, loss_of)
-
-    def eta(self, step: int) -> float:
-        """The share of itself that the old policy keeps after `step`, see `old_share`."""
-        return old_share(self.spec.old_policy, step)
+    def modality_loss(self, part: Part) -> dict[str, Tensor]:
+        """`rwr_loss`."""
+        policy = part.velocity["policy"]
+        return {"loss": rwr_loss(self.spec.loss, part.noised, policy, part.advantage_B, part.weights_BT)}
