@@ -1,7 +1,9 @@
-"""Identifiers. A job id sorts by creation time and is unguessable."""
+"""Identifiers. A job id sorts by creation time and is unguessable; a file is known by the digest of its bytes."""
 
+import hashlib
 import secrets
 import time
+from pathlib import Path
 from typing import NewType
 
 JobId = NewType("JobId", str)
@@ -16,3 +18,9 @@ def new_job_id() -> JobId:
     milliseconds = time.time_ns() // 1_000_000
     stamp = "".join(_ALPHABET[(milliseconds >> shift) & 31] for shift in range(40, -1, -5))
     return JobId(f"job-{stamp}{''.join(secrets.choice(_ALPHABET) for _ in range(16))}")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the digest of a file in hexadecimal. Raises OSError when it cannot be read."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,8 +1,8 @@
 """What each technique costs: time as ratios of paired runs in one process, forwards per sample, and peak memory.
 
 Each pair runs the same work with the technique off and on in turn, five times, and compares the fastest run of either
-side, because what slows a run is the machine; a row is the median of its pairs with its interval. Time is CPU time of this process, one
-thread. Memory is the peak of live tensors, counted as they are made and freed.
+side, because what slows a run is the machine; a row is the median of its pairs with its interval. Time is CPU time of
+this process, one thread. Memory is the peak of live tensors, counted as they are made and freed.
 
     .venv/bin/python benchmarks/cost.py --pairs 15 [--out docs/results]
 """

@@ -3,7 +3,7 @@
     checkpoints/step-000005/
         policy-000005.safetensors            both roles of version 5; one file per version still needed
         optimizer-00000-of-00002.safetensors one per rank when the engine shards its state, else one
-        job.json                             the resolved spec
+        job.json                             the resolved spec; a job with another one does not resume from here
         manifest.json                        written last: sha256 and size of every file above
 
 Everything is written under a temporary name that carries the attempt's epoch, synced, and renamed. A directory whose
@@ -12,13 +12,12 @@ manifest is missing or does not match its files is torn: `latest` says so and ta
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,9 +29,8 @@ from torch import Tensor
 
 from accord.config.job import JobSpec
 from accord.errors import CheckpointError
-from accord.ids import PolicyVersion
+from accord.ids import PolicyVersion, file_sha256
 from accord.types import PolicyState, Role
-from learner.publish import file_sha256
 from learner.ranks import Ranks
 
 MANIFEST = "manifest.json"
@@ -58,11 +56,6 @@ class Saved:
     path: Path
     bytes: int
     seconds: float
-
-
-def job_digest(job: JobSpec) -> str:
-    """sha256 of the resolved spec: a checkpoint of another spec is refused."""
-    return hashlib.sha256(job.model_dump_json().encode()).hexdigest()
 
 
 def saved_steps(directory: Path) -> list[int]:
@@ -129,7 +122,8 @@ class Checkpoints:
     def latest(self) -> Restored | None:
         """Return the newest whole checkpoint, None when there is none.
 
-        Raises CheckpointError when it belongs to another job or to another engine layout or number of ranks.
+        Raises CheckpointError when it belongs to another job or to another engine layout or number of ranks; SpecError
+        when its job is not one that this release knows.
         """
         step = self.ranks.from_first(self._newest() if self.ranks.first else 0)
         return self._load(self.directory / f"step-{step:06d}") if step else None
@@ -151,7 +145,6 @@ class Checkpoints:
             "format": FORMAT,
             "step": step,
             "epoch": self.epoch,
-            "job_sha256": job_digest(self.job),
             "world_size": self.ranks.count,
             "layout": self.layout,
             "policy_versions": [int(state.version) for state in states],
@@ -197,15 +190,28 @@ class Checkpoints:
         return Restored(manifest["step"], states, safetensors.torch.load_file(path / self._shard()))
 
     def _refuse_strangers(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        here = {
-            "format": FORMAT, "job_sha256": job_digest(self.job), "layout": self.layout, "world_size": self.ranks.count,
-        }  # fmt: skip
-        for key, wanted in here.items():
-            if manifest.get(key) != wanted:
-                raise CheckpointError(
-                    f"{path}: {key} is {manifest.get(key)!r}, this job has {wanted!r}; "
-                    "resume with the spec it was written by, or start in an empty run folder"
-                )
+        found = {key: manifest.get(key) for key in ("format", "layout", "world_size")}
+        here = {"format": FORMAT, "layout": self.layout, "world_size": self.ranks.count}
+        written_by = JobSpec.parse((path / "job.json").read_text(encoding="utf-8"))
+        differences = [
+            *_differences(found, here, ""),
+            *_differences(written_by.model_dump(mode="json"), self.job.model_dump(mode="json"), "/"),
+        ]
+        if differences:
+            raise CheckpointError(
+                f"{path}: {'; '.join(differences[:5])}; "
+                "resume with the spec it was written by, or start in an empty run folder"
+            )
+
+
+def _differences(there: Mapping[str, Any], here: Mapping[str, Any], pointer: str) -> Iterator[str]:
+    """Say of every field that differs what it is there and what it is here."""
+    for key in sorted(there.keys() | here.keys()):
+        old, new = there.get(key), here.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f"{pointer}{key}/")
+        elif old != new:
+            yield f"{pointer}{key} is {old!r}, this job has {new!r}"
 
 
 def _load_state(path: Path, version: int) -> PolicyState:

@@ -15,13 +15,14 @@ host bring them out, once a step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from accord.backbones.adapters import adapter_parameters
-from accord.backbones.shaping import audio_to_video, branch_of, watch_audio_from_video
+from accord.backbones.shaping import branch_of, watch_audio_from_video
 from learner.engine import Engine, trainable
 from learner.ranks import Ranks
 
@@ -29,14 +30,14 @@ from learner.ranks import Ranks
 class GradientNorms:
     """The norms of one engine's steps. Made on every rank; `metrics` is called on every rank after `Engine.step`."""
 
-    def __init__(self, engine: Engine, ranks: Ranks) -> None:
-        self.engine, self.ranks = engine, ranks
+    def __init__(self, engine: Engine, ranks: Ranks, attentions: Sequence[nn.Module]) -> None:
+        """`attentions`: `audio_to_video` of the engine's module."""
+        self.engine, self.ranks, self.attentions = engine, ranks, attentions
         engine.watch_gradients = True
         branches = {id(tensor): branch_of(key) for key, tensor in adapter_parameters(engine.module, "policy").items()}
         owners = [branches.get(id(parameter)) for parameter in trainable(engine.module)]
         self.branches = sorted({owner for owner in owners if owner is not None})
         self.places = [self.branches.index(owner) if owner else len(self.branches) for owner in owners]
-        self.attentions = audio_to_video(engine.module)  # found once: walking the modules costs milliseconds
         self.arrived: dict[int, Tensor] = {}
 
     def watching(self) -> AbstractContextManager[None]:

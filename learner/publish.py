@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-from pathlib import Path
-
 from accord.ids import PolicyVersion
 from accord.types import PolicyState
 from learner.engine import Engine
@@ -16,9 +13,3 @@ def policy_state(engine: Engine, version: int) -> PolicyState:
         version=PolicyVersion(version),
         adapters={"policy": engine.adapter_state("policy"), "old": engine.adapter_state("old")},
     )
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

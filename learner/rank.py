@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from accord.backbones.adapters import role
-from accord.backbones.shaping import gradient_surgery
+from accord.backbones.shaping import audio_to_video, gradient_surgery
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
 from accord.types import GroupData, Modality, ScoredGroup
@@ -39,7 +39,8 @@ class Rank:
         self.job, self.backbone, self.engine, self.algorithm = job, backbone, engine, algorithm
         self.ranks, self.device = ranks, device
         self.modalities: tuple[Modality, ...] = tuple(backbone.modalities)
-        self.norms = GradientNorms(engine, ranks) if job.optimizer.gradient_norms else None
+        self.attentions = audio_to_video(engine.module)  # found once: walking the modules costs milliseconds
+        self.norms = GradientNorms(engine, ranks, self.attentions) if job.optimizer.gradient_norms else None
 
     def update(
         self,
@@ -60,13 +61,13 @@ class Rank:
         )  # fmt: skip
         total = math.ceil(batches.count() / self.job.optimizer.micro_batch)
         sums: dict[str, Tensor] = {}
-        for done, micro in enumerate(batches, start=1):
-            with self._shaped():
+        with self._shaped():
+            for done, micro in enumerate(batches, start=1):
                 terms = self._evaluate(micro)
                 self.engine.backward(terms.loss_B.sum() / batches.count())
-            for name, value_B in terms.metrics_B.items():
-                sums[name] = sums.get(name, 0) + value_B.double().sum()
-            report(done, total)
+                for name, value_B in terms.metrics_B.items():
+                    sums[name] = sums.get(name, 0) + value_B.double().sum()
+                report(done, total)
         metrics = self._reduced(sums, batches.count())
         _require_finite(step, metrics)
         grad_norm = self.engine.step()
@@ -81,10 +82,10 @@ class Rank:
     @contextmanager
     def _shaped(self) -> Iterator[None]:
         """The policy with its gradient surgery; spans the backward too, where checkpointed blocks run again."""
-        module, surgery, norms = self.engine.module, self.algorithm.surgery, self.norms
+        surgery, norms = self.algorithm.surgery, self.norms
         with (
-            role(module, "policy"),
-            gradient_surgery(module, surgery) if surgery else nullcontext(),
+            role(self.engine.module, "policy"),
+            gradient_surgery(self.attentions, surgery) if surgery else nullcontext(),
             norms.watching() if norms else nullcontext(),
         ):
             yield

@@ -18,6 +18,7 @@ from accord.backbones.adapters import export_lora
 from accord.config.job import JobSpec
 from accord.errors import RolloutError
 from accord.events import CheckpointSaved, Event, EventSink, Phase, Progress, StepCompleted, Warned
+from accord.ids import file_sha256
 from accord.requests import sampling_version
 from accord.types import GroupSource, Modality, PolicyState, Prompt, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit
@@ -25,7 +26,7 @@ from learner.checkpoint import Checkpoints
 from learner.engine import Engine
 from learner.evaluate import Evaluator
 from learner.outcome import TrainResult
-from learner.publish import file_sha256, policy_state
+from learner.publish import policy_state
 from learner.rank import Rank
 from learner.ranks import Ranks
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ ADAPTER_ROLES: tuple[Role, Role] = ("policy", "old")
 EXPORT_FILE = "pytorch_lora_weights.safetensors"
 _NOT_ADAPTED = "to_gate_logits"
 """Per-head gates stay frozen: an adapter goes on query, key, value, output and feed-forward layers."""
+_FOUND: WeakKeyDictionary[nn.Module, list[LoraLayer]] = WeakKeyDictionary()
 
 
 def target_layers(module: nn.Module, spec: LoRASpec) -> list[str]:
@@ -65,6 +67,7 @@ def add_roles(module: nn.Module, spec: LoRASpec, seed: int) -> None:
         if isinstance(layer, LoraLayer):
             for name in ADAPTER_ROLES:
                 _initialise(layer, name, path, spec.rank, seed)
+    _FOUND.pop(module, None)
     _activate(_layers(module), "policy")
 
 
@@ -194,4 +197,7 @@ def _network(module: nn.Module) -> nn.Module:
 
 
 def _layers(module: nn.Module) -> list[LoraLayer]:
-    return [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+    """The adapted layers, found once: walking thousands of modules at each change of role would take per cents."""
+    if module not in _FOUND:
+        _FOUND[module] = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+    return _FOUND[module]

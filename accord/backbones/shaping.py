@@ -45,17 +45,16 @@ def block_factors(schedule: Sequence[BlockScale], depth: int) -> list[float]:
 
 
 @contextmanager
-def gradient_surgery(module: nn.Module, spec: SurgerySpec) -> Iterator[None]:
-    """Scale the gradient that flows from video into audio at the audio-to-video cross-attention (OmniNFT eq. 8-9).
+def gradient_surgery(attentions: Sequence[nn.Module], spec: SurgerySpec) -> Iterator[None]:
+    """Scale the gradient that flows from video into audio at each of `audio_to_video(model)` (OmniNFT eq. 8-9).
 
     K' = sg(K) + keep * (K - sg(K)), likewise V, for `tensor = "kv"`; the same on the audio hidden state in front of
     both projections for `"context"`, which leaves their own weights the full gradient. Enter it around forward *and*
     backward: gradient checkpointing computes the forward again inside backward.
     """
-    attentions = audio_to_video(module) if spec.enabled else []
     if spec.enabled and not attentions:
         raise SpecError([("/algorithm/surgery", "the backbone has no audio-to-video cross-attention to operate on")])
-    factors = block_factors(spec.schedule, len(attentions)) if spec.enabled else []
+    factors = block_factors(spec.schedule if spec.enabled else (), len(attentions))
     with ExitStack() as stack:
         for attention, keep in zip(attentions, factors, strict=True):
             for handle in _surgery_hooks(attention, spec.tensor, keep) if keep != 1.0 else ():

@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from accord.ids import file_sha256
+
 FORMAT = "1"
 
 log = logging.getLogger("accord.text_cache")
@@ -85,7 +87,7 @@ def content_digest(folders: Iterable[Path], kept_in: Path) -> str:
             return str(kept["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing kept, or not readable: then it is computed
-    found = _digest(*(part for folder, file in listed for part in (_name(folder, file), _file_sha256(file))))
+    found = _digest(*(part for folder, file in listed for part in (_name(folder, file), file_sha256(file))))
     if _stats(file for _, file in listed) == seen:
         _keep(note, {"files": seen, "sha256": found})
     return found
@@ -116,11 +118,6 @@ def _keep(note: Path, content: Mapping[str, object]) -> None:
         draft.replace(note)
     except OSError as error:
         log.warning("%s cannot be written (%s); the model's files will be read again next time", note, error)
-
-
-def _file_sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _digest(*parts: str) -> str:

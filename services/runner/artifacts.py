@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from services.runner.summary import Document, sha256_of, write_whole
+from accord.ids import file_sha256
+from services.runner.summary import Document, write_whole
 
 MEDIA_TYPES: Mapping[str, str] = {
     ".json": "application/json",
@@ -69,5 +70,5 @@ def _artifact(run_dir: Path, path: Path, job_id: str) -> Artifact:
         name=name,
         media_type=MEDIA_TYPES[path.suffix],
         bytes=path.stat().st_size,
-        sha256=sha256_of(path),
+        sha256=file_sha256(path),
     )

@@ -110,5 +110,10 @@ def _swap_in(draft: Path, target: Path) -> None:
     aside = draft.with_suffix(".replaced")
     if target.exists():
         target.rename(aside)
-    draft.rename(target)
+    try:
+        draft.rename(target)
+    except OSError:
+        if aside.exists():
+            aside.rename(target)
+        raise
     shutil.rmtree(aside, ignore_errors=True)

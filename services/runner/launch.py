@@ -24,6 +24,7 @@ from accord.config.settings import Settings
 from accord.errors import AccordError, Fenced, NonFiniteError, UserError
 from accord.events import Failed, Progress
 from services.runner.embedded import ray_address
+from services.runner.inputs import pin_inputs
 from services.runner.sink import StoreEventSink
 
 if TYPE_CHECKING:
@@ -92,6 +93,7 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     preflight(job)
     run_dir = (settings.runs_dir / job_id).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
+    pin_inputs(job, run_dir)
     (run_dir / "spec.json").write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
     stages = Stages(sink)
     stages.next("connecting to Ray")

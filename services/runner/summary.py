@@ -7,7 +7,6 @@ compared, so both print the same numbers.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import platform
@@ -24,6 +23,7 @@ from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
 from accord.errors import PromptError
 from accord.events import RewardSummary, StepCompleted
+from accord.ids import file_sha256
 from accord.types import Route
 
 PHASES = ("rollout", "reward", "learn", "publish", "checkpoint", "startup", "evaluate")
@@ -196,7 +196,7 @@ def build_summary(
         phase_seconds=_phase_seconds(steps, evaluations),
         rewards=_reward_changes(job, evaluations),
         held_out=_held_out_changes(evaluations),
-        adapter_sha256=sha256_of(adapter) if adapter.is_file() else None,
+        adapter_sha256=file_sha256(adapter) if adapter.is_file() else None,
         policy_version=steps[-1].policy_version if steps else 0,
         samples_generated=sum(step.samples for step in steps) + sum(len(one.samples) for one in evaluations),
         components=dict(components) if components is not None else component_versions(job),
@@ -412,12 +412,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def sha256_of(path: Path) -> str:
-    """Hash a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_whole(path: Path, text: str) -> None:

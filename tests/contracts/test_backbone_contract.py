@@ -6,7 +6,7 @@ import torch
 
 from accord.backbones.adapters import adapter_parameters, role
 from accord.backbones.base import Conditions, VelocityModel
-from accord.backbones.shaping import capture_region, gradient_surgery
+from accord.backbones.shaping import audio_to_video, capture_region, gradient_surgery
 from accord.config.algorithms import RegionSpec, SurgerySpec
 from accord.config.backbones import SamplingSpec
 from accord.plugins import load_impl, names, spec_class
@@ -99,7 +99,7 @@ def test_gradients_reach_the_policy_and_nothing_else(backbone, batch):
 def test_shapers_change_no_forward_value(backbone, batch):
     plain = backbone.velocity(*batch)
     region = capture_region(backbone.velocity_model, RegionSpec(first_step=0.0), 1)
-    with gradient_surgery(backbone.velocity_model, SurgerySpec()), region.during(0):
+    with gradient_surgery(audio_to_video(backbone.velocity_model), SurgerySpec()), region.during(0):
         shaped = backbone.velocity(*batch)
     assert all(torch.equal(plain[modality], shaped[modality]) for modality in plain)
     assert region.weights(backbone.latent_frames).shape == batch[0]["video"].shape[:2]

@@ -68,6 +68,21 @@ def test_neither_workers_nor_kills_change_a_bit(
     assert summary["policy_version"] == 3
 
 
+@pytest.mark.timeout(600)
+def test_nor_with_recorded_steps_that_were_sampled_one_version_ahead(service: Service) -> None:
+    """Flow-GRPO whose rollouts overlap the update: a rollout worker, then the attempt is killed."""
+    algorithm = {"name": "flow_grpo"}
+    calm = service.finish(service.submit(small_job(algorithm=algorithm, cluster={"policy_lag": 1})))
+    cluster = {"policy_lag": 1, "rollout_workers": 2}
+    job_id = service.submit(small_job(name="killed", algorithm=algorithm, cluster=cluster))
+    for step, title in enumerate(("ray::RolloutActor", "services.runner.launch"), start=1):
+        after_step(service, job_id, step)
+        kill(service, title)
+    summary = service.finish(job_id)
+    assert summary["adapter_sha256"] == calm["adapter_sha256"]
+    assert summary["policy_version"] == 3
+
+
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
     with running_service(tmp_path) as service:
         job_id = service.submit(small_job(steps=50))

@@ -11,7 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from accord.backbones.adapters import adapter_parameters, adapter_state, blend_, load_adapter_state, role
 from accord.backbones.ltx2 import LTX2Backbone
-from accord.backbones.shaping import branch_of, gradient_surgery
+from accord.backbones.shaping import audio_to_video, branch_of, gradient_surgery
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
@@ -142,7 +142,7 @@ def brute_force(job: JobSpec, backbone) -> dict[str, float]:
         )
         for block in module.transformer.transformer_blocks
     ]
-    with role(module, "policy"), gradient_surgery(module, algorithm.surgery):
+    with role(module, "policy"), gradient_surgery(audio_to_video(module), algorithm.surgery):
         predictions["policy"] = module(micro.latents, micro.sigmas, micro.conditions)
         loss = algorithm.loss(micro.batch, predictions).loss_B.mean()
         named = adapter_parameters(module, "policy")

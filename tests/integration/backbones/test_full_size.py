@@ -8,7 +8,7 @@ from diffusers import LTX2VideoTransformer3DModel
 
 from accord.backbones.adapters import adapter_parameters, add_roles, target_layers
 from accord.backbones.ltx2 import LTX2Velocity
-from accord.backbones.shaping import gradient_surgery
+from accord.backbones.shaping import audio_to_video, gradient_surgery
 from accord.config.algorithms import OmniNFTSpec
 from accord.config.backbones import LoRASpec
 from accord.config.model_shapes import check_transformer
@@ -58,7 +58,7 @@ def test_published_surgery_fits_its_depth(transformer):
     assert velocity.depth == 48
     spec = OmniNFTSpec.model_validate({"preset": "published"}).surgery
     attentions = [block.audio_to_video_attn for block in transformer.transformer_blocks]
-    with gradient_surgery(velocity, spec):
+    with gradient_surgery(audio_to_video(velocity), spec):
         hooked = [index for index, attention in enumerate(attentions) if attention._forward_pre_hooks]
     assert hooked == [*range(11), *range(40, 48)]
     assert not any(attention._forward_pre_hooks for attention in attentions)

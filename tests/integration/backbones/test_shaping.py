@@ -68,7 +68,7 @@ def video_loss(backbone, spec, wrap=lambda module: module):
     for parameter in backbone.velocity_model.parameters():
         parameter.grad = None
     edges = Edges(backbone)
-    with gradient_surgery(wrap(backbone.velocity_model), spec):
+    with gradient_surgery(audio_to_video(wrap(backbone.velocity_model)), spec):
         output = backbone.velocity(*inputs(backbone))
         output["video"].square().mean().backward()
     for handle in edges.handles:
@@ -120,7 +120,7 @@ def test_what_arrives_in_the_sound_follows_the_schedule(tuned, tensor, watch_fir
     off, plain = video_loss(tuned, OFF)
     arrived: dict[int, torch.Tensor] = {}
     watch = watch_audio_from_video(audio_to_video(tuned.velocity_model), arrived.__setitem__)
-    surgery = gradient_surgery(tuned.velocity_model, SurgerySpec(schedule=SCHEDULE, tensor=tensor))
+    surgery = gradient_surgery(audio_to_video(tuned.velocity_model), SurgerySpec(schedule=SCHEDULE, tensor=tensor))
     with ExitStack() as stack:
         for part in (watch, surgery) if watch_first else (surgery, watch):
             stack.enter_context(part)
@@ -140,7 +140,7 @@ def test_queries_and_the_other_direction_keep_their_gradient(tuned):
     def gradients(spec):
         for parameter in tuned.velocity_model.parameters():
             parameter.grad = None
-        with gradient_surgery(tuned.velocity_model, spec):
+        with gradient_surgery(audio_to_video(tuned.velocity_model), spec):
             output = tuned.velocity(*inputs(tuned))
             output["audio"].square().mean().backward()
         return {key: p.grad for key, p in adapter_parameters(tuned.velocity_model, "policy").items()}
@@ -168,7 +168,7 @@ def test_surgery_finds_its_blocks_inside_any_wrapper(tuned):
 def test_surgery_leaves_nothing_behind(tuned):
     last_edge_only(tuned)
     before, _ = video_loss(tuned, OFF)
-    with gradient_surgery(tuned.velocity_model, SurgerySpec(schedule=SCHEDULE)):
+    with gradient_surgery(audio_to_video(tuned.velocity_model), SurgerySpec(schedule=SCHEDULE)):
         pass
     after, _ = video_loss(tuned, OFF)
     assert all(torch.equal(before.context[key], after.context[key]) for key in before.context)
@@ -179,7 +179,7 @@ def test_surgery_holds_under_gradient_checkpointing(model_dir, load, perturb):
     for checkpointing in (False, True):
         backbone = load(model_dir, gradient_checkpointing=checkpointing)
         perturb(backbone.velocity_model, "policy", 3)
-        with gradient_surgery(backbone.velocity_model, SurgerySpec(schedule=SCHEDULE)):
+        with gradient_surgery(audio_to_video(backbone.velocity_model), SurgerySpec(schedule=SCHEDULE)):
             backbone.velocity(*inputs(backbone))["video"].square().mean().backward()
         results.append({key: p.grad for key, p in adapter_parameters(backbone.velocity_model, "policy").items()})
     plain, checkpointed = results
@@ -230,7 +230,7 @@ def test_what_surgery_leaves_equals_loops_in_float64(tensor, keep):
     picture, sound = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (3, 4))
     sound.requires_grad_()
     spec = SurgerySpec(tensor=tensor, schedule=(BlockScale(start=0.0, stop=1.0, keep=keep),))
-    with gradient_surgery(blocks, spec):
+    with gradient_surgery(audio_to_video(blocks), spec):
         loss = blocks[0].audio_to_video_attn(picture, encoder_hidden_states=sound).square().sum()
         (grad,) = torch.autograd.grad(loss, sound, allow_unused=True)
     attention, rows = blocks[0].audio_to_video_attn, sound.tolist()
@@ -275,7 +275,7 @@ def test_schedules_scale_with_depth_later_runs_win_and_numbers_are_checked():
 
 def test_a_model_without_the_edge_is_refused():
     assert audio_to_video(nn.Linear(2, 2)) == []
-    with pytest.raises(SpecError, match="/algorithm/surgery"), gradient_surgery(nn.Linear(2, 2), SurgerySpec()):
+    with pytest.raises(SpecError, match="/algorithm/surgery"), gradient_surgery([], SurgerySpec()):
         pass
     with pytest.raises(SpecError, match="/algorithm/region"):
         capture_region(nn.Linear(2, 2), RegionSpec(), 4)

@@ -93,7 +93,7 @@ def test_the_digest_is_that_of_the_content(files, tmp_path, monkeypatch):
     assert content_digest([files], kept) != first, "the same size and time"
     (copy / "a.safetensors").rename(copy / "b.safetensors")
     assert content_digest([copy], kept) != first, "another name"
-    monkeypatch.setattr("accord.backbones.text_cache._file_sha256", lambda _: pytest.fail("read again"))
+    monkeypatch.setattr("accord.backbones.text_cache.file_sha256", lambda _: pytest.fail("read again"))
     content_digest([files], kept)
 
 

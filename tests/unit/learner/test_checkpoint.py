@@ -8,6 +8,7 @@ import torch
 
 from accord.config.job import JobSpec
 from accord.errors import CheckpointError, Fenced
+from accord.ids import file_sha256
 from accord.types import PolicyState
 from learner.checkpoint import Checkpoints
 from learner.ranks import Ranks
@@ -143,12 +144,33 @@ def test_a_torn_later_one_neither_survives_nor_pushes_out_the_good(tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [({"spec": job(seed=1)}, "job_sha256"), ({"layout": "zero2"}, "layout")],
+    [
+        ({"spec": job(seed=1)}, "/seed is 0, this job has 1"),
+        (
+            {"spec": job(algorithm={"name": "omninft", "loss": {"beta": 0.5}})},
+            "/algorithm/loss/beta is 1.0, this .* 0.5",
+        ),
+        ({"layout": "zero2"}, "layout is 'torch', this job has 'zero2'"),
+    ],
 )
 def test_a_stranger_is_refused_with_the_reason(tmp_path, change, word):
     save(Store(tmp_path), 1)
     with pytest.raises(CheckpointError, match=word):
         Store(tmp_path, **change).latest()
+
+
+def test_a_field_that_the_checkpoint_does_not_know_has_its_default(tmp_path):
+    """A release that adds a field goes on with what the one before it wrote."""
+    save(Store(tmp_path), 1)
+    spec, manifest = tmp_path / "step-000001" / "job.json", tmp_path / "step-000001" / "manifest.json"
+    tree, entries = json.loads(spec.read_text()), json.loads(manifest.read_text())
+    del tree["optimizer"]["gradient_norms"]
+    spec.write_text(json.dumps(tree))
+    entries["files"]["job.json"] = {"sha256": file_sha256(spec), "bytes": spec.stat().st_size}
+    manifest.write_text(json.dumps(entries))
+    assert Store(tmp_path).latest().step == 1
+    with pytest.raises(CheckpointError, match="/optimizer/gradient_norms is True, this job has False"):
+        Store(tmp_path, job(optimizer={"gradient_norms": False})).latest()
 
 
 def test_world_size_is_checked(tmp_path):
