@@ -1,10 +1,11 @@
 """What each technique costs: time as ratios of paired runs in one process, forwards per sample, and peak memory.
 
-Each pair runs the same work with the technique off and on in turn, five times, and compares the fastest run of either
-side, because what slows a run is the machine; a row is the median of its pairs with its interval. Time is CPU time of
-this process, one thread. Memory is the peak of live tensors, counted as they are made and freed.
+Each pair runs the same work with the technique off and on, by turns in this order and the other; a row is the median of
+its pairs with its 95 % interval. What is promised to stay within a few per cent gets more pairs, because a single run
+is off by ten. Time is CPU time of this process, one thread. Memory is the peak of live tensors, counted as they are
+made and freed.
 
-    .venv/bin/python benchmarks/cost.py --pairs 15 [--out docs/results]
+    .venv/bin/python benchmarks/cost.py [--pairs 120] [--out docs/results]
 """
 
 from __future__ import annotations
@@ -37,8 +38,6 @@ from learner.publish import policy_state
 from learner.rank import Rank
 
 MIB = 2**20
-RUNS = 5
-"""On either side of a pair."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,10 @@ class Row:
 def paired(technique: str, work: str, off: Callable[[], int], on: Callable[[], int], pairs: int, model: Any) -> Row:
     """Time `off` and `on` in turn; both return how many samples they worked on. The first pair warms up."""
     ratios = []
-    for _ in track(range(pairs + 1), f"{technique}, {work}", console=Console(stderr=True)):
-        runs = [(_seconds(off), _seconds(on)) for _ in range(RUNS)]
-        without, with_it = map(min, zip(*runs, strict=True))
-        ratios.append(with_it / without)
+    for index in track(range(pairs + 1), f"{technique}, {work}", console=Console(stderr=True)):
+        order = (off, on) if index % 2 else (on, off)
+        seconds = {call: _seconds(call) for call in order}
+        ratios.append(seconds[on] / seconds[off])
     del ratios[0]
     forwards, peaks = [], []
     for call in (off, on):
@@ -141,9 +140,9 @@ def measure(job: JobSpec, pairs: int) -> list[Row]:
 
     return [
         paired("modality-routed advantages", "update", bench.update(spec=shared), whole, pairs, learner),
-        paired("gradient surgery", "update", bench.update(surgery=None), whole, pairs, learner),
+        paired("gradient surgery", "update", bench.update(surgery=None), whole, 8 * pairs, learner),
         paired("region weights in the loss", "update", bench.update(region=None), whole, pairs, learner),
-        paired("region capture", "rollout", bench.rollout(False), bench.rollout(True), pairs, sampler),
+        paired("region capture", "rollout", bench.rollout(False), bench.rollout(True), 3 * pairs, sampler),
         paired("reference penalty", "update", bench.update(anchors=("old",)), bench.update(anchors=("old", "ref")),
                pairs, learner),
         paired("gradient norms by block", "update", no_norms, whole, pairs, learner),
@@ -162,8 +161,8 @@ def median_interval(values: list[float]) -> tuple[float, float]:
 def table(rows: list[Row]) -> str:
     """Markdown."""
     lines = [
-        "| technique | work | time with ÷ without (95 % interval) | forwards per sample | peak MiB |",
-        "|---|---|---|---|---|",
+        "| technique | work | time with ÷ without (95 % interval) | pairs | forwards per sample | peak MiB |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         low, high = median_interval(row.ratios)
@@ -171,7 +170,7 @@ def table(rows: list[Row]) -> str:
         small, large = row.peak
         lines.append(
             f"| {row.technique} | {row.work} | {statistics.median(row.ratios):.3f} ({low:.3f} to {high:.3f}) | "
-            f"{before:g} → {after:g} | {small:.2f} → {large:.2f} |"
+            f"{len(row.ratios)} | {before:g} → {after:g} | {small:.2f} → {large:.2f} |"
         )
     return "\n".join(lines)
 
@@ -179,7 +178,7 @@ def table(rows: list[Row]) -> str:
 def main() -> None:
     """Measure, print, and write cost.md if asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=15)
+    parser.add_argument("--pairs", type=int, default=120)
     parser.add_argument("--job", type=Path, default=Path("examples/tiny_omninft.toml"))
     parser.add_argument("--out", type=Path, help="directory for cost.md")
     arguments = parser.parse_args()
@@ -196,10 +195,10 @@ def main() -> None:
         arguments.out.mkdir(parents=True, exist_ok=True)
         head = (
             "# What each technique costs\n\n"
-            f"Made by `benchmarks/cost.py --pairs {arguments.pairs}` on the tiny model: one group of "
-            f"{job.prompts.group_size} clips, sampled in {job.sampling.num_steps} denoising steps and trained on at "
-            f"one noise level. CPU time of one thread; a pair is the fastest of {RUNS} runs of either side. The "
-            "control has the same work on both sides: so far from 1.000 chance alone leads.\n\n"
+            f"Made by `benchmarks/cost.py --pairs {arguments.pairs}` on the tiny model, seed {job.seed}: one "
+            f"group of {job.prompts.group_size} clips, sampled in {job.sampling.num_steps} denoising steps and trained "
+            "on at one noise level. CPU time of one thread, medians over the pairs. The control has the same work on "
+            "both sides: so far from 1.000 chance alone leads.\n\n"
         )
         (arguments.out / "cost.md").write_text(head + text + "\n", encoding="utf-8")
 

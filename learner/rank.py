@@ -81,10 +81,12 @@ class Rank:
 
     @contextmanager
     def _shaped(self) -> Iterator[None]:
-        """The policy with its gradient surgery; spans the backward too, where checkpointed blocks run again."""
+        """Gradient surgery and its probes around the policy, which is the role at rest.
+
+        Spans the backward too, where checkpointed blocks run again.
+        """
         surgery, norms = self.algorithm.surgery, self.norms
         with (
-            role(self.engine.module, "policy"),
             gradient_surgery(self.attentions, surgery) if surgery else nullcontext(),
             norms.watching() if norms else nullcontext(),
         ):

@@ -67,7 +67,6 @@ def add_roles(module: nn.Module, spec: LoRASpec, seed: int) -> None:
         if isinstance(layer, LoraLayer):
             for name in ADAPTER_ROLES:
                 _initialise(layer, name, path, spec.rank, seed)
-    _FOUND.pop(module, None)
     _activate(_layers(module), "policy")
 
 
@@ -198,6 +197,6 @@ def _network(module: nn.Module) -> nn.Module:
 
 def _layers(module: nn.Module) -> list[LoraLayer]:
     """The adapted layers, found once: walking thousands of modules at each change of role would take per cents."""
-    if module not in _FOUND:
-        _FOUND[module] = [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
-    return _FOUND[module]
+    found = _FOUND.get(module) or [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
+    _FOUND[module] = found
+    return found

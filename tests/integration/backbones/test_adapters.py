@@ -94,6 +94,17 @@ def test_switching_roles_touches_flags_only_and_restores_them(ltx2_dir, load, pe
         assert torch.equal(backbone.velocity(*inputs(backbone))["video"], outputs["policy"])
 
 
+def test_a_network_that_was_asked_for_a_role_too_early_gets_it_later():
+    network = nn.Sequential(nn.ModuleDict({"attn": nn.Linear(4, 4)}))
+    with role(network, "ref"):
+        pass
+    add_roles(network, LoRASpec(rank=2, targets=("attn",)), 0)
+    layer = network[0]["attn"]
+    with role(network, "old"):
+        assert layer._active_adapter == ["old"]
+    assert layer._active_adapter == ["policy"]
+
+
 def test_state_moves_bit_for_bit_between_models_and_through_wrappers(ltx2_dir, load, perturb):
     source, target = load(ltx2_dir), load(ltx2_dir)
     perturb(source.velocity_model, "policy", 5)

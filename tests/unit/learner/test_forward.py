@@ -408,6 +408,9 @@ def test_modalities_have_their_own_credit_and_combine(recipe, reduction):
         apart = [(p[1] - p[2]).square().mean((1, 2)) for p in parts.values()]
         torch.testing.assert_close(terms.metrics_B["old_policy/distance"], (apart[0] + apart[1]) / 2)
     assert ("old_policy/distance" in terms.metrics_B) == ("old" in anchors)
+    weights = parts["video"][5]
+    assert torch.equal(terms.metrics_B["region/max"], weights.amax(1))
+    assert torch.equal(terms.metrics_B["region/min"], weights.amin(1))
     assert all(not value.requires_grad and value.shape == (B,) for value in terms.metrics_B.values())
 
 
