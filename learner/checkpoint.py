@@ -28,7 +28,7 @@ import safetensors.torch
 from torch import Tensor
 
 from accord.config.job import JobSpec
-from accord.errors import CheckpointError
+from accord.errors import CheckpointError, SpecError
 from accord.ids import PolicyVersion, file_sha256
 from accord.types import PolicyState, Role
 from learner.ranks import Ranks
@@ -122,8 +122,7 @@ class Checkpoints:
     def latest(self) -> Restored | None:
         """Return the newest whole checkpoint, None when there is none.
 
-        Raises CheckpointError when it belongs to another job or to another engine layout or number of ranks; SpecError
-        when its job is not one that this release knows.
+        Raises CheckpointError when it belongs to another job or to another engine layout or number of ranks.
         """
         step = self.ranks.from_first(self._newest() if self.ranks.first else 0)
         return self._load(self.directory / f"step-{step:06d}") if step else None
@@ -192,16 +191,26 @@ class Checkpoints:
     def _refuse_strangers(self, path: Path, manifest: Mapping[str, Any]) -> None:
         found = {key: manifest.get(key) for key in ("format", "layout", "world_size")}
         here = {"format": FORMAT, "layout": self.layout, "world_size": self.ranks.count}
-        written_by = JobSpec.parse((path / "job.json").read_text(encoding="utf-8"))
-        differences = [
-            *_differences(found, here, ""),
-            *_differences(written_by.model_dump(mode="json"), self.job.model_dump(mode="json"), "/"),
-        ]
+        differences = list(_differences(found, here, ""))
+        if not differences:  # another format may keep its job elsewhere
+            written_by = _written_by(path)
+            differences = list(_differences(written_by.model_dump(mode="json"), self.job.model_dump(mode="json"), "/"))
         if differences:
             raise CheckpointError(
                 f"{path}: {'; '.join(differences[:5])}; "
                 "resume with the spec it was written by, or start in an empty run folder"
             )
+
+
+def _written_by(path: Path) -> JobSpec:
+    """The job of a checkpoint. Raises CheckpointError when it is not one that this release knows."""
+    try:
+        return JobSpec.parse((path / "job.json").read_text(encoding="utf-8"))
+    except SpecError as error:
+        raise CheckpointError(
+            f"{path}: this release does not know the job it was written by ({error}); "
+            "resume with the release that wrote it, or start in an empty run folder"
+        ) from error
 
 
 def _differences(there: Mapping[str, Any], here: Mapping[str, Any], pointer: str) -> Iterator[str]:

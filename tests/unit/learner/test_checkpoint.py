@@ -171,6 +171,12 @@ def test_a_field_that_the_checkpoint_does_not_know_has_its_default(tmp_path):
     assert Store(tmp_path).latest().step == 1
     with pytest.raises(CheckpointError, match="/optimizer/gradient_norms is True, this job has False"):
         Store(tmp_path, job(optimizer={"gradient_norms": False})).latest()
+    tree["optimizer"]["field_of_another_release"] = 1
+    spec.write_text(json.dumps(tree))
+    entries["files"]["job.json"] = {"sha256": file_sha256(spec), "bytes": spec.stat().st_size}
+    manifest.write_text(json.dumps(entries))
+    with pytest.raises(CheckpointError, match=r"step-000001: this release does not know .*field_of_another"):
+        Store(tmp_path).latest()
 
 
 def test_world_size_is_checked(tmp_path):
