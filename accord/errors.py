@@ -13,6 +13,7 @@
     ├── ServiceError              a process of the service cannot start
     │   └── Unreachable           nothing answers where something should
     ├── CheckpointError           a checkpoint is torn or does not fit
+    ├── VolumeFull                a volume is full, over quota or read-only, and stayed so
     ├── MediaError                a clip cannot be written or read as a file
     ├── RewardError               a whole reward is down (one bad clip is an invalid score, never this)
     ├── RolloutError              a group could not be sampled within its tries
@@ -109,6 +110,12 @@ class CheckpointError(AccordError):
     reason = "checkpoint"
 
 
+class VolumeFull(AccordError):
+    """A volume took no writes until the wait for it was over."""
+
+    reason = "volume_full"
+
+
 class MediaError(AccordError):
     """A clip cannot be written as a file, or a file cannot be read as a clip."""
 
@@ -137,3 +144,19 @@ class DeadlineExceeded(AccordError):
     """A wait ended at its deadline."""
 
     reason = "deadline"
+
+
+def ours(error: BaseException | None) -> AccordError | None:
+    """The error of this tree inside an error that crossed processes, as itself; None when there is none.
+
+    Ray wraps what a task raises, in one layer for each process on the way, and a layer carries the class in name only.
+    """
+    while error is not None:
+        inner = getattr(error, "cause", None)
+        if isinstance(inner, BaseException):
+            error = inner
+        elif isinstance(error, AccordError):
+            return error
+        else:
+            error = error.__cause__
+    return None

@@ -19,6 +19,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -90,31 +91,36 @@ class Checkpoints:
         sharded: bool = False,
         guard: Callable[[], None] = lambda: None,
         warn: Callable[[str, str], None] = lambda _code, _message: None,
+        write: Callable[[Callable[[], Any]], Any] = lambda call: call(),
     ) -> None:
-        """`guard` raises Fenced when the attempt lost the job; `warn(code, message)` reports a refused checkpoint."""
+        """`guard` raises Fenced when the attempt lost the job; `warn(code, message)` reports a refused checkpoint.
+
+        `write` does a write that may be repeated from its beginning.
+        """
+        self.write = write
         self.directory, self.job, self.ranks, self.epoch = directory, job, ranks, epoch
         self.layout, self.sharded, self.guard, self.warn = layout, sharded, guard, warn
 
     def save(self, step: int, states: Sequence[PolicyState], optimizer: Mapping[str, Tensor]) -> Saved:
         """Write the checkpoint of `step`, replace what stands there, drop old ones. Rank 0 needs `states`.
 
-        Raises what `guard` raises before anything becomes visible; OSError when the disk refuses.
+        Raises what `guard` raises before anything becomes visible; what `write` raises when the disk refuses.
         """
         started = time.monotonic()
         final = self.directory / f"step-{step:06d}"
         draft = self.directory / f".step-{step:06d}.epoch-{self.epoch}.tmp"
         if self.ranks.first:
             shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
+            self.write(partial(draft.mkdir, parents=True, exist_ok=True))
         self.ranks.barrier()
         if self.sharded or self.ranks.first:
-            safetensors.torch.save_file(dict(optimizer), draft / self._shard())
+            self.write(partial(safetensors.torch.save_file, dict(optimizer), draft / self._shard()))
         self.ranks.barrier()
         size = 0
         if self.ranks.first:
-            size = self._complete(draft, step, states)
+            size = self.write(partial(self._complete, draft, step, states))
             self.guard()
-            self._swap_in(draft, final)
+            self.write(partial(self._swap_in, draft, final))
             self._prune(step)
         self.ranks.barrier()
         return Saved(step, final, size, time.monotonic() - started)
@@ -137,6 +143,7 @@ class Checkpoints:
             safetensors.numpy.save_file(tensors, draft / f"policy-{state.version:06d}.safetensors")
         (draft / "job.json").write_text(self.job.model_dump_json(indent=2), encoding="utf-8")
         files: dict[str, dict[str, Any]] = {}
+        (draft / MANIFEST).unlink(missing_ok=True)
         for path in sorted(draft.iterdir()):
             _sync(path)
             files[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
@@ -157,10 +164,11 @@ class Checkpoints:
     def _swap_in(self, draft: Path, final: Path) -> None:
         """Rename into place. What stands there already was refused at restore, or is this very step again."""
         aside = final.with_name(f".{final.name}.epoch-{self.epoch}.replaced")
-        shutil.rmtree(aside, ignore_errors=True)
-        if final.exists():
-            final.rename(aside)
-        draft.rename(final)
+        if draft.exists():  # else a repetition, after the rename
+            shutil.rmtree(aside, ignore_errors=True)
+            if final.exists():
+                final.rename(aside)
+            draft.rename(final)
         _sync(self.directory)
         shutil.rmtree(aside, ignore_errors=True)
 

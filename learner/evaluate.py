@@ -19,6 +19,7 @@ import statistics as stdlib_statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,10 @@ class Evaluator:
         source: GroupSource,
         held_out: Sequence[Prompt],
         emit: Callable[[Event], None],
+        write: Callable[[Callable[[], Any]], Any] = lambda call: call(),
     ) -> None:
+        """`write` does a write that may be repeated from its beginning."""
+        self.write = write
         self.job, self.directory, self.source, self.held_out, self.emit = job, directory, source, held_out, emit
         self.paired = [reward for reward in job.rewards if reward.route == "both" and len(reward.needs) > 1]
 
@@ -110,7 +114,7 @@ class Evaluator:
         for sample in self._kept(index) if label else ():
             name = clip_name(group.group.request, sample, label)
             try:
-                write_mp4(clips[sample], self.directory / "clips" / name)
+                self.write(partial(write_mp4, clips[sample], self.directory / "clips" / name))
             except MediaError as error:
                 self.emit(Warned(code="clip_not_written", message=str(error)))
 
@@ -175,11 +179,7 @@ class Evaluator:
             "change": self._change(event.step, seen.scores),
             "samples": samples,
         }
-        path = self.path(event.step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_suffix(".tmp")
-        draft.write_text(json.dumps(body, indent=1, allow_nan=False), encoding="utf-8")
-        draft.replace(path)
+        self.write(partial(_write_whole, self.path(event.step), json.dumps(body, indent=1, allow_nan=False)))
 
     def _change(self, step: int, scores: Mapping[str, Scores]) -> dict[str, Any]:
         """Difference to the base, paired by prompt and seed, for every score that has one value per sample."""
@@ -197,6 +197,13 @@ class Evaluator:
     def _progress(self, step: int, done: int, total: int) -> None:
         phase: Phase = "evaluate"
         self.emit(Progress(phase=phase, step=step, done=done, total=total, detail="held-out prompts"))
+
+
+def _write_whole(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)
 
 
 def clip_name(request: RolloutRequest, sample: int, label: str) -> str:

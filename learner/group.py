@@ -4,8 +4,7 @@ consumes: a job, an empty or half-finished run folder, a source of groups; waits
 produces: the run folder and a TrainResult; unblocked by: the attempt's deadline, the group's restart after a death.
 
 A rank that dies takes the group with it; Ray Train starts the group again and the page goes on from the latest
-checkpoint. An error of ours would only happen again, so it is written down, the restarted group returns at once, and
-`run` raises it: a deterministic failure costs one restart, not three.
+checkpoint. An error that would only happen again ends the group at once, and `run` raises it as itself.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accord import errors
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
-from accord.errors import AccordError, DeadlineExceeded, SpecError
+from accord.disk import WAIT_S
+from accord.errors import AccordError, DeadlineExceeded, ours
 from accord.events import EventSink, ProcessLost
 from accord.types import GroupSource, Prompt
 from learner.outcome import TrainResult
@@ -47,11 +46,7 @@ class Attempt:
     guard: Callable[[], None]
     epoch: int
     began: float | None = None
-
-    @property
-    def failure(self) -> Path:
-        """Where a rank leaves the error that ended the attempt."""
-        return self.run_dir / "learner" / f"attempt-{self.epoch}.failure.json"
+    disk_wait_s: float = WAIT_S
 
     @property
     def loss(self) -> Path:
@@ -69,10 +64,12 @@ def run(
     epoch: int = 0,
     began: float | None = None,
     deadline_s: float | None = None,
+    disk_wait_s: float = WAIT_S,
 ) -> TrainResult:
     """Train the job to its end in a connected Ray cluster. The callables pickle and are called inside the ranks.
 
-    `began` is the Unix time at which the attempt began, for its start-up time.
+    `began` is the Unix time at which the attempt began, for its start-up time. A write waits up to `disk_wait_s` for
+    room in the run folder.
 
     Raises the error of the page; DeadlineExceeded after `deadline_s` (default: the job's max_runtime_s); AccordError
     when the ranks died more often than MAX_RESTARTS or could not be placed. The caller ends what still runs by
@@ -80,15 +77,25 @@ def run(
     """
     deadline_s = job.max_runtime_s if deadline_s is None else deadline_s
     held_out = load_prompts(job.prompts.held_out)
-    attempt = Attempt(job, Path(run_dir), held_out, make_source, make_events, guard, epoch, began)
-    attempt.failure.parent.mkdir(parents=True, exist_ok=True)
-    for note in (attempt.failure, attempt.loss):
-        note.unlink(missing_ok=True)
+    attempt = Attempt(job, Path(run_dir), held_out, make_source, make_events, guard, epoch, began, disk_wait_s)
+    attempt.loss.parent.mkdir(parents=True, exist_ok=True)
+    attempt.loss.unlink(missing_ok=True)
     outcome = _fit_within(attempt, deadline_s)
-    _raise_failure(attempt)
     if isinstance(outcome, Exception):
-        raise AccordError(f"the learner ranks failed more than {MAX_RESTARTS} times: {outcome}") from outcome
+        raise _page_error(outcome)
     return TrainResult(**outcome)
+
+
+def _page_error(outcome: Exception) -> AccordError:
+    """The error of ours that a rank raised, as itself; else one that tells what the ranks ended with."""
+    ranks: dict[int, Exception] = getattr(outcome, "worker_failures", {})
+    for error in (*(ranks[rank] for rank in sorted(ranks)), outcome):
+        found = ours(error)
+        if found is not None:
+            return found
+    wrapped = AccordError(f"the learner ranks failed: {outcome}")
+    wrapped.__cause__ = outcome
+    return wrapped
 
 
 def _fit_within(attempt: Attempt, deadline_s: float) -> Any:
@@ -118,30 +125,9 @@ def _fit(attempt: Attempt) -> Any:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one process less; a lost rank is noticed anyway
     from ray.train.torch import TorchConfig
-    from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-    from ray.train.v2.api.callback import UserCallback
-    from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.v2.torch.torch_trainer import TorchTrainer
+    from ray.train.v2.api.config import RunConfig, ScalingConfig
 
-    class NoteLoss(UserCallback):
-        """Runs in the controller."""
-
-        def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-            del run_context
-            what = "; ".join(
-                f"rank {rank}: {type(error).__name__}" for rank, error in sorted(worker_exceptions.items())
-            )
-            attempt.loss.write_text(json.dumps({"at": time.time(), "what": what}), encoding="utf-8")
-
-    class Trainer(TorchTrainer):
-        """Without the detached cleaner of placement groups, which outlives a killed attempt when Ray has no dashboard.
-
-        Ray itself removes the group's placement when the attempt's driver is gone.
-        """
-
-        def _create_default_callbacks(self) -> list[Any]:
-            callbacks = super()._create_default_callbacks()
-            return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+    from learner.trainer import NoteLoss, Trainer, restarts
 
     cluster = attempt.job.cluster
     gpus = cluster.learner_gpus
@@ -156,23 +142,23 @@ def _fit(attempt: Attempt) -> Any:
         run_config=RunConfig(
             name=f"attempt-{attempt.epoch}",
             storage_path=str(attempt.run_dir / "learner"),
-            failure_config=FailureConfig(max_failures=MAX_RESTARTS, controller_failure_limit=MAX_RESTARTS),
-            callbacks=[NoteLoss()],
+            failure_config=restarts(MAX_RESTARTS),
+            callbacks=[NoteLoss(attempt.loss)],
         ),
     )
     result: Any = trainer.fit()
     return result.return_value
 
 
-def rank_main(attempt: Attempt) -> dict[str, Any] | None:
-    """One rank's process, from its first line to its result."""
-    if attempt.failure.exists():
-        return None  # the group was restarted after an error that would come again
+def rank_main(attempt: Attempt) -> dict[str, Any]:
+    """One rank's process, from its first line to its result. An error of ours leaves it without Ray's wrapping."""
     try:
         return _train(attempt)
-    except AccordError as error:
-        _note_failure(attempt, error)
-        raise
+    except Exception as error:
+        found = ours(error)
+        if found is None or found is error:
+            raise
+        raise found from None
 
 
 def _train(attempt: Attempt) -> dict[str, Any]:
@@ -200,6 +186,7 @@ def _train(attempt: Attempt) -> dict[str, Any]:
     run = Run(
         job, attempt.run_dir, source=attempt.make_source(), events=events, rank=rank, held_out=attempt.held_out,
         guard=attempt.guard, epoch=attempt.epoch, began=began,
+        disk_wait_s=attempt.disk_wait_s,
     )  # fmt: skip
     return asdict(train(run))
 
@@ -218,24 +205,3 @@ def _report_loss(attempt: Attempt, events: EventSink) -> float | None:
         )
     )
     return float(note["at"])
-
-
-def _note_failure(attempt: Attempt, error: AccordError) -> None:
-    """The first rank to fail has the word; what its peers then meet are consequences."""
-    note = {"error": type(error).__name__, "args": list(error.args)}
-    try:
-        with attempt.failure.open("x", encoding="utf-8") as file:
-            json.dump(note, file, default=str)
-    except FileExistsError:
-        return
-
-
-def _raise_failure(attempt: Attempt) -> None:
-    """Raise the error that a rank noted, as itself."""
-    if not attempt.failure.exists():
-        return
-    note = json.loads(attempt.failure.read_text(encoding="utf-8"))
-    kind = getattr(errors, note["error"], AccordError)
-    if issubclass(kind, SpecError):
-        raise kind([(str(pointer), str(message)) for pointer, message in note["args"][0]])
-    raise kind(*note["args"])

@@ -12,10 +12,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from accord.backbones.adapters import export_lora
 from accord.config.job import JobSpec
+from accord.disk import WAIT_S, patiently
 from accord.errors import RolloutError
 from accord.events import CheckpointSaved, Event, EventSink, Phase, Progress, StepCompleted, Warned
 from accord.ids import file_sha256
@@ -29,6 +32,8 @@ from learner.outcome import TrainResult
 from learner.publish import policy_state
 from learner.rank import Rank
 from learner.ranks import Ranks
+
+_T = TypeVar("_T")
 
 ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PROGRESS_SECONDS = 0.5
@@ -50,11 +55,14 @@ class Run:
         guard: Callable[[], None] = lambda: None,
         epoch: int = 0,
         began: float | None = None,
+        disk_wait_s: float = WAIT_S,
     ) -> None:
         """`events` is None on ranks other than the first. `guard` raises Fenced when the attempt lost the job.
 
         `began` is the Unix time at which the attempt began; what passed until the first publication is its start-up.
+        A write to a run folder without room waits up to `disk_wait_s`.
         """
+        self.disk_wait_s = disk_wait_s
         self.job, self.directory, self.source, self.events = job, directory, source, events
         self.rank, self.epoch = rank, epoch
         self.engine: Engine = rank.engine
@@ -64,8 +72,9 @@ class Run:
         self.checkpoints = Checkpoints(
             directory / "checkpoints", job, self.ranks, epoch=epoch, layout=self.engine.layout,
             sharded=self.engine.sharded, guard=guard, warn=self._warn,
+            write=self.patiently,
         )  # fmt: skip
-        self.evaluator = Evaluator(job, directory, source, held_out, self._emit)
+        self.evaluator = Evaluator(job, directory, source, held_out, self._emit, self.patiently)
         self.states: deque[PolicyState] = deque(maxlen=job.cluster.policy_lag + 1)
         """The versions that groups in flight may be sampled with, oldest first."""
         self.seconds: dict[Phase, float] = {}
@@ -84,8 +93,8 @@ class Run:
             self.engine.load_optimizer_state(found.optimizer)
         step = found.step if found else 0
         if self.ranks.first:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            _cut_metrics(self.directory / "metrics.jsonl", step)
+            self.patiently(partial(self.directory.mkdir, parents=True, exist_ok=True))
+            self.patiently(partial(_cut_metrics, self.directory / "metrics.jsonl", step))
             self.evaluator.cut(step)
         return step
 
@@ -139,10 +148,8 @@ class Run:
             samples=sum(len(group.group.request.seeds) for group in groups),
         )  # fmt: skip
         if self.ranks.first:
-            with (self.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(event.model_dump_json() + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+            line = event.model_dump_json().encode() + b"\n"
+            self.patiently(partial(append_whole, self.directory / "metrics.jsonl", line))
         self._emit(event)
 
     def save(self, step: int) -> None:
@@ -163,10 +170,17 @@ class Run:
         path = directory / ADAPTER_FILE
         digest = ""
         if self.ranks.first:
-            directory.mkdir(parents=True, exist_ok=True)
-            export_lora(state.adapters["policy"], self.job.backbone.lora, directory)
+            self.patiently(partial(self._export, state, directory))
             digest = file_sha256(path)
         return TrainResult(state.version, digest, str(path), self.job.steps)
+
+    def patiently(self, write: Callable[[], _T]) -> _T:
+        """Do a write, waiting while the run folder has no room. Raises VolumeFull when it stays so."""
+        return patiently(write, warn=self._warn, wait_s=self.disk_wait_s)
+
+    def _export(self, state: PolicyState, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        export_lora(state.adapters["policy"], self.job.backbone.lora, directory)
 
     @contextmanager
     def _timed(self, phase: Phase) -> Iterator[None]:
@@ -186,6 +200,23 @@ class Run:
     def _emit(self, event: Event) -> None:
         if self.ranks.first and self.events is not None:
             self.events.emit(event)
+
+
+def append_whole(path: Path, line: bytes) -> None:
+    """Append a line and sync it; a line that does not fit leaves nothing of itself."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
 
 
 def _cut_metrics(path: Path, step: int) -> None:

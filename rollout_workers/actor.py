@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from accord.config.job import JobSpec
-from accord.errors import AccordError, DeadlineExceeded, RolloutError
+from accord.errors import DeadlineExceeded, RolloutError, ours
 from accord.events import EventSink, Phase
 from accord.types import (
     Clip,
@@ -39,13 +39,21 @@ class RolloutActor:
     """A RolloutWorker in its own process."""
 
     def __init__(self, job: JobSpec) -> None:
-        from rollout_workers.worker import RolloutWorker
-
-        self.worker = RolloutWorker(job)
+        """Load the model. What that raises is told by the calls: Ray keeps only the text of a constructor's error."""
+        self.worker: Any = None
+        self.failure: Exception | None = None
         self.serial = 0
+        try:
+            from rollout_workers.worker import RolloutWorker
+
+            self.worker = RolloutWorker(job)
+        except Exception as error:
+            self.failure = error
 
     def ready(self) -> int:
-        """Answer with the process id once the model is loaded."""
+        """Answer with the process id once the model is loaded. Raises what loading it raised."""
+        if self.failure is not None:
+            raise self.failure
         return os.getpid()
 
     def sample(self, request: RolloutRequest, weights: Weights) -> tuple[SampleGroup, Any, Any]:
@@ -53,6 +61,7 @@ class RolloutActor:
 
         They travel as results of the call, so the caller owns them and they outlive this process.
         """
+        self.ready()
         if weights.serial != self.serial:
             state = weights.handle
             self.worker.load(ray.get(state, timeout=CALL_DEADLINE_S) if state is not None else None)
@@ -96,6 +105,8 @@ class RayWorker:
                 async with asyncio.timeout(deadline - time.monotonic()):
                     await self.actor.ready.remote()
                 return
+            except RayTaskError as error:
+                raise _cause(error) from error
             except ray.exceptions.ActorUnavailableError:
                 await asyncio.sleep(_POLL_S)
             except RayActorError:
@@ -212,8 +223,7 @@ class StreamClient(GroupSource):
 
 def _cause(error: RayTaskError) -> Exception:
     """The error a remote call ended with, as itself when it is one of ours."""
-    cause = error.cause
-    return cause if isinstance(cause, AccordError) else RolloutError(str(error))
+    return ours(error) or RolloutError(str(error))
 
 
 def start_stream(

@@ -57,7 +57,10 @@ class WorkerPort(Protocol):
         ...
 
     async def revive(self, hung: bool) -> None:
-        """Come back after a loss, or after a hang, which is to be ended. Raises DeadlineExceeded when that fails."""
+        """Come back after a loss, or after a hang, which is to be ended.
+
+        Raises DeadlineExceeded when that fails, and what loading the model raised.
+        """
         ...
 
 
@@ -319,20 +322,22 @@ class RolloutStream:
         cause = "hung" if hung else "died"
         try:
             await worker.revive(hung)
-        except DeadlineExceeded as error:
+        except AccordError as error:
             self._emit(ProcessLost(process=worker.name, outcome=f"{cause}; given up: {error}"))
-            await self._retire(worker)
+            await self._retire(worker, error)
             return False
         seconds = time.monotonic() - began
         outcome = f"{cause}; restarted, its group is sampled again"
         self._emit(ProcessLost(process=worker.name, outcome=outcome, recovery_seconds=seconds))
         return True
 
-    async def _retire(self, worker: WorkerPort) -> None:
+    async def _retire(self, worker: WorkerPort, error: AccordError) -> None:
         self._workers.remove(worker)
         if self._workers:
             return
-        self._failure = RolloutError(f"no rollout worker is left; the last was {worker.name}")
+        self._failure = RolloutError(f"no rollout worker is left; the last was {worker.name}: {error}")
+        if not isinstance(error, DeadlineExceeded):
+            self._failure = error
         while not self._queue.empty():
             _, ticket = self._queue.get_nowait()
             if not ticket.group.done():

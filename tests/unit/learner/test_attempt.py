@@ -1,42 +1,74 @@
 """How an attempt's errors travel, and how the run folder is cut back."""
 
+import errno
 import json
 import math
-from pathlib import Path
+import os
+import pickle
 
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
-from accord.errors import AccordError, NonFiniteError, RewardError, SpecError
-from learner.group import Attempt, _note_failure, _raise_failure, rank_main
+from accord.errors import AccordError, ModelError, NonFiniteError, RewardError, SpecError, VolumeFull
+from learner.group import _page_error
 from learner.rank import _require_finite
 from learner.ranks import Ranks
-from learner.run import _cut_metrics
+from learner.run import _cut_metrics, append_whole
+from learner.trainer import would_repeat
+
+OURS = [
+    RewardError("sync is down"), NonFiniteError("step 3"), SpecError([("/algorithm/sigmas", "none left")]),
+    ModelError("no such directory"), VolumeFull("no space"),
+]  # fmt: skip
 
 
-def attempt(directory: Path) -> Attempt:
-    found = Attempt(None, directory, [], None, None, None, 3)
-    found.failure.parent.mkdir(parents=True, exist_ok=True)
-    return found
+def across(error: Exception) -> Exception:
+    """An error as it arrives from a task of a task: two of Ray's layers around it."""
+    layer = error
+    for _ in range(2):
+        layer = RayTaskError("take", "traceback", layer, "", 1, "127.0.0.1").as_instanceof_cause()
+    return layer
 
 
-@pytest.mark.parametrize(
-    "error", [RewardError("sync is down"), NonFiniteError("step 3"), SpecError([("/algorithm/sigmas", "none left")])]
-)
-def test_an_error_of_ours_comes_back_as_itself(tmp_path, error):
-    _note_failure(attempt(tmp_path), error)
-    with pytest.raises(type(error)) as caught:
-        _raise_failure(attempt(tmp_path))
-    assert str(caught.value) == str(error)
+def ended_with(*failures: Exception) -> Exception:
+    return WorkerGroupError("text", dict(enumerate(failures)))
 
 
-def test_the_first_error_has_the_word_and_the_restarted_group_returns_at_once(tmp_path):
-    one = attempt(tmp_path)
-    _raise_failure(one)  # nothing noted, nothing raised
-    _note_failure(one, RewardError("first"))
-    _note_failure(one, AccordError("consequence"))
-    assert rank_main(one) is None
-    with pytest.raises(RewardError, match="first"):
-        _raise_failure(one)
+@pytest.mark.parametrize("error", OURS, ids=lambda error: type(error).__name__)
+def test_an_error_of_ours_comes_back_as_itself_from_wherever_it_arose(error):
+    for arrived in (error, across(error)):
+        found = pickle.loads(pickle.dumps(_page_error(ended_with(RuntimeError("a peer is gone"), arrived))))
+        assert type(found) is type(error) and found.args == error.args and str(found) == str(error)
+        assert would_repeat(arrived)
+
+
+def test_what_restarts_the_ranks_and_what_does_not():
+    deaths = [RuntimeError("gloo: connection closed by peer"), ConnectionResetError(), TimeoutError(), MemoryError()]
+    for error in (*deaths, ActorDiedError(), WorkerHealthCheckFailedError("gone", failure=ActorDiedError())):
+        assert not would_repeat(error), repr(error)
+    for error in (OSError(36, "File name too long"), TypeError("x"), KeyError("x")):
+        assert would_repeat(error), repr(error)
+    assert type(_page_error(ended_with(KeyError("x")))) is AccordError
+
+
+def test_a_line_that_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    append_whole(path, b"one\n")
+    write, room = os.write, [2, 0]
+
+    def short(handle, data):
+        if not room or not room[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(handle, data[: room.pop(0)])
+
+    monkeypatch.setattr(os, "write", short)
+    with pytest.raises(OSError, match="No space"):
+        append_whole(path, b"two\n")
+    monkeypatch.undo()
+    append_whole(path, b"two\n")
+    assert path.read_bytes() == b"one\ntwo\n"
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):

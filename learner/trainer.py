@@ -1,0 +1,75 @@
+"""Ray Train's trainer as the learner needs it: restarts after deaths only, and nothing left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
+from ray.train.v2.api.callback import UserCallback
+from ray.train.v2.api.config import FailureConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
+
+from accord.errors import ours
+
+_TRANSIENT = (RuntimeError, ConnectionError, TimeoutError, MemoryError, RayError)
+"""What a rank meets when a peer or its own process dies: torch's RuntimeError, a broken connection, Ray's errors."""
+
+
+def restarts(limit: int) -> FailureConfig:
+    """How often the group, and its controller, may start again."""
+    return FailureConfig(max_failures=limit, controller_failure_limit=limit)
+
+
+def would_repeat(error: BaseException) -> bool:
+    """True for what a restarted rank would raise again: an error of ours, or a fault in the code or its files."""
+    if ours(error) is not None:
+        return True
+    of_ray = type(error).__module__.partition(".")[0] == "ray"  # a start that took too long, a failed health check
+    return isinstance(error, Exception) and not isinstance(error, _TRANSIENT) and not of_ray
+
+
+class RestartAfterDeaths(DefaultFailurePolicy):
+    """Restarts the group after a death, never after an error that would only come again."""
+
+    def make_decision(self, training_failed_error: Any) -> FailureDecision:
+        """See FailurePolicy."""
+        failures = getattr(training_failed_error, "worker_failures", {})
+        if any(would_repeat(error) for error in failures.values()):
+            return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+
+class NoteLoss(UserCallback):
+    """Runs in the controller: notes in a file that ranks were lost."""
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """See UserCallback."""
+        del run_context
+        what = "; ".join(f"rank {rank}: {type(error).__name__}" for rank, error in sorted(worker_exceptions.items()))
+        with contextlib.suppress(OSError):  # a record for people: a full disk must not end the controller over it
+            self.note.write_text(json.dumps({"at": time.time(), "what": what}), encoding="utf-8")
+
+
+class Trainer(TorchTrainer):
+    """Without the detached cleaner of placement groups, which outlives a killed attempt when Ray has no dashboard.
+
+    Ray itself removes the group's placement when the attempt's driver is gone.
+    """
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        limits: Any = self.run_config.failure_config
+        parts["failure_policy"] = RestartAfterDeaths(limits)
+        return super()._initialize_and_run_controller(**parts)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
