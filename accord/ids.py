@@ -1,6 +1,7 @@
 """Identifiers. A job id sorts by creation time and is unguessable; a file is known by the digest of its bytes."""
 
 import hashlib
+import re
 import secrets
 import time
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import NewType
 JobId = NewType("JobId", str)
 PolicyVersion = NewType("PolicyVersion", int)
 """Version n = the weights after optimizer step n; 0 = as loaded."""
+
+JOB_ID = re.compile(r"job-[0-9a-z]{1,40}")
+"""What a job id can look like: part of keys, addresses and names of folders, so it holds nothing that means something
+there."""
 
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 

@@ -3,15 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+KEY_LENGTH = 16
+"""Shortest API key that is taken."""
+
+
+def usable_key(key: str) -> str:
+    """The key without the white space around it. Raises ValueError for one that is empty, short, or cannot be sent."""
+    key = key.strip()
+    if len(key) < KEY_LENGTH:
+        raise ValueError(f"it has {len(key)} characters; use at least {KEY_LENGTH}, for example `openssl rand -hex 24`")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError("it holds characters that a header cannot carry; use letters, digits and -._~+/=")
+    return key
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    return field.upper() if field.upper() in {"REDIS_URL", "RAY_ADDRESS"} else f"ACCORD_{field.upper()}"
 
 
 class Settings(BaseSettings):
     """Process settings. `REDIS_URL` and `RAY_ADDRESS` point at real clusters; unset, embedded ones are started."""
 
-    model_config = SettingsConfigDict(env_prefix="ACCORD_", frozen=True, extra="ignore", populate_by_name=True)
+    model_config = SettingsConfigDict(
+        env_prefix="ACCORD_", frozen=True, extra="ignore", populate_by_name=True, hide_input_in_errors=True
+    )  # fmt: skip
 
     data_dir: Path = Path(".accord")
     """Service state: API keys, store files, logs of processes."""
@@ -28,6 +49,22 @@ class Settings(BaseSettings):
     grace_s: float = Field(default=20.0, gt=0)
     """Time an attempt gets between SIGTERM and SIGKILL."""
     max_body_bytes: int = Field(default=1_048_576, gt=0)
+    max_header_bytes: int = Field(default=32_768, ge=1024)
+    """Request line and headers of one request."""
+    header_timeout_s: float = Field(default=10.0, gt=0)
+    """Time for a client to send a whole request line with its headers."""
+    body_timeout_s: float = Field(default=30.0, gt=0)
+    """Time for a client to send a whole body."""
+    send_timeout_s: float = Field(default=60.0, gt=0)
+    """Time in which a client must take something of what waits for it."""
+    max_connections: int = Field(default=1000, ge=1)
+    max_connections_per_client: int = Field(default=500, ge=1)
+    """Of one address; a reverse proxy is one client."""
+    max_streams: int = Field(default=500, ge=1)
+    """Event streams that are open at once."""
+    max_streams_per_client: int = Field(default=250, ge=1)
+    root_path: str | None = Field(default=None, pattern=r"^(/[A-Za-z0-9._~-]+){0,16}$")
+    """Path prefix under which a reverse proxy shows the API, such as `/accord`."""
     api_key: SecretStr | None = None
     """Key of the API; unset: the one in `<data_dir>/api-key`, which the API makes at its first start."""
     url: str | None = None
@@ -36,3 +73,19 @@ class Settings(BaseSettings):
     """Wait before the second attempt; doubles with each lost one."""
     ray_cpus: int | None = Field(default=None, gt=0)
     """Logical CPUs of the embedded Ray; default: the machine's, but at least 8, because small jobs share cores well."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _not_empty(cls, value: Any) -> Any:
+        """A variable that is set and empty is a mistake of whoever set it: it never means the default."""
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not isinstance(text, str):
+            return value
+        if not text.strip():
+            raise ValueError("is set but empty; give it a value, or unset it")
+        return text.strip()
+
+    @field_validator("api_key")
+    @classmethod
+    def _key_is_usable(cls, value: SecretStr | None) -> SecretStr | None:
+        return value if value is None else SecretStr(usable_key(value.get_secret_value()))

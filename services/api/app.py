@@ -12,8 +12,8 @@ import accord
 from accord.config.job import JobSpec
 from accord.config.preflight import preflight
 from accord.config.settings import Settings
-from services.api import health, jobs, pages, problems, results
-from services.api.auth import Keeper, api_key
+from services.api import contract, health, jobs, pages, problems, results
+from services.api.auth import Keeper, Sessions, api_key
 from services.api.edge import Edge
 from services.api.metrics import Metrics
 from services.api.state import ApiState
@@ -31,21 +31,24 @@ def create_app(
     """Build the app.
 
     `metrics` is shared with a supervisor in the same process; `checks` are further readiness checks (each raises
-    AccordError); `check_spec` looks at the files a job names. Raises OSError when the API key cannot be read or made.
+    AccordError); `check_spec` looks at the files a job names. Raises OSError when the API key cannot be read or made,
+    ServiceError when it is none.
     """
     app = FastAPI(
-        title="Accord", version=accord.__version__, docs_url=None, redoc_url=None,
-        summary="Distributed RL post-training for joint audio-video diffusion models",
+        title="Accord", version=accord.__version__, docs_url=None, redoc_url=None, openapi_url=None,
+        redirect_slashes=False, summary="Distributed RL post-training for joint audio-video diffusion models",
     )  # fmt: skip
     state = ApiState(
-        settings, store, Keeper(api_key(settings)), metrics or Metrics(store), check_spec, dict(checks or {})
+        settings, store, Keeper(api_key(settings)), Sessions(store), metrics or Metrics(store), check_spec,
+        dict(checks or {}),
     )  # fmt: skip
     app.state.accord = state
-    problems.install(app)
-    for module in (health, jobs, results, pages):
-        app.include_router(module.router)
+    routers = [module.router for module in (health, jobs, results, pages, contract)]
+    problems.install(app, routers)
+    for router in routers:
+        app.include_router(router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
     app.add_middleware(
-        Edge, keeper=state.keeper, metrics=state.metrics, max_body_bytes=settings.max_body_bytes
+        Edge, keeper=state.keeper, sessions=state.sessions, metrics=state.metrics, settings=settings
     )  # fmt: skip
     return app

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -20,8 +22,27 @@ async def healthz() -> dict[str, str]:
 
 
 @router.get("/readyz", response_model=None)
-def readyz(request: Request) -> Response | dict[str, str]:
-    """The process can do its work: the store takes writes, and whatever else was asked for."""
+async def readyz(request: Request) -> Response | dict[str, str]:
+    """The process can do its work: the store takes writes, and whatever else was asked for.
+
+    Everybody learns which check failed; why it did is for those who send the key.
+    """
+    state = state_of(request)
+    failures = await asyncio.to_thread(_failures, request)
+    if not failures:
+        return {"status": "ready"}
+    if state.keeper.has_key(request.headers):
+        detail = "; ".join(f"{name}: {message}" for name, message in failures.items())
+    else:
+        detail = f"Not ready: {', '.join(failures)}. With the API key this answer says why."
+    return problem(
+        503, detail, code="not_ready", context=(str(request.scope["accord_request_id"]), "/readyz"),
+        headers={"Retry-After": "2"},
+    )  # fmt: skip
+
+
+def _failures(request: Request) -> dict[str, str]:
+    """What each failed check said."""
     state = state_of(request)
     failures = {}
     for name, check in {"store": state.store.ready, **state.checks}.items():
@@ -29,16 +50,7 @@ def readyz(request: Request) -> Response | dict[str, str]:
             check()
         except AccordError as error:
             failures[name] = str(error)
-    if failures:
-        detail = "; ".join(f"{name}: {message}" for name, message in failures.items())
-        return problem(
-            503,
-            detail,
-            code="not_ready",
-            context=(str(request.scope["accord_request_id"]), "/readyz"),
-            headers={"Retry-After": "2"},
-        )
-    return {"status": "ready"}
+    return failures
 
 
 @router.get("/metrics")

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import re
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import APIRouter, Header, HTTPException, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 
 from accord.config.job import JobSpec
 from accord.errors import StoreUnavailable
 from accord.events import StateChanged
 from accord.ids import new_job_id
+from services.api.path_types import EVENT_ID_SCHEMA, JobId, ListCursor, event_cursor
 from services.api.state import state_of
 from services.api.views import EventPage, EventView, JobDetail, JobPage, JobView
 from services.jobs.job import TERMINAL, Job, JobState
@@ -25,7 +25,6 @@ router = APIRouter(prefix="/v1/jobs")
 
 POLL_S = 0.2
 HEARTBEAT_S = 10.0
-_CURSOR = re.compile(r"\d{1,20}(-\d{1,20})?")
 
 
 @router.post("", status_code=202)
@@ -35,16 +34,16 @@ async def submit(
     idempotency_key: Annotated[str, Header(max_length=255)] = "",
 ) -> JobDetail:
     """Accept a job. With an Idempotency-Key, sending it again within 24 hours returns the first job."""
-    spec = JobSpec.parse(await request.body())
-    job, created = await asyncio.to_thread(_accept, request, spec, idempotency_key)
+    job, created = await asyncio.to_thread(_accept, request, await request.body(), idempotency_key)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
     return JobDetail.of(job)
 
 
-def _accept(request: Request, spec: JobSpec, key: str) -> tuple[Job, bool]:
+def _accept(request: Request, body: bytes, key: str) -> tuple[Job, bool]:
     state = state_of(request)
+    spec = JobSpec.parse(body)
     state.preflight(spec)
     text = spec.model_dump_json()
     return state.store.enqueue(
@@ -64,7 +63,7 @@ def _accept(request: Request, spec: JobSpec, key: str) -> tuple[Job, bool]:
 def list_jobs(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
-    after: Annotated[str | None, Query(max_length=100)] = None,
+    after: ListCursor | None = None,
     state: JobState | None = None,
 ) -> JobPage:
     """List jobs, newest first."""
@@ -73,13 +72,13 @@ def list_jobs(
 
 
 @router.get("/{job_id}")
-def read(request: Request, job_id: str) -> JobDetail:
+def read(request: Request, job_id: JobId) -> JobDetail:
     """Read one job."""
     return JobDetail.of(state_of(request).store.get(job_id))
 
 
 @router.post("/{job_id}/cancel", status_code=202)
-def cancel(request: Request, job_id: str) -> JobDetail:
+def cancel(request: Request, job_id: JobId) -> JobDetail:
     """Ask a job to stop; it keeps its last checkpoint."""
     state = state_of(request)
     job = state.store.cancel(job_id)
@@ -91,15 +90,13 @@ def cancel(request: Request, job_id: str) -> JobDetail:
 @router.get("/{job_id}/events", response_model=None)
 async def events(
     request: Request,
-    job_id: str,
-    after: Annotated[str, Query(max_length=41)] = "0-0",
+    job_id: JobId,
+    after: Annotated[str, Query(max_length=41, json_schema_extra=EVENT_ID_SCHEMA)] = "0-0",
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
-    last_event_id: Annotated[str, Header(max_length=41)] = "",
+    last_event_id: Annotated[str, Header(max_length=41, json_schema_extra=EVENT_ID_SCHEMA)] = "",
 ) -> Response:
     """Follow a job by server-sent events, or read a page of events with `Accept: application/json`."""
-    cursor = last_event_id or after
-    if not _CURSOR.fullmatch(cursor):
-        raise HTTPException(400, f"{cursor!r} is not an event id; take one from an earlier answer.")
+    cursor = event_cursor(last_event_id or after)
     state = state_of(request)
     if "application/json" in request.headers.get("accept", ""):
         page = await asyncio.to_thread(_event_page, state.store, job_id, cursor, limit)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import parse_qs
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.templating import Jinja2Templates
 
 from services.api.auth import COOKIE, SESSION_S
+from services.api.path_types import JobId
+from services.api.prefix import ROOT
 from services.api.state import state_of
 
 router = APIRouter(include_in_schema=False)
@@ -23,50 +27,76 @@ _POLICY = (
 
 
 @router.get("/")
-def jobs_page(request: Request, key: str = "") -> Response:
-    """All jobs. `?key=` signs the browser in and is taken out of the address at once."""
-    if key:
-        return _sign_in(request, key)
-    return _page(request, "jobs.html")
+async def jobs_page(request: Request, ticket: Annotated[str, Query(max_length=200)] = "") -> Response:
+    """All jobs. `?ticket=`, from `accord sign-in`, signs the browser in once and leaves the address at once."""
+    if not ticket:
+        return await _page(request, "jobs.html")
+    state = state_of(request)
+    found = state.keeper.ticket_in(ticket)
+    if found is None or not await state.sessions.end(found):
+        return await _page(request, "key.html", status=401, wrong="That link was used already or is too old.")
+    return _signed_in(request)
 
 
 @router.get("/jobs/{job_id}")
-def job_page(request: Request, job_id: str, key: str = "") -> Response:
+async def job_page(request: Request, job_id: JobId) -> Response:
     """One job, live."""
-    if key:
-        return _sign_in(request, key, f"/jobs/{job_id}")
-    if _signed_in(request):
-        job = state_of(request).store.get(job_id)
-        return _page(request, "job.html", job_id=job.id, name=job.name)
-    return _page(request, "job.html")
+    if not await _may_read(request):
+        return await _page(request, "key.html", status=401)
+    job = await asyncio.to_thread(state_of(request).store.get, job_id)
+    return await _page(request, "job.html", job_id=job.id, name=job.name)
 
 
 @router.post("/session")
 async def session(request: Request) -> Response:
     """Sign a browser in with the key from the form."""
-    fields = parse_qs((await request.body()).decode("utf-8", "replace"))
-    return _sign_in(request, fields.get("key", [""])[0].strip())
+    if not state_of(request).keeper.knows((await _field(request, "key")).strip()):
+        return await _page(request, "key.html", status=401, wrong="That is not the key of this service.")
+    return _signed_in(request)
 
 
-def _sign_in(request: Request, key: str, target: str = "/") -> Response:
-    keeper = state_of(request).keeper
-    if not keeper.knows(key):
-        return _page(request, "key.html", status=401, wrong=True)
-    response = RedirectResponse(target, 303)
+@router.post("/session/end")
+async def end_session(request: Request) -> Response:
+    """Sign the browser out: its session is over on every API of this service, wherever its cookie was copied to."""
+    state = state_of(request)
+    found = state.keeper.session_in(request.headers)
+    if found is not None:
+        await state.sessions.end(found)
+    response = RedirectResponse("/", 303)
+    response.delete_cookie(COOKIE, path=ROOT.get() or "/")
+    return response
+
+
+async def _field(request: Request, name: str) -> str:
+    """One field of a form. Raises HTTPException for what is no form."""
+    try:
+        fields = parse_qs((await request.body()).decode("utf-8", "replace"), max_num_fields=8)
+    except ValueError:
+        raise HTTPException(400, f"That is not the form; send one field, {name}.") from None
+    return fields.get(name, [""])[0]
+
+
+def _signed_in(request: Request) -> Response:
+    response = RedirectResponse("/", 303)
     response.set_cookie(
-        COOKIE, keeper.session(), max_age=SESSION_S, httponly=True, samesite="strict",
-        secure=request.url.scheme == "https",
+        COOKIE, state_of(request).keeper.new_session(), max_age=SESSION_S, httponly=True, samesite="strict",
+        secure=request.scope["scheme"] == "https", path=ROOT.get() or "/",
     )  # fmt: skip
     return response
 
 
-def _signed_in(request: Request) -> bool:
-    return state_of(request).keeper.admits("GET", request.headers)
+async def _may_read(request: Request) -> bool:
+    state = state_of(request)
+    if state.keeper.has_key(request.headers):
+        return True
+    found = state.keeper.session_in(request.headers)
+    return found is not None and await state.sessions.live(found)
 
 
-def _page(request: Request, template: str, status: int = 200, **values: object) -> Response:
-    if template != "key.html" and not _signed_in(request):
+async def _page(request: Request, template: str, status: int = 200, **values: object) -> Response:
+    if template != "key.html" and not await _may_read(request):
         template, status = "key.html", 401
-    response = _templates.TemplateResponse(request, template, dict(values), status_code=status)
+    values |= {"root": ROOT.get(), "signed_in": template != "key.html"}
+    response = _templates.TemplateResponse(request, template, values, status_code=status)
     response.headers["Content-Security-Policy"] = _POLICY
     return response

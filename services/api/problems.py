@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
-from accord.config.base import pointer
+from accord.config.base import bounded, pointer
 from accord.errors import AccordError, Conflict, JobNotFound, SpecError, StoreUnavailable, UserError
+
+MEDIA_TYPE = "application/problem+json"
+_INSTANCE = 300
+"""Most characters of a path that an answer repeats."""
 
 log = logging.getLogger("accord.api")
 
@@ -40,22 +46,36 @@ def problem(
     code = code or title.lower().replace(" ", "_").replace("-", "_")
     body: dict[str, Any] = {
         "type": f"urn:accord:problem:{code}", "title": title, "status": status, "detail": detail, "code": code,
-        "instance": instance, "request_id": request_id,
+        "instance": instance[:_INSTANCE], "request_id": request_id,
     }  # fmt: skip
     if errors:
         body["errors"] = list(errors)
-    return JSONResponse(body, status, media_type="application/problem+json", headers=dict(headers or {}))
+    text = json.dumps(body, ensure_ascii=False).encode("utf-8", "replace")  # half a character is no UTF-8
+    return Response(text, status, media_type=MEDIA_TYPE, headers=dict(headers or {}))
 
 
-def install(app: FastAPI) -> None:
-    """Make the app answer all its errors this way."""
+def install(app: FastAPI, routers: Iterable[APIRouter]) -> None:
+    """Make the app answer all its errors this way; `routers` tell what is possible where something else was tried."""
+    app.state.accord_methods = [
+        (route.path_regex, route.methods) for router in routers for route in router.routes if isinstance(route, Route)
+    ]
     app.add_exception_handler(AccordError, _accord)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
 
 
 def _context(request: Request) -> tuple[str, str]:
-    return str(request.scope.get("accord_request_id", "")), request.url.path
+    """From the path alone: an address built with the caller's Host header may not even be one."""
+    return str(request.scope.get("accord_request_id", "")), str(request.scope["path"])
+
+
+def _allowed(request: Request) -> str:
+    """The methods of every route at this path."""
+    methods: set[str] = set()
+    for pattern, possible in request.app.state.accord_methods:
+        if pattern.match(request.scope["path"]):
+            methods |= possible
+    return ", ".join(sorted(methods | {"HEAD"} if "GET" in methods else methods))
 
 
 async def _accord(request: Request, error: Exception) -> Response:
@@ -77,15 +97,18 @@ async def _accord(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    detail = error.detail
+    detail, headers = error.detail, dict(error.headers or {})
+    path = request.scope["path"][:_INSTANCE]
     if error.status_code == 404 and detail == "Not Found":
-        detail = f"There is nothing at {request.url.path}."
+        detail = f"There is nothing at {path}."
     elif error.status_code == 405:
-        detail = f"{request.method} is not possible at {request.url.path}."
-    return problem(error.status_code, detail, headers=error.headers, context=_context(request))
+        headers["Allow"] = _allowed(request) or "GET, HEAD"
+        detail = f"{request.method} is not possible at {path}; use {headers['Allow']}."
+    return problem(error.status_code, detail, headers=headers, context=_context(request))
 
 
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    errors = [{"pointer": pointer(item["loc"]), "detail": str(item["msg"])} for item in error.errors()]
+    found = [(pointer(item["loc"]), str(item["msg"]).removeprefix("Value error, ")) for item in error.errors()]
+    errors = [{"pointer": where, "detail": message} for where, message in bounded(found)]
     return problem(422, "A parameter of the request is wrong.", errors=errors, context=_context(request))

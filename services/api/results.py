@@ -7,8 +7,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse
+from pydantic import Field
 
 from services.api import runs
+from services.api.path_types import ArtifactId, JobId
 from services.api.state import state_of
 from services.api.views import ArtifactView, CheckpointView, Series
 
@@ -21,7 +23,7 @@ _REPORT_POLICY = (
 """A report is one self-contained file; it runs without an origin, so it can reach nothing of ours."""
 
 
-def _folder(request: Request, job_id: str) -> Path:
+def _folder(request: Request, job_id: JobId) -> Path:
     state = state_of(request)
     return state.settings.runs_dir / state.store.get(job_id).id
 
@@ -29,28 +31,28 @@ def _folder(request: Request, job_id: str) -> Path:
 @router.get("/metrics")
 def metrics(
     request: Request,
-    job_id: str,
-    names: Annotated[list[str], Query(max_length=200)] = [],  # noqa: B006
-    since_step: Annotated[int, Query(ge=0)] = 0,
+    job_id: JobId,
+    names: Annotated[list[Annotated[str, Field(max_length=200)]], Query(max_length=200)] = [],  # noqa: B006
+    since_step: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
 ) -> Series:
     """Curves per optimizer step; `names` picks some, `since_step` leaves out what is known."""
     return runs.series(_folder(request, job_id), names, since_step)
 
 
 @router.get("/checkpoints")
-def checkpoints(request: Request, job_id: str) -> list[CheckpointView]:
+def checkpoints(request: Request, job_id: JobId) -> list[CheckpointView]:
     """Complete checkpoints, oldest first."""
     return runs.checkpoints(_folder(request, job_id))
 
 
 @router.get("/artifacts")
-def artifacts(request: Request, job_id: str) -> list[ArtifactView]:
+def artifacts(request: Request, job_id: JobId) -> list[ArtifactView]:
     """Files that can be downloaded, once the job has written its results."""
     return runs.artifacts(_folder(request, job_id))
 
 
 @router.get("/artifacts/{artifact_id}")
-def artifact(request: Request, job_id: str, artifact_id: str) -> FileResponse:
+def artifact(request: Request, job_id: JobId, artifact_id: ArtifactId) -> FileResponse:
     """Download one file by its id; byte ranges work."""
     listed, path, status = runs.open_artifact(_folder(request, job_id), artifact_id)
     is_page = listed.media_type.startswith("text/html")

@@ -10,7 +10,7 @@ from starlette.requests import Request
 
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
-from services.api.auth import Keeper
+from services.api.auth import Keeper, Sessions
 from services.api.metrics import Metrics
 from services.jobs.store import JobStore
 
@@ -22,6 +22,7 @@ class ApiState:
     settings: Settings
     store: JobStore
     keeper: Keeper
+    sessions: Sessions
     metrics: Metrics
     preflight: Callable[[JobSpec], object]
     """Checks files that a valid spec names; raises SpecError."""

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from accord.events import JobEvent
+from services.api.prefix import ROOT
 from services.jobs.job import Job
 from services.jobs.store import StoredEvent
 
@@ -41,9 +42,10 @@ class JobView(View):
     @classmethod
     def fields_of(cls, job: Job) -> dict[str, Any]:
         """The arguments for this view."""
-        base = f"/v1/jobs/{job.id}"
+        root = ROOT.get()
+        base = f"{root}/v1/jobs/{job.id}"
         names = ("events", "metrics", "checkpoints", "artifacts")
-        links = {"self": base, "page": f"/jobs/{job.id}", **{name: f"{base}/{name}" for name in names}}
+        links = {"self": base, "page": f"{root}/jobs/{job.id}", **{name: f"{base}/{name}" for name in names}}
         kept = job.model_dump(include=set(cls.model_fields))
         return {**kept, "attempt": job.epoch, "links": links}
 

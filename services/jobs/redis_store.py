@@ -189,6 +189,15 @@ class RedisJobStore:
             age = max(0.0, seconds + microseconds / 1e6 - int(created) / 1000) if created else 0.0
         return QueueStats({state.value: int(count) for state, count in zip(JobState, counts, strict=True)}, age)
 
+    def mark(self, name: str, ttl_s: float) -> bool:
+        """See JobStore."""
+        key = PREFIX + "mark:" + name
+        return bool(self._guard(lambda: self._redis.set(key, "1", px=_ms(ttl_s), nx=True)))
+
+    def marked(self, name: str) -> bool:
+        """See JobStore."""
+        return bool(self._guard(lambda: self._redis.exists(PREFIX + "mark:" + name)))
+
     def close(self) -> None:
         """Drop the pooled connections."""
         self._redis.close()

@@ -148,6 +148,14 @@ class JobStore(Protocol):
         """Count jobs by state."""
         ...
 
+    def mark(self, name: str, ttl_s: float) -> bool:
+        """Remember a name for `ttl_s` seconds; False when it was remembered already."""
+        ...
+
+    def marked(self, name: str) -> bool:
+        """True while a name is remembered."""
+        ...
+
 
 @dataclass(slots=True)
 class _Idempotent:
@@ -167,6 +175,7 @@ class InMemoryJobStore:
     _order: dict[str, int] = field(default_factory=dict)
     _keys: dict[str, _Idempotent] = field(default_factory=dict)
     _events: dict[str, deque[StoredEvent]] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=20_000)))
+    _marks: dict[str, float] = field(default_factory=dict)
     _sequence: int = 0
     _lock: threading.Condition = field(default_factory=threading.Condition)
 
@@ -302,6 +311,18 @@ class InMemoryJobStore:
             counts = Counter(job.state for job in self._jobs.values())
             oldest = max(0.0, self.clock() - min(queued)) if queued else 0.0
         return QueueStats({state.value: counts[state] for state in JobState}, oldest)
+
+    def mark(self, name: str, ttl_s: float) -> bool:
+        """See JobStore."""
+        with self._lock:
+            if self.marked(name):
+                return False
+            self._marks[name] = self.clock() + ttl_s
+            return True
+
+    def marked(self, name: str) -> bool:
+        """See JobStore."""
+        return bool(self._marks.get(name, 0.0) > self.clock())
 
     def _find(self, job_id: str) -> Job:
         try:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from accord.config.settings import Settings
 from accord.errors import SpecError, Unreachable, UserError
 from accord.events import JOB_EVENT, JobEvent
-from services.api.auth import KEY_FILE
+from services.api.auth import KEY_FILE, Keeper, read_key
 
 
 class Refused(UserError):
@@ -27,24 +27,29 @@ class ApiClient:
     """Speaks to one API with one key. Methods raise Unreachable, Refused, or SpecError for an invalid job."""
 
     def __init__(self, url: str, key: str) -> None:
-        self.url = url
+        self.url, self._key = url, key
         self._http = httpx.Client(
             base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=httpx.Timeout(30, connect=5)
         )  # fmt: skip
 
     @classmethod
     def of(cls, settings: Settings, url: str) -> ApiClient:
-        """The client for these settings. Raises Refused when there is no key."""
+        """The client for these settings. Raises Refused when there is no key, ServiceError for an empty one."""
         if settings.api_key is not None:
             return cls(url, settings.api_key.get_secret_value())
         path = settings.data_dir / KEY_FILE
         try:
-            return cls(url, path.read_text(encoding="utf-8").strip())
+            return cls(url, read_key(path))
         except OSError:
             raise Refused(
                 f"no API key: {path.absolute()} is not there; start the service with `accord up`, "
                 "set ACCORD_DATA_DIR to its data directory, or put the key into ACCORD_API_KEY"
             ) from None
+
+    def sign_in_link(self) -> str:
+        """An address that opens the pages in a browser, once. Raises Refused when this key is not the service's."""
+        self.jobs(1)
+        return f"{self.url}/?ticket={Keeper(self._key).new_ticket()}"
 
     def submit(self, spec: dict[str, Any], idempotency_key: str = "") -> dict[str, Any]:
         """Send a job and return it as accepted."""

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from accord import logs
-from accord.config.settings import Settings
+from accord.config.settings import Settings, variable_of
 from accord.errors import (
     AccordError,
     CheckpointError,
@@ -89,8 +89,11 @@ def _settings(**changes: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in changes.items() if value is not None})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise ServiceError(f"a setting in the environment is wrong: {problems}") from error
+        problems = "; ".join(
+            f"{variable_of(str(item['loc'][0]))}: {item['msg'].removeprefix('Value error, ')}"
+            for item in error.errors(include_input=False)
+        )
+        raise ServiceError(f"a setting in the environment is wrong: {problems}") from None
 
 
 def _client() -> ApiClient:
@@ -206,6 +209,13 @@ def cancel(job: JobId) -> None:
     """Ask a job to stop. It keeps its last checkpoint."""
     with _told():
         _say(f"{job} is {_client().cancel(job)['state']}")
+
+
+@app.command("sign-in")
+def sign_in() -> None:
+    """Print a link that signs a browser in: it works once, within two minutes, and holds no key."""
+    with _told():
+        _say(_client().sign_in_link())
 
 
 @app.command()

@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import socket
 import threading
 import time
@@ -21,8 +22,9 @@ from prometheus_client import start_http_server
 from accord.config.settings import Settings
 from accord.errors import ServiceError
 from services.api.app import create_app
-from services.api.auth import KEY_FILE, api_key
+from services.api.auth import KEY_FILE
 from services.api.metrics import Metrics
+from services.api.protocol import bounded_protocol
 from services.jobs.redis_store import open_store, store_url, without_password
 from services.jobs.store import JobStore
 from services.runner.client import base_url
@@ -31,6 +33,9 @@ from services.runner.runner import Supervisor
 from services.runner.signals import Signals
 
 log = logging.getLogger("accord.service")
+
+_OTHER_FILES = 256
+"""Files of the process that belong to no connection."""
 
 Say = Callable[[str], None]
 
@@ -41,9 +46,10 @@ class Api:
     def __init__(self, settings: Settings, store: JobStore, metrics: Metrics, checks: Mapping[str, Callable[[], None]]):
         self._socket = listen(settings.host, settings.port)
         self._app = create_app(settings, store, metrics=metrics, checks=checks)
+        allow_files(settings.max_connections)
         config = uvicorn.Config(
             self._app, log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=3,
-            timeout_keep_alive=30, server_header=False,
+            timeout_keep_alive=30, server_header=False, ws="none", http=bounded_protocol(settings),
         )  # fmt: skip
         self._server = uvicorn.Server(config)
         self.thread = threading.Thread(target=self._server.run, args=([self._socket],), name="accord-api", daemon=True)
@@ -64,6 +70,20 @@ class Api:
         if self.thread.ident is not None:
             self.thread.join(10)
         self._socket.close()
+
+
+def allow_files(connections: int) -> None:
+    """Raise this process's own limit on open files to what so many connections need; say so when it cannot be."""
+    wanted = 2 * connections + _OTHER_FILES  # a connection may hold a file that it sends
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    if most < wanted:
+        log.warning(
+            "this process may open %d files, and %d connections may need %d; raise `ulimit -n` or lower "
+            "ACCORD_MAX_CONNECTIONS", most, connections, wanted,
+        )  # fmt: skip
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -176,8 +196,8 @@ class Service:
         url = base_url(settings)
         key_place = settings.data_dir / KEY_FILE if settings.api_key is None else "ACCORD_API_KEY"
         self._say(
-            f"\nAccord is ready.\n  API      {url}/v1/jobs\n  UI       {url}/?key={api_key(settings)}\n"
-            f"  API key  {key_place}\n  Submit   accord submit examples/tiny_omninft.toml\n"
+            f"\nAccord is ready.\n  API      {url}/v1/jobs\n  UI       {url}/, a link that signs in: accord sign-in\n"
+            f"  API key  in {key_place}\n  Submit   accord submit examples/tiny_omninft.toml\n"
             f"  Follow   accord watch JOB\n  Stop     Ctrl-C\n"
         )
 

@@ -148,7 +148,7 @@ def test_every_endpoint_is_documented():
     from services.api.app import create_app
     from services.jobs.store import InMemoryJobStore
 
-    app = create_app(Settings(api_key="x"), InMemoryJobStore(), check_spec=lambda _spec: None)
+    app = create_app(Settings(api_key="x" * 16), InMemoryJobStore(), check_spec=lambda _spec: None)
     routes = {
         (method.upper(), re.sub(r"\{[^}]*\}", "{}", path))
         for path, item in app.openapi()["paths"].items()

@@ -374,3 +374,14 @@ def test_no_acknowledged_write_is_lost_when_the_server_is_killed(tmp_path: Path)
         assert set(acknowledged) <= stored
     with pytest.raises(StoreUnavailable, match="does not answer"):
         store.ready()
+
+
+def test_a_mark_is_set_once_and_passes(store: JobStore) -> None:
+    assert not store.marked("ended:a")
+    assert store.mark("ended:a", 0.3) and not store.mark("ended:a", 60)
+    assert store.marked("ended:a") and not store.marked("ended:b")
+    deadline = time.monotonic() + 10
+    while store.marked("ended:a"):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert store.mark("ended:a", 60)

@@ -24,6 +24,7 @@ from services.runner.embedded import EmbeddedStore
 from services.runner.processes import marked
 from tests.integration.service import free_port
 
+KEY = "a-key-for-these-tests"
 ACCORD = [sys.executable, "-m", "services.runner.cli"]
 
 
@@ -109,7 +110,9 @@ class TestUp:
             assert took < 60, "30 s on an idle machine; a test machine is rarely idle"
             assert sorted(open_to_others(tmp_path)) == []
             key = (tmp_path / "data" / "api-key").read_text().strip()
-            assert key in (tmp_path / "out.log").read_text(), "the UI link signs in"
+            assert key not in (tmp_path / "out.log").read_text(), "terminals and logs are kept"
+            link = run(tmp_path, "sign-in", ACCORD_PORT=str(port)).stdout.strip()
+            assert key not in link and httpx.get(link, follow_redirects=True).status_code == 200
             second = run(tmp_path, "up", "--port", str(free_port()))
             assert second.returncode == 2 and "another service" in second.stderr
             assert run(tmp_path, "jobs", ACCORD_PORT=str(port)).returncode == 0
@@ -188,7 +191,7 @@ class TestApiProcess:
     def test_a_killed_api_loses_nothing(self, tmp_path: Path, server: EmbeddedStore) -> None:
         """kill -9 during a storm of POSTs; clients repeat with their keys: every job is there once."""
         port = free_port()
-        settings = {"REDIS_URL": server.url, "ACCORD_PORT": str(port), "ACCORD_API_KEY": "k"}
+        settings = {"REDIS_URL": server.url, "ACCORD_PORT": str(port), "ACCORD_API_KEY": KEY}
         job = tmp_path / "job.toml"
         job.write_text(JOB)
         prompts(tmp_path)
@@ -246,7 +249,7 @@ class TestApiProcess:
 
 
 def post_until_accepted(base: str, spec: dict[str, Any], key: str, accepted: dict[str, str]) -> None:
-    headers = {"Authorization": "Bearer k", "Idempotency-Key": key}
+    headers = {"Authorization": f"Bearer {KEY}", "Idempotency-Key": key}
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         try:
@@ -262,7 +265,8 @@ def post_until_accepted(base: str, spec: dict[str, Any], key: str, accepted: dic
 def refused_unread(port: int) -> None:
     """A body that is announced too large is refused before a byte of it was sent."""
     with socket.create_connection(("127.0.0.1", port), timeout=10) as raw:
-        raw.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer k\r\nContent-Length: 60000000\r\n\r\n")
+        head = f"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: 60000000\r\n\r\n"
+        raw.sendall(head.encode())
         assert raw.recv(1024).startswith(b"HTTP/1.1 413")
 
 

@@ -1,6 +1,6 @@
 "use strict";
 const root = document.getElementById("job");
-const base = "/v1/jobs/" + encodeURIComponent(root.dataset.id);
+const base = document.body.dataset.root + "/v1/jobs/" + encodeURIComponent(root.dataset.id);
 const byId = (id) => document.getElementById(id);
 const curves = new Map();
 const phases = new Map();

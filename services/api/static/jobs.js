@@ -10,7 +10,7 @@ function cell(row, content, className) {
 
 async function refresh() {
   try {
-    const answer = await fetch("/v1/jobs?limit=100");
+    const answer = await fetch(document.body.dataset.root + "/v1/jobs?limit=100");
     if (answer.status === 401) { location.reload(); return; }
     const page = await answer.json();
     if (!answer.ok) throw new Error(page.detail);

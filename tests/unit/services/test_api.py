@@ -162,9 +162,9 @@ def test_no_key_or_a_wrong_one(client: TestClient, header: str | None) -> None:
 
 
 def test_a_key_from_the_environment(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path / "d", api_key="from-outside")  # type: ignore[arg-type]
+    settings = Settings(data_dir=tmp_path / "d", api_key="from-outside-0123")  # type: ignore[arg-type]
     client = TestClient(create_app(settings, InMemoryJobStore()))
-    assert client.get("/v1/jobs", headers={"Authorization": "Bearer from-outside"}).status_code == 200
+    assert client.get("/v1/jobs", headers={"Authorization": "Bearer from-outside-0123"}).status_code == 200
     assert not (tmp_path / "d" / "api-key").exists()
 
 
@@ -207,7 +207,7 @@ def test_store_away_is_503_with_retry_after(client: TestClient, store: InMemoryJ
     answer = client.get("/v1/jobs")
     assert_problem(answer, 503)
     assert answer.headers["retry-after"]
-    assert "gone fishing" in assert_problem(client.get("/readyz"), 503)["detail"]
+    assert "gone fishing" in assert_problem(client.get("/readyz"), 503)["detail"], "the key asks why"
     assert client.get("/metrics").status_code == 200, "a scrape survives"
 
 
@@ -216,7 +216,10 @@ def test_readiness_asks_what_it_was_given(settings: Settings, store: InMemoryJob
         raise ServiceError("Ray is starting")
 
     client = TestClient(create_app(settings, store, checks={"ray": not_yet}))
-    assert "ray: Ray is starting" in assert_problem(client.get("/readyz"), 503)["detail"]
+    body = assert_problem(client.get("/readyz"), 503)
+    assert "ray" in body["detail"] and "starting" not in body["detail"], "the public learns which, not why"
+    body = assert_problem(client.get("/readyz", headers={"Authorization": f"Bearer {key_of(settings)}"}), 503)
+    assert "ray: Ray is starting" in body["detail"]
 
 
 class TestBody:
@@ -363,7 +366,8 @@ class TestPages:
     ) -> None:
         job_id = client.post("/v1/jobs", json=changed(spec, "/name", "x - y")).json()["id"]
         del client.headers["Authorization"]
-        answer = client.get("/", params={"key": key_of(settings)}, follow_redirects=False)
+        assert client.get("/", params={"key": key_of(settings)}).status_code == 401, "no key in an address"
+        answer = client.post("/session", data={"key": key_of(settings)}, follow_redirects=False)
         assert answer.status_code == 303 and answer.headers["location"] == "/"
         cookie = answer.headers["set-cookie"].lower()
         assert "httponly" in cookie and "samesite=strict" in cookie and key_of(settings) not in cookie
@@ -376,8 +380,13 @@ class TestPages:
 
     def test_a_forged_or_old_cookie_is_refused(self, client: TestClient) -> None:
         del client.headers["Authorization"]
-        for value in ("99999999999.abc", "1.abc", "", "x"):
-            assert_problem(client.get("/v1/jobs", headers={"Cookie": f"accord_session={value}"}), 401)
+        long, seal = "9" * 5000, "0" * 64
+        values = ("99999999999.abc", "1.abc", "", "x", f"{'a' * 32}.{long}.{seal}", f"{'a' * 32}.9999999999.{seal}",
+                  "٣" * 32, f"{'a' * 32}.٣٣٣٣٣٣٣٣٣٣.{seal}", f"{'a' * 32}.9999999999.é{seal[1:]}")  # fmt: skip
+        for value in values:
+            for url in ("/v1/jobs", "/", "/jobs/job-x"):
+                answer = client.get(url, headers={"Cookie": f"accord_session={value}".encode()})
+                assert answer.status_code == 401, value
 
     def test_a_name_is_text(self, settings: Settings, store: InMemoryJobStore) -> None:
         from services.jobs.store import Submission

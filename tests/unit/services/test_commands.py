@@ -82,14 +82,26 @@ def test_no_key(accord: Any) -> None:
 
 
 def test_no_api(accord: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ACCORD_API_KEY", "k")
+    monkeypatch.setenv("ACCORD_API_KEY", "k" * 16)
     for command in (["jobs"], ["cancel", "job-x"], ["watch", "job-x"]):
         one_line(accord(*command), 3, "no API at", "accord up", "ACCORD_URL")
 
 
 def test_a_bad_setting_is_named(accord: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCORD_PORT", "many")
-    one_line(accord("jobs"), 2, "port")
+    one_line(accord("jobs"), 2, "ACCORD_PORT")
+
+
+def test_an_empty_setting_is_named_and_a_wrong_secret_is_not_shown(
+    accord: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REDIS_URL", "")
+    one_line(accord("jobs"), 2, "REDIS_URL", "set but empty")
+    monkeypatch.delenv("REDIS_URL")
+    monkeypatch.setenv("ACCORD_API_KEY", "hush")
+    answer = accord("jobs")
+    one_line(answer, 2, "ACCORD_API_KEY", "4 characters", "at least 16")
+    assert "hush" not in answer.stderr
 
 
 def test_validate_names_the_field(accord: Any, job_file: Path, tmp_path: Path) -> None:
