@@ -7,6 +7,9 @@
     │   └── PromptError           a prompt file is missing, empty or has a bad line
     ├── StoreError                the job store
     │   ├── StoreUnavailable      no answer, or it refuses writes
+    │   ├── StoreFull             no room for another job
+    │   ├── UnsafeStore           it would lose what it acknowledges, or cannot be used at all
+    │   ├── IncompatibleSpec      a stored job that this release cannot read
     │   ├── JobNotFound
     │   ├── Conflict              illegal transition, or a key reused with another body
     │   └── Fenced                a newer attempt owns the job: stop at once
@@ -72,6 +75,24 @@ class StoreUnavailable(StoreError):
     """The store does not answer, or answers that it takes no writes."""
 
     reason = "store_unavailable"
+
+
+class StoreFull(StoreError):
+    """The store has no room for another job; jobs that it has go on."""
+
+    reason = "store_full"
+
+
+class UnsafeStore(StoreError):
+    """The store is set up so that it would lose what it acknowledged, or is too old."""
+
+    reason = "store_unsafe"
+
+
+class IncompatibleSpec(StoreError):
+    """The stored spec of a job was written by a release that this one does not understand; another runner may."""
+
+    reason = "incompatible_spec"
 
 
 class JobNotFound(StoreError):

@@ -1,11 +1,14 @@
-"""What happens to a job, as typed events. One sink takes them all; logs, Redis, Prometheus and pages read the same."""
+"""What happens to a job, as typed events. One sink takes them all; logs, Redis, Prometheus and pages read the same.
+
+Events are built strictly and read leniently (`read_event`): another release may have written them.
+"""
 
 from __future__ import annotations
 
 import time
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 Phase = Literal["startup", "rollout", "reward", "learn", "publish", "checkpoint", "evaluate"]
 
@@ -29,7 +32,10 @@ class StateChanged(Event):
 
 
 class Progress(Event):
-    """Something long advanced: drives live bars. `done` of `total` within `phase` of `step`."""
+    """Something long advanced: drives live bars. `done` of `total` within `phase` of `step`.
+
+    Not history: the newest one replaces the one before it.
+    """
 
     type: Literal["progress"] = "progress"
     phase: Phase
@@ -114,11 +120,41 @@ class Failed(Event):
     retryable: bool
 
 
-JobEvent = Annotated[
-    StateChanged | Progress | StepCompleted | CheckpointSaved | EvaluationDone | ProcessLost | Warned | Failed,
+class Gap(Event):
+    """Steps up to here are no longer among the events; made when events are read. The run folder has their curves."""
+
+    type: Literal["gap"] = "gap"
+    dropped: int
+    """Step events of this job that are gone by now."""
+
+
+class OpaqueEvent(Event):
+    """An event that this release does not understand, passed on as it came."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str
+    __pydantic_extra__: dict[str, Any]
+
+
+KnownEvent = Annotated[
+    StateChanged | Progress | StepCompleted | CheckpointSaved | EvaluationDone | ProcessLost | Warned | Failed | Gap,
     Field(discriminator="type"),
 ]
+JobEvent = KnownEvent | OpaqueEvent
+_KNOWN: TypeAdapter[KnownEvent] = TypeAdapter(KnownEvent)
 JOB_EVENT: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
+
+
+def read_event(text: str | bytes) -> JobEvent:
+    """Parse an event of this or another release. Fields that are not known are kept.
+
+    Raises ValueError when it is no event at all: not a JSON object with a `type`.
+    """
+    try:
+        return _KNOWN.validate_json(text, extra="allow")
+    except ValidationError:
+        return OpaqueEvent.model_validate_json(text)
 
 
 class EventSink(Protocol):

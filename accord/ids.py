@@ -20,9 +20,13 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 def new_job_id() -> JobId:
     """Return `job-` + 9 characters of milliseconds (base 32, sortable) + 16 random characters (80 bits)."""
-    milliseconds = time.time_ns() // 1_000_000
-    stamp = "".join(_ALPHABET[(milliseconds >> shift) & 31] for shift in range(40, -1, -5))
-    return JobId(f"job-{stamp}{''.join(secrets.choice(_ALPHABET) for _ in range(16))}")
+    return JobId(job_id_stamp(time.time()) + "".join(secrets.choice(_ALPHABET) for _ in range(16)))
+
+
+def job_id_stamp(at: float) -> str:
+    """The beginning of the ids made at a Unix time: smaller than all of them and greater than all before."""
+    milliseconds = int(at * 1000)
+    return "job-" + "".join(_ALPHABET[(milliseconds >> shift) & 31] for shift in range(40, -1, -5))
 
 
 def file_sha256(path: Path) -> str:

@@ -31,6 +31,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("accord_jobs_finished_total", "counter", "Jobs that ended.", ("outcome", "reason")),
     Metric("accord_lease_lost_total", "counter", "Attempts whose lease ran out."),
     Metric("accord_lease_fenced_writes_total", "counter", "Writes refused because a newer attempt owns the job."),
+    Metric("accord_records_unreadable_total", "counter", "Records of the store that were skipped.", ("kind",)),
     # api
     Metric(
         "accord_http_request_duration_seconds", "histogram", "API latency.", ("route", "method", "status"), _SECONDS

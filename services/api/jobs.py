@@ -38,7 +38,7 @@ async def submit(
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"
-    return JobDetail.of(job)
+    return JobDetail.detail_of(job)
 
 
 def _accept(request: Request, body: bytes, key: str) -> tuple[Job, bool]:
@@ -74,7 +74,7 @@ def list_jobs(
 @router.get("/{job_id}")
 def read(request: Request, job_id: JobId) -> JobDetail:
     """Read one job."""
-    return JobDetail.of(state_of(request).store.get(job_id))
+    return JobDetail.detail_of(state_of(request).store.get(job_id))
 
 
 @router.post("/{job_id}/cancel", status_code=202)
@@ -84,7 +84,7 @@ def cancel(request: Request, job_id: JobId) -> JobDetail:
     job = state.store.cancel(job_id)
     if job.finished:  # it was still in line, so no runner will count it
         state.metrics.counter("accord_jobs_finished_total").labels(outcome=job.state, reason=job.reason).inc()
-    return JobDetail.of(job)
+    return JobDetail.detail_of(job)
 
 
 @router.get("/{job_id}/events", response_model=None)
@@ -120,17 +120,20 @@ def _event_page(store: JobStore, job_id: str, cursor: str, limit: int) -> EventP
 async def _follow(store: JobStore, job_id: str, cursor: str, closing: object) -> AsyncIterator[bytes]:
     """Events as they come, a comment when it is quiet, and `end` after the last one of a finished job."""
     assert callable(closing)
-    said = time.monotonic()
+    said, progress = time.monotonic(), None
     while not closing():
         try:
-            over = (await asyncio.to_thread(store.get, job_id)).finished
+            job = await asyncio.to_thread(store.get, job_id)
             found = await asyncio.to_thread(store.events, job_id, cursor)
         except StoreUnavailable:
             return  # the client comes back with its Last-Event-ID
+        if job.progress is not None and job.progress != progress:
+            progress, said = job.progress, time.monotonic()
+            yield format_sse_event(data_str=progress.model_dump_json(), event=progress.type)
         for entry in found:
             cursor, said = entry.id, time.monotonic()
             yield format_sse_event(data_str=entry.event.model_dump_json(), event=entry.event.type, id=entry.id)
-        if (over and not found) or (found and _ends(found[-1])):
+        if (job.finished and not found) or (found and _ends(found[-1])):
             yield format_sse_event(data_str="{}", event="end")
             return
         if time.monotonic() - said > HEARTBEAT_S:

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
@@ -19,7 +19,7 @@ from services.jobs.store import JobStore
 
 log = logging.getLogger("accord.metrics")
 
-_AT_SCRAPE = {"accord_queue_jobs", "accord_queue_oldest_age_seconds"}
+_AT_SCRAPE = {"accord_queue_jobs", "accord_queue_oldest_age_seconds", "accord_records_unreadable_total"}
 _HELP = {metric.name: metric.help for metric in TABLE}
 
 _Kind = TypeVar("_Kind", Counter, Gauge, Histogram)
@@ -78,6 +78,11 @@ class _Queue(Collector):
         return []
 
     def collect(self) -> Iterator[Family]:
+        name = "accord_records_unreadable_total"
+        unreadable = CounterMetricFamily(name, _HELP[name], labels=["kind"])
+        for kind, count in self._store.unreadable().items():
+            unreadable.add_metric([kind], count)
+        yield unreadable
         try:
             stats = self._store.stats()
         except StoreError as error:

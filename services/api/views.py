@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from accord.events import JobEvent
+from accord.events import JobEvent, Progress
 from services.api.prefix import ROOT
-from services.jobs.job import Job
+from services.jobs.job import Job, JobSummary
 from services.jobs.store import StoredEvent
 
 
@@ -27,12 +27,16 @@ class JobView(View):
     state: str
     reason: str
     message: str
+    waiting: str
+    """Why a queued job is not being run although runners have seen it."""
     attempt: int
     """Number of the latest attempt; 0 before the first."""
     lost_attempts: int
     max_attempts: int
     step: int
     steps: int
+    progress: Progress | None
+    """The latest of the running attempt."""
     created_at: float
     updated_at: float
     started_at: float | None
@@ -40,7 +44,7 @@ class JobView(View):
     links: dict[str, str]
 
     @classmethod
-    def fields_of(cls, job: Job) -> dict[str, Any]:
+    def fields_of(cls, job: JobSummary) -> dict[str, Any]:
         """The arguments for this view."""
         root = ROOT.get()
         base = f"{root}/v1/jobs/{job.id}"
@@ -50,7 +54,7 @@ class JobView(View):
         return {**kept, "attempt": job.epoch, "links": links}
 
     @classmethod
-    def of(cls, job: Job) -> JobView:
+    def of(cls, job: JobSummary) -> JobView:
         """Build the view of a job."""
         return cls(**cls.fields_of(job))
 
@@ -61,8 +65,8 @@ class JobDetail(JobView):
     spec: dict[str, Any]
 
     @classmethod
-    def of(cls, job: Job) -> JobDetail:
-        """Build the view of a job."""
+    def detail_of(cls, job: Job) -> JobDetail:
+        """Build the view of a job with its spec."""
         return cls(**cls.fields_of(job), spec=json.loads(job.spec_json))
 
 

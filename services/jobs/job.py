@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from accord.config.job import JobSpec
+from accord.errors import IncompatibleSpec, SpecError
+from accord.events import Progress
 
 
 class JobState(StrEnum):
@@ -63,21 +65,26 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"
     """`max_runtime_s` was over; not retried."""
     DRAINED = "drained"
-    """The owner was asked to stop (deploy, Ctrl-C); requeued without counting as a lost attempt."""
+    """The owner gave it back (deploy, Ctrl-C, or it cannot run it now); requeued without counting as a lost attempt."""
     CANCELLED = "cancelled"
     """A user cancelled it."""
 
 
-class Job(BaseModel):
-    """One job. Times are Unix seconds on the store's clock."""
+class JobSummary(BaseModel):
+    """A job without its spec. Times are Unix seconds on the store's clock.
+
+    A record may come from another release: a state or reason that this one does not know stays the text it is.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     id: str
     name: str
-    state: JobState = JobState.QUEUED
-    reason: Reason = Reason.NONE
+    state: JobState | str = Field(default=JobState.QUEUED, union_mode="left_to_right")
+    reason: Reason | str = Field(default=Reason.NONE, union_mode="left_to_right")
     message: str = ""
+    waiting: str = ""
+    """Why a queued job is not being run although runners have seen it; empty once it is claimed."""
     epoch: int = 0
     """Number of the latest attempt; 0 before the first."""
     lost_attempts: int = 0
@@ -88,20 +95,30 @@ class Job(BaseModel):
     step: int = 0
     """Last completed optimizer step."""
     steps: int
+    progress: Progress | None = None
+    """The latest of the running attempt."""
     created_at: float
     updated_at: float
     started_at: float | None = None
     """When the first attempt was claimed."""
     finished_at: float | None = None
+
+    @property
+    def finished(self) -> bool:
+        """True once nothing more can happen to it."""
+        return self.state in TERMINAL or self.finished_at is not None
+
+
+class Job(JobSummary):
+    """One job."""
+
     spec_json: str
     """The resolved job spec as JSON text."""
 
     @property
     def spec(self) -> JobSpec:
-        """The parsed job spec. Raises SpecError when it was written by an incompatible version."""
-        return JobSpec.parse(self.spec_json)
-
-    @property
-    def finished(self) -> bool:
-        """True once nothing more can happen to it."""
-        return self.state in TERMINAL
+        """The parsed job spec. Raises IncompatibleSpec: it was valid once, so another release wrote it."""
+        try:
+            return JobSpec.parse(self.spec_json)
+        except SpecError as error:
+            raise IncompatibleSpec(f"this release cannot read the spec of {self.id}: {error}") from error

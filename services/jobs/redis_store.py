@@ -7,11 +7,6 @@ for the keys.
 from __future__ import annotations
 
 import hashlib
-import itertools
-from collections.abc import Iterable
-from functools import cache
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import redis
@@ -19,14 +14,26 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from accord.config.settings import Settings
-from accord.errors import Conflict, Fenced, JobNotFound, StoreUnavailable
-from accord.events import JOB_EVENT, Event, StepCompleted
-from services.jobs.job import ACTIVE, TERMINAL, TRANSITIONS, Job, JobState, Reason
+from accord.errors import Conflict, Fenced, JobNotFound, StoreError, StoreUnavailable
+from accord.events import Event, Progress, StepCompleted
+from accord.ids import JOB_ID
+from services.jobs.job import Job, JobState, JobSummary, Reason
+from services.jobs.records import (
+    SUMMARY_FIELDS,
+    Unreadable,
+    order_of,
+    read_feed,
+    read_history,
+    read_job,
+    read_jobs,
+)
+from services.jobs.scripts import scripts
 from services.jobs.store import (
-    EVENTS_KEPT,
     IDEMPOTENCY_TTL_S,
+    STOPPED,
     Beat,
     Claimed,
+    FeedEntry,
     JobStore,
     Page,
     QueueStats,
@@ -37,7 +44,9 @@ from services.jobs.store import (
 PREFIX = "accord:{jobs}:"
 URL_FILE = "store.url"
 """File in the data directory where an embedded store leaves its address (mode 0600: it holds the password)."""
-_TIMES = ("created_at", "updated_at", "started_at", "finished_at")
+_UNREADABLE_WAIT_S = 60.0
+
+_OTHER_JOB = "this Idempotency-Key was used with another job; use a new key for a new job"
 
 
 def store_url(settings: Settings) -> str:
@@ -80,7 +89,8 @@ class RedisJobStore:
             )  # fmt: skip
         except ValueError as error:
             raise StoreUnavailable(f"REDIS_URL is not usable ({error}); expected redis://host:port/0") from error
-        self._scripts = {name: self._redis.register_script(text) for name, text in _scripts().items()}
+        self._scripts = {name: self._redis.register_script(text) for name, text in scripts().items()}
+        self._unreadable = Unreadable()
 
     def ready(self) -> None:
         """See JobStore."""
@@ -88,21 +98,30 @@ class RedisJobStore:
 
     def enqueue(self, submission: Submission) -> tuple[Job, bool]:
         """See JobStore."""
-        digest = hashlib.sha256(submission.key.encode()).hexdigest() if submission.key else ""
         word, *rest = self._run(
             "enqueue", submission.id, submission.name, submission.spec_json, submission.steps,
-            submission.max_attempts, digest, submission.fingerprint, IDEMPOTENCY_TTL_S,
+            submission.max_attempts, _digest(submission.key), submission.fingerprint, IDEMPOTENCY_TTL_S, "0",
         )  # fmt: skip
         if word == "CONFLICT":
-            raise Conflict("this Idempotency-Key was used with another job; use a new key for a new job")
-        return _job(rest[0]), word == "CREATED"
+            raise Conflict(_OTHER_JOB)
+        return read_job(Job, rest[0]), word == "CREATED"
+
+    def accepted(self, key: str, fingerprint: str) -> Job | None:
+        """See JobStore."""
+        if not key:
+            return None
+        word, *rest = self._run("accepted", _digest(key), fingerprint)
+        if word == "CONFLICT":
+            raise Conflict(_OTHER_JOB)
+        return read_job(Job, rest[0]) if rest else None
 
     def get(self, job_id: str) -> Job:
         """See JobStore."""
-        fields = self._guard(lambda: self._redis.hgetall(_key(job_id)))
+        key = _key(job_id)
+        fields = self._guard(lambda: self._redis.hgetall(key))
         if not fields:
             raise JobNotFound(f"no job {job_id!r}")
-        return _job(fields)
+        return read_job(Job, fields)
 
     def page(self, *, limit: int = 50, after: str | None = None, state: JobState | None = None) -> Page:
         """See JobStore."""
@@ -112,18 +131,47 @@ class RedisJobStore:
         page = ids[:limit]
         pipe = self._redis.pipeline(transaction=False)
         for job_id in page:
-            pipe.hgetall(_key(job_id))
-        jobs = [_job(fields) for fields in self._guard(pipe.execute) if fields]
+            pipe.hmget(f"{PREFIX}job:{job_id}", SUMMARY_FIELDS)
+        found, gone = [], []
+        for job_id, values in zip(page, self._guard(pipe.execute), strict=True):
+            if any(value is not None for value in values):
+                found.append(dict(zip(SUMMARY_FIELDS, values, strict=True)) | {"id": job_id})
+            else:
+                gone.append(job_id)
+        if gone:
+            self._missing(self._run("tidy", *gone))
+        jobs = read_jobs(JobSummary, found, self._unreadable)
         return Page(jobs, page[-1] if len(ids) > limit else None)
 
     def claim(self, owner: str, lease_s: float, backoff_s: float) -> Claimed:
         """See JobStore."""
-        word, fields, lost = self._run("claim", owner, _ms(lease_s), _ms(backoff_s))
-        return Claimed(_job(fields) if word == "CLAIMED" else None, tuple(map(_job, lost)))
+        word, fields, lost, gone = self._run("claim", owner, _ms(lease_s), _ms(backoff_s))
+        self._missing(gone)
+        job = self._claimed(fields) if word == "CLAIMED" else None
+        return Claimed(job, tuple(read_jobs(Job, lost, self._unreadable)))
+
+    def _claimed(self, fields: list[Any]) -> Job | None:
+        """The job to run; one that cannot be read goes back for a while, perhaps another release can."""
+        try:
+            return read_job(Job, fields)
+        except StoreError as error:
+            record = dict(zip(fields[::2], fields[1::2], strict=True))
+            self._unreadable.report("job", str(error), error)
+            if JOB_ID.fullmatch(record.get("id", "")):
+                self.release(record["id"], int(record["epoch"]), delay_s=_UNREADABLE_WAIT_S, message=str(error)[:500])
+            return None
+
+    def unreadable(self) -> dict[str, int]:
+        """See JobStore."""
+        return self._unreadable.counts()
+
+    def _missing(self, gone: list[str]) -> None:
+        for job_id in gone:
+            self._unreadable.report("missing_job", job_id, "it was listed, but its record is gone")
 
     def beat(self, job_id: str, epoch: int, lease_s: float) -> Beat:
         """See JobStore."""
-        word = self._run("beat", job_id, epoch, _ms(lease_s))[0]
+        word = self._run("beat", _known(job_id), epoch, _ms(lease_s))[0]
         if word == "MISSING":
             raise JobNotFound(f"no job {job_id!r}")
         return Beat(word)
@@ -134,46 +182,63 @@ class RedisJobStore:
 
     def finish(self, job_id: str, epoch: int, state: JobState, reason: Reason, message: str = "") -> Job:
         """See JobStore."""
-        return _job(self._owned("finish", job_id, epoch, state.value, reason.value, message)[1])
+        return read_job(Job, self._owned("finish", job_id, epoch, state.value, reason.value, message)[1])
 
     def lose(self, job_id: str, epoch: int, reason: Reason, message: str, backoff_s: float) -> Job:
         """See JobStore."""
-        return _job(self._owned("lose", job_id, epoch, reason.value, message, _ms(backoff_s))[1])
+        return read_job(Job, self._owned("lose", job_id, epoch, reason.value, message, _ms(backoff_s))[1])
 
-    def release(self, job_id: str, epoch: int) -> Job:
+    def release(self, job_id: str, epoch: int, *, delay_s: float = 0.0, message: str = STOPPED) -> Job:
         """See JobStore."""
-        return _job(self._owned("release", job_id, epoch)[1])
+        delay_ms = _ms(delay_s) if delay_s > 0 else 0
+        return read_job(Job, self._owned("release", job_id, epoch, delay_ms, message)[1])
 
     def cancel(self, job_id: str) -> Job:
         """See JobStore."""
-        word, *rest = self._run("cancel", job_id)
+        word, *rest = self._run("cancel", _known(job_id))
         if word == "MISSING":
             raise JobNotFound(f"no job {job_id!r}")
-        job = _job(rest[0])
+        job = read_job(Job, rest[0])
         if word == "ILLEGAL":
-            raise Conflict(f"{job_id} is {job.state.value}, which cannot become {JobState.CANCELLING.value}")
+            raise Conflict(f"{job_id} is {job.state}, which cannot become {JobState.CANCELLING}")
         return job
 
     def append(self, job_id: str, epoch: int, event: Event) -> str:
         """See JobStore."""
+        kind = "progress" if isinstance(event, Progress) else "step" if isinstance(event, StepCompleted) else "event"
         step = event.step if isinstance(event, StepCompleted) else ""
-        return str(self._owned("append", job_id, epoch, event.model_dump_json(), step)[1])
+        return str(self._owned("append", job_id, epoch, event.model_dump_json(), kind, step)[1])
 
     def events(self, job_id: str, after: str = "0-0", limit: int = 500, wait_s: float = 0.0) -> list[StoredEvent]:
         """See JobStore. `wait_s` is at most half the socket timeout, else the wait would look like a dead server."""
-        stream = _key(job_id) + ":ev"
-        block = min(wait_s, self._timeout_s / 2)
-        found = self._guard(
-            lambda: self._redis.xread({stream: after}, count=limit, block=_ms(block) if block > 0 else None)
-        )
-        if not found:
-            if not self._guard(lambda: self._redis.exists(_key(job_id))):
-                raise JobNotFound(f"no job {job_id!r}")
-            return []
-        entries = next(iter(found.values())) if isinstance(found, dict) else found[0][1]
-        if entries and isinstance(entries[0], list):  # RESP3 nests one level deeper
-            entries = list(itertools.chain.from_iterable(entries))
-        return [StoredEvent(str(entry_id), JOB_EVENT.validate_json(fields["json"])) for entry_id, fields in entries]
+        cursor = "{}-{}".format(*order_of(after))
+        found = self._history(job_id, cursor, limit)
+        if found or wait_s <= 0:
+            return found
+        streams = {f"{_key(job_id)}:{name}": cursor for name in ("ev", "st")}
+        self._guard(lambda: self._redis.xread(streams, count=1, block=self._block(wait_s)))
+        return self._history(job_id, cursor, limit)
+
+    def _history(self, job_id: str, after: str, limit: int) -> list[StoredEvent]:
+        word, *rest = self._run("events", _known(job_id), after, limit)
+        if word == "MISSING":
+            raise JobNotFound(f"no job {job_id!r}")
+        dropped_to, dropped, lifecycle, steps = rest
+        return read_history([*lifecycle, *steps], after, dropped_to, int(dropped), self._unreadable)[:limit]
+
+    def feed(self, after: str, wait_s: float = 0.0, limit: int = 500) -> list[FeedEntry]:
+        """See JobStore. `wait_s` is bounded as in `events`."""
+        cursor = "{}-{}".format(*order_of(after))
+        block = self._block(wait_s) if wait_s > 0 else None
+        return read_feed(self._guard(lambda: self._redis.xread({PREFIX + "feed": cursor}, count=limit, block=block)))
+
+    def feed_end(self) -> str:
+        """See JobStore."""
+        newest = self._guard(lambda: self._redis.xrevrange(PREFIX + "feed", count=1))
+        return str(newest[0][0]) if newest else "0-0"
+
+    def _block(self, wait_s: float) -> int:
+        return _ms(min(wait_s, self._timeout_s / 2))
 
     def stats(self) -> QueueStats:
         """See JobStore."""
@@ -185,8 +250,9 @@ class RedisJobStore:
         *counts, oldest, (seconds, microseconds) = self._guard(pipe.execute)
         age = 0.0
         if oldest:
-            created = self._guard(lambda: self._redis.hget(_key(oldest[0]), "created_at"))
-            age = max(0.0, seconds + microseconds / 1e6 - int(created) / 1000) if created else 0.0
+            created = self._guard(lambda: self._redis.hget(f"{PREFIX}job:{oldest[0]}", "created_at"))
+            if created and created.isdecimal():
+                age = max(0.0, seconds + microseconds / 1e6 - int(created) / 1000)
         return QueueStats({state.value: int(count) for state, count in zip(JobState, counts, strict=True)}, age)
 
     def mark(self, name: str, ttl_s: float) -> bool:
@@ -204,13 +270,13 @@ class RedisJobStore:
 
     def _owned(self, name: str, job_id: str, epoch: int, *arguments: str | int) -> list[Any]:
         """Run an epoch-guarded script."""
-        answer = self._run(name, job_id, epoch, *arguments)
+        answer = self._run(name, _known(job_id), epoch, *arguments)
         if answer[0] == "MISSING":
             raise JobNotFound(f"no job {job_id!r}")
         if answer[0] == "FENCED":
             raise Fenced(f"attempt {epoch} does not own {job_id} (attempt {answer[1]}, {answer[2]})")
         if answer[0] == "ILLEGAL":
-            raise Conflict(f"{job_id} is {_job(answer[1]).state.value}, which cannot become {arguments[0]}")
+            raise Conflict(f"{job_id} is {read_job(Job, answer[1]).state}, which cannot become {arguments[0]}")
         return answer
 
     def _run(self, name: str, *arguments: str | int) -> list[Any]:
@@ -226,38 +292,20 @@ class RedisJobStore:
             raise StoreUnavailable(f"the job store at {self._shown} refused: {error}") from error
 
 
+def _known(job_id: str) -> str:
+    """The id, if it can be one. Raises JobNotFound: no other text becomes part of a key."""
+    if not JOB_ID.fullmatch(job_id):
+        raise JobNotFound(f"no job {job_id!r}")
+    return job_id
+
+
 def _key(job_id: str) -> str:
-    return f"{PREFIX}job:{job_id}"
+    return f"{PREFIX}job:{_known(job_id)}"
+
+
+def _digest(key: str) -> str:
+    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest() if key else ""
 
 
 def _ms(seconds: float) -> int:
     return max(1, round(seconds * 1000))
-
-
-def _job(fields: Any) -> Job:
-    """Build a Job from a hash, as a mapping or as Lua's flat list."""
-    pairs: dict[str, Any] = dict(zip(fields[::2], fields[1::2], strict=True)) if isinstance(fields, list) else fields
-    values = {name: pairs[name] for name in Job.model_fields if name in pairs}
-    values |= {name: int(values[name]) / 1000 for name in _TIMES if name in values}
-    return Job.model_validate(values)
-
-
-def _lua_set(states: Iterable[JobState]) -> str:
-    return "{" + ", ".join(f"{state.value} = true" for state in sorted(states)) + "}"
-
-
-@cache
-def _scripts() -> dict[str, str]:
-    """Name → Lua text, with the transition table of job.py written in front."""
-    table = ", ".join(f"{state.value} = {_lua_set(following)}" for state, following in TRANSITIONS.items())
-    head = (
-        f"local NEXT = {{{table}}}\nlocal TERMINAL = {_lua_set(TERMINAL)}\nlocal ACTIVE = {_lua_set(ACTIVE)}\n"
-        f"local EVENTS_KEPT = {EVENTS_KEPT}\n"
-    )
-    folder = files("services.jobs") / "lua"
-    prelude = (folder / "prelude.lua").read_text(encoding="utf-8")
-    return {
-        Path(entry.name).stem: head + prelude + entry.read_text(encoding="utf-8")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".lua") and entry.name != "prelude.lua"
-    }

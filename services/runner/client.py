@@ -9,11 +9,10 @@ from typing import Any
 
 import httpx
 from httpx_sse import EventSource
-from pydantic import ValidationError
 
 from accord.config.settings import Settings
 from accord.errors import SpecError, Unreachable, UserError
-from accord.events import JOB_EVENT, JobEvent
+from accord.events import JobEvent, read_event
 from services.api.auth import KEY_FILE, Keeper, read_key
 
 
@@ -82,7 +81,7 @@ class ApiClient:
                     last_word = time.monotonic()
                     if event is None:
                         return
-                    cursor = event_id
+                    cursor = event_id or cursor  # progress has no place in the history
                     yield event
                 quiet("the stream ended early")
             except (httpx.TransportError, Unreachable) as error:
@@ -104,9 +103,9 @@ class ApiClient:
                     yield "", None
                     return
                 try:
-                    yield message.id, JOB_EVENT.validate_json(message.data)
-                except ValidationError:
-                    continue  # an event of a newer version
+                    yield message.id, read_event(message.data)
+                except ValueError:
+                    continue  # no event at all
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
-from accord.errors import SpecError
+from accord.errors import IncompatibleSpec
 from services.jobs.job import Job, JobState
 from services.runner.artifacts import write_artifacts
 from services.runner.embedded import RAY_FILE
@@ -60,11 +60,11 @@ def conclude_unfinished(settings: Settings, job: Job) -> None:
         return
     try:
         conclude(
-            settings, run_dir, job.id, job.spec, state=job.state.value,
-            reason=": ".join(part for part in (job.reason.value, job.message) if part),
+            settings, run_dir, job.id, job.spec, state=str(job.state),
+            reason=": ".join(part for part in (str(job.reason), job.message) if part),
             wall_seconds=max(0.0, job.updated_at - (job.started_at or job.created_at)),
         )  # fmt: skip
-    except SpecError as error:
+    except IncompatibleSpec as error:
         log.warning("%s has no report, its spec cannot be read: %s", job.id, error)
     except Exception:
         log.exception("%s has no report", job.id)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from accord.config.settings import Settings
-from accord.errors import AccordError, Fenced, JobNotFound, SpecError, StoreError, StoreUnavailable
+from accord.errors import AccordError, Fenced, IncompatibleSpec, JobNotFound, StoreError, StoreUnavailable
 from accord.events import Failed
 from services.api.metrics import Metrics
 from services.jobs.job import Job, JobState, Reason
@@ -35,6 +35,8 @@ MARK = "ACCORD_ATTEMPT"
 SUCCEEDED, USER_ERROR, RETRYABLE, FENCED = 0, 10, 11, 12
 """Exit statuses of an attempt that mean something here; see launch.py."""
 _TICK_S = 0.1
+_OTHER_RELEASE_S = 60.0
+"""How long a job that only another release can run is left to the others."""
 
 
 class Stop(Enum):
@@ -105,7 +107,7 @@ class Supervisor:
         """Count a job that has ended, and leave a report when it ended without success."""
         if job.finished:
             outcome = self.metrics.counter("accord_jobs_finished_total")
-            outcome.labels(outcome=job.state.value, reason=job.reason.value).inc()
+            outcome.labels(outcome=str(job.state), reason=str(job.reason)).inc()
             conclude_unfinished(self.settings, job)
 
     def backoff_s(self) -> float:
@@ -130,9 +132,9 @@ class _Attempt:
         """Spawn, watch, clean up, report."""
         try:
             runtime_s = self._job.spec.max_runtime_s
-        except SpecError as error:
+        except IncompatibleSpec as error:
             message = str(error)
-            self._insist(lambda: self._store.finish(*self._key, JobState.FAILED, Reason.USER_ERROR, message), stop)
+            self._insist(lambda: self._store.release(*self._key, delay_s=_OTHER_RELEASE_S, message=message), stop)
             return
         mark = f"{self._job.id}:{self._job.epoch}"
         process = self._spawn(mark)

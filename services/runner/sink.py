@@ -55,7 +55,7 @@ class StoreEventSink:
         job = self._insist(lambda store: store.get(self.job_id))
         if job.epoch != self.epoch or job.state not in ACTIVE:
             raise Fenced(
-                f"attempt {self.epoch} does not own {self.job_id} (attempt {job.epoch}, {job.state.value})"
+                f"attempt {self.epoch} does not own {self.job_id} (attempt {job.epoch}, {job.state})"
             )  # fmt: skip
 
     def _insist(self, call: Callable[[RedisJobStore], _T]) -> _T:

@@ -3,77 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import subprocess
-import tempfile
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from accord.errors import Conflict, Fenced, JobNotFound, StoreUnavailable
-from accord.events import Progress, StateChanged, StepCompleted
+from accord.events import ProcessLost
 from accord.ids import new_job_id
 from services.jobs.job import TRANSITIONS, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
-from services.jobs.store import Beat, InMemoryJobStore, JobStore, Submission
+from services.jobs.store import Beat, JobStore, Submission
 from services.runner.embedded import EmbeddedStore
-
-LEASE = 0.25
-BACKOFF = 0.05
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
-    with EmbeddedStore(tmp_path_factory.mktemp("store")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of the Redis that the system installed, if it did (Debian's is 7.0)."""
-    binary = shutil.which("redis-server")
-    if binary is None:
-        pytest.skip("no redis-server is installed")
-    folder = Path(tempfile.mkdtemp(prefix="accord-redis-"))  # a short path: it holds a socket
-    socket = folder / "redis.sock"
-    process = subprocess.Popen([binary, "--port", "0", "--unixsocket", str(socket), "--save", "", "--dir", str(folder)])
-    deadline = time.monotonic() + 20
-    while not socket.exists():
-        assert process.poll() is None and time.monotonic() < deadline, "redis-server did not start"
-        time.sleep(0.02)
-    yield f"unix://{socket}?db=0"
-    process.terminate()
-    process.wait(10)
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(params=["memory", "embedded", "redis"])
-def store(request: pytest.FixtureRequest) -> Iterator[JobStore]:
-    if request.param == "memory":
-        yield InMemoryJobStore()
-        return
-    on = request.getfixturevalue
-    redis_store = RedisJobStore(on("server").url if request.param == "embedded" else on("redis_server"))
-    redis_store._redis.flushall()
-    yield redis_store
-    redis_store.close()
-
-
-def submit(store: JobStore, **fields: object) -> str:
-    submission = Submission(id=new_job_id(), name="n", spec_json="{}", steps=3, **fields)  # type: ignore[arg-type]
-    return store.enqueue(submission)[0].id
-
-
-def states(store: JobStore, job_id: str) -> list[str]:
-    return [entry.event.state for entry in store.events(job_id) if isinstance(entry.event, StateChanged)]
-
-
-def step_event(step: int) -> StepCompleted:
-    return StepCompleted(step=step, policy_version=step, metrics={"loss/total": 1.0, "x": None}, phase_seconds={},
-                         samples=4)  # fmt: skip
+from tests.contracts.stores import BACKOFF, LEASE, states, step_event, submit
 
 
 def test_a_job_lives_from_queue_to_success(store: JobStore) -> None:
@@ -275,9 +218,10 @@ def test_events_page_resume_and_wait(store: JobStore) -> None:
     job_id = submit(store)
     store.claim("a", 30, BACKOFF)
     for done in range(6):
-        store.append(job_id, 1, Progress(phase="rollout", step=1, done=done, total=6))
+        store.append(job_id, 1, step_event(1) if done % 2 else ProcessLost(process=str(done), outcome="restarted"))
     everything = store.events(job_id)
     assert len(everything) == 8
+    assert [entry.event.type for entry in everything[2:]] == ["process_lost", "step"] * 3
     ids = [entry.id for entry in everything]
     assert [entry.id for entry in store.events(job_id, after=ids[4])] == ids[5:]
     assert [entry.id for entry in store.events(job_id, limit=3)] == ids[:3]
@@ -293,6 +237,8 @@ def test_events_page_resume_and_wait(store: JobStore) -> None:
 def test_unknown_jobs(store: JobStore) -> None:
     for call in (
         lambda: store.get("job-nope"),
+        lambda: store.get(f"{submit(store)}:ev"),
+        lambda: store.events("*"),
         lambda: store.cancel("job-nope"),
         lambda: store.events("job-nope"),
         lambda: store.append("job-nope", 1, step_event(1)),

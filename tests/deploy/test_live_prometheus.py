@@ -74,7 +74,8 @@ def _await_ready(port, process):
 def test_every_panel_shows_something(tmp_path):
     prometheus_client = pytest.importorskip("prometheus_client")
     from services.api.metrics import Metrics
-    from services.jobs.store import InMemoryJobStore, Submission
+    from services.jobs.memory import InMemoryJobStore
+    from services.jobs.store import Submission
     from services.runner.prometheus import TrainingMetrics
 
     store = InMemoryJobStore()

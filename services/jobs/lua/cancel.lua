@@ -1,4 +1,5 @@
 -- id
+even_when_full()
 local id = ARGV[1]
 local state = redis.call('HGET', key_of(id), 'state')
 if not state then return { 'MISSING' } end

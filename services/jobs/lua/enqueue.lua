@@ -1,12 +1,15 @@
--- id, name, spec, steps, max_attempts, key digest or '', fingerprint, key time to live in seconds
+-- id, name, spec, steps, max_attempts, key digest or '', fingerprint, key time to live in seconds, '1' when it is full
 local id, digest = ARGV[1], ARGV[6]
 if redis.call('EXISTS', key_of(id)) == 1 then return reply('EXISTS', id) end  -- the client sent it twice
 if digest ~= '' then
   local known = redis.call('HMGET', P .. 'idem:' .. digest, 'id', 'fingerprint')
-  if known[1] then
+  if known[1] and redis.call('EXISTS', key_of(known[1])) == 1 then
     if known[2] ~= ARGV[7] then return { 'CONFLICT' } end
     return reply('EXISTS', known[1])
   end
+end
+if ARGV[9] == '1' then return { 'FULL' } end
+if digest ~= '' then
   redis.call('HSET', P .. 'idem:' .. digest, 'id', id, 'fingerprint', ARGV[7])
   redis.call('EXPIRE', P .. 'idem:' .. digest, ARGV[8])
 end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from fastapi.testclient import TestClient
 
 from accord.config.settings import Settings
 from accord.errors import ServiceError, StoreUnavailable
-from accord.events import Progress, StepCompleted
+from accord.events import Progress, StepCompleted, Warned
 from services.api.app import create_app
 from services.jobs.job import JobState, Reason
-from services.jobs.store import InMemoryJobStore
+from services.jobs.memory import InMemoryJobStore
 
 ALL = {"prompt_av": "a red ball", "prompt_v": "a red ball", "prompt_a": "a beep"}
 
@@ -251,7 +252,7 @@ class TestEvents:
         job_id = str(client.post("/v1/jobs", json=spec).json()["id"])
         store.claim("me", 60, 1)
         for done in range(4):
-            store.append(job_id, 1, Progress(phase="rollout", step=1, done=done, total=4))
+            store.append(job_id, 1, Warned(code="slow", message=str(done)))
         step = StepCompleted(step=1, policy_version=1, metrics={"loss/total": None}, phase_seconds={}, samples=4)
         store.append(job_id, 1, step)
         store.finish(job_id, 1, JobState.SUCCEEDED, Reason.NONE)
@@ -270,15 +271,28 @@ class TestEvents:
     def test_stream_ends_with_the_job_and_resumes(self, client: TestClient, job_id: str) -> None:
         everything = self.stream(client, job_id)
         kinds = [kind for _, kind in everything]
-        assert kinds == ["state", "state", *["progress"] * 4, "step", "state", "end"]
+        assert kinds == ["state", "state", *["warning"] * 4, "step", "state", "end"]
         rest = self.stream(client, job_id, **{"Last-Event-ID": everything[3][0]})
         assert rest == everything[4:]
         assert self.stream(client, job_id, **{"Last-Event-ID": everything[-2][0]}) == [("", "end")]
 
+    def test_progress_arrives_without_a_place_in_the_history(
+        self, client: TestClient, spec: dict[str, Any], store: InMemoryJobStore
+    ) -> None:
+        job_id = str(client.post("/v1/jobs", json=spec).json()["id"])
+        store.claim("me", 60, 1)
+        store.append(job_id, 1, Progress(phase="rollout", step=1, done=3, total=4))
+        assert client.get("/v1/jobs").json()["items"][0]["progress"]["done"] == 3
+        end = threading.Timer(0.5, lambda: store.finish(job_id, 1, JobState.SUCCEEDED, Reason.NONE))
+        end.start()
+        told = self.stream(client, job_id)
+        end.join()
+        assert ("", "progress") in told and told[-1] == ("", "end")
+
     def test_json_page(self, client: TestClient, job_id: str) -> None:
         url, headers = f"/v1/jobs/{job_id}/events", {"Accept": "application/json"}
         page = client.get(url, headers=headers, params={"limit": 3}).json()
-        assert [item["event"]["type"] for item in page["items"]] == ["state", "state", "progress"]
+        assert [item["event"]["type"] for item in page["items"]] == ["state", "state", "warning"]
         assert not page["finished"]
         rest = client.get(url, headers=headers, params={"after": page["next"]}).json()
         assert len(rest["items"]) == 5 and rest["finished"]

@@ -20,7 +20,8 @@ from services.api.app import create_app
 from services.api.auth import KEY_FILE, Keeper, api_key
 from services.api.limits import Refusal, Slots
 from services.jobs.job import JobState, Reason
-from services.jobs.store import InMemoryJobStore, Submission
+from services.jobs.memory import InMemoryJobStore
+from services.jobs.store import Submission
 
 KEY = "a-key-for-these-tests"
 
