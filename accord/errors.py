@@ -3,6 +3,7 @@
     AccordError
     ├── UserError                 the job, a file or a call is wrong; retrying does not help
     │   ├── SpecError             a field of a job spec (carries JSON pointers)
+    │   ├── InputError            a file that a job names is missing, not allowed, too big or no regular file
     │   ├── ModelError            a model directory is missing, torn or unsafe
     │   └── PromptError           a prompt file is missing, empty or has a bad line
     ├── StoreError                the job store
@@ -14,7 +15,8 @@
     │   ├── Conflict              illegal transition, or a key reused with another body
     │   └── Fenced                a newer attempt owns the job: stop at once
     ├── ServiceError              a process of the service cannot start
-    │   └── Unreachable           nothing answers where something should
+    │   ├── Unreachable           nothing answers where something should
+    │   └── Overloaded            more is asked than can be done now; ask again later
     ├── CheckpointError           a checkpoint is torn or does not fit
     ├── VolumeFull                a volume is full, over quota or read-only, and stayed so
     ├── MediaError                a clip cannot be written or read as a file
@@ -51,6 +53,12 @@ class SpecError(UserError):
 
     def __str__(self) -> str:
         return "; ".join(f"{pointer or '/'}: {message}" for pointer, message in self.problems)
+
+
+class InputError(UserError):
+    """A file that a job names cannot be opened."""
+
+    reason = "invalid_input"
 
 
 class ModelError(UserError):
@@ -123,6 +131,12 @@ class Unreachable(ServiceError):
     """Nothing answers where something should."""
 
     reason = "unreachable"
+
+
+class Overloaded(ServiceError):
+    """The service is busy, or something it needs is slow: the same request may succeed later."""
+
+    reason = "overloaded"
 
 
 class CheckpointError(AccordError):

@@ -134,7 +134,7 @@ def accord(stack: contextlib.ExitStack, name: str, root: Path, checkout: Path) -
     environment = {
         **os.environ, "PYTHONPATH": str(checkout), "REDIS_URL": store, "ACCORD_PORT": str(port),
         "ACCORD_API_KEY": key, "ACCORD_DATA_DIR": str(root / name / "data"),
-        "ACCORD_RUNS_DIR": str(root / name / "runs"),
+        "ACCORD_RUNS_DIR": str(root / name / "runs"), "ACCORD_INPUT_ROOTS": str(ROOT),
     }  # fmt: skip
     command = [sys.executable, "-m", "services.runner.cli", "api"]
     process = stack.enter_context(served(command, port, root / f"{name}.log", cwd=checkout, env=environment))

@@ -37,10 +37,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from accord.config.clap_dir import SHIPPED
 from accord.world.codecs import build_vocoder, log_mel
 from accord.world.pipeline import load_pipeline
 from accord.world.scene import ALL_PROMPTS, AUDIO_SAMPLES, SAMPLE_RATE, SOUNDS, render_audio
-from reward_servers.models.clap import BUILT_IN
 
 Float = NDArray[np.float32]
 NAMES = tuple(SOUNDS)
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--sounds", type=int, default=3072)
     parser.add_argument("--pipeline", type=Path, help="LTX2Pipeline directory whose audio autoencoder to use")
-    parser.add_argument("--out", type=Path, default=BUILT_IN["builtin:tiny-clap"])
+    parser.add_argument("--out", type=Path, default=SHIPPED["builtin:tiny-clap"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)

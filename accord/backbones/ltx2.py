@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, Self
 
 import diffusers
@@ -33,6 +32,7 @@ from accord.backbones.text_cache import TextCache, content_digest
 from accord.config.backbones import LTX2Spec, SamplingSpec
 from accord.config.lora_file import read_lora_file
 from accord.config.model_dir import ModelFacts, inspect_model_dir
+from accord.config.settings import Settings
 from accord.diffusion.schedule import ScheduleConfig, sigma_schedule
 from accord.types import MODALITIES, Clip, Modality
 
@@ -250,7 +250,7 @@ def _text_cache(spec: LTX2Spec, facts: ModelFacts, device: str) -> TextCache | N
     """The cache that the spec names: rows of these files, this type, and whatever else decides their bits."""
     if not spec.text_cache:
         return None
-    directory = Path(spec.text_cache).expanduser()
+    directory = Settings().text_caches / spec.text_cache
     threads = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     computed_by = torch.cuda.get_device_name(device) if device.startswith("cuda") else threads
     versions = (torch.__version__, transformers.__version__, diffusers.__version__)

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from accord.config.base import Spec
+from accord.config.paths import LORA_BYTES, InputPath
 from accord.types import MODALITIES, Modality
 
 
@@ -32,16 +33,17 @@ class LTX2Spec(Spec):
     modalities: ClassVar[tuple[Modality, ...]] = MODALITIES
 
     name: Literal["ltx2"] = "ltx2"
-    path: str = Field(default="builtin:tiny-ltx2", min_length=1, max_length=4096)
+    path: Annotated[str, InputPath("directory")] = Field(default="builtin:tiny-ltx2", min_length=1, max_length=4096)
     """Directory of the pipeline, or `builtin:tiny-ltx2` for the model that ships with Accord."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Compute type of the frozen weights; adapters are always float32."""
     lora: LoRASpec = LoRASpec()
-    init_lora: str = Field(default="", max_length=4096)
+    init_lora: Annotated[str, InputPath("file", LORA_BYTES)] = Field(default="", max_length=4096)
     """A LoRA file (.safetensors) that `policy` and `old` start from; rank and targets must be those of `lora`."""
     gradient_checkpointing: bool = False
-    text_cache: str = Field(default="", max_length=4096)
-    """Directory that keeps encoded prompts; while it has them all, the text encoder is not loaded. Empty = off."""
+    text_cache: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")
+    """Name of a cache of encoded prompts below ACCORD_TEXT_CACHE_DIR; jobs that give the same name share it. While it
+    has all prompts of a job, the text encoder is not loaded. Empty = off."""
     offload: bool = False
     """Rollout workers on a GPU keep the decoders in host memory between decodes. Nothing changes on a CPU."""
 

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from accord.config.backbones import SamplingSpec
 from accord.config.base import Spec
 from accord.config.grpo import WindowSpec
+from accord.config.paths import PROMPT_BYTES, InputPath
 from accord.plugins import spec_union
 
 if TYPE_CHECKING:
@@ -25,9 +26,9 @@ else:
 class PromptsSpec(Spec):
     """Where prompts come from: JSON lines with `id`, `prompt_av`, `prompt_v`, `prompt_a`."""
 
-    train: str = Field(min_length=1, max_length=4096)
+    train: Annotated[str, InputPath("file", PROMPT_BYTES)] = Field(min_length=1, max_length=4096)
     """File with the prompts that are trained on."""
-    held_out: str = Field(min_length=1, max_length=4096)
+    held_out: Annotated[str, InputPath("file", PROMPT_BYTES)] = Field(min_length=1, max_length=4096)
     """File with prompts that are only evaluated; none may be a training prompt."""
     per_step: int = Field(default=8, ge=1, le=4096)
     """Prompts (groups) per optimizer step."""

@@ -39,9 +39,7 @@ class LoRAFile:
 
 def read_lora_file(path: str) -> LoRAFile:
     """Read a header. Raises ModelError when the file is missing or torn, or holds anything but one LoRA of one rank."""
-    file = Path(path).expanduser()
-    if not file.is_file():
-        raise ModelError(f"{path}: no such file; give a LoRA as .safetensors")
+    file = Path(path)
     header = read_safetensors_header(file)
     unknown = sorted(name for name in header if not _KEY.fullmatch(name))
     if unknown or not header:

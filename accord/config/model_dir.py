@@ -7,18 +7,20 @@ refused in the control plane, before any process with an ML framework starts.
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import accord
+from accord.config.files import JSON_BYTES, files_below, open_file, read_bytes
 from accord.config.model_shapes import Shapes, check_transformer, check_vae
-from accord.errors import ModelError
+from accord.config.paths import BUILT_IN, LORA_BYTES
+from accord.errors import InputError, ModelError
 from accord.types import MODALITIES, Modality
 
-BUILT_IN = "builtin:"
 WEIGHTS: dict[str, tuple[str, ...]] = {
     "transformer": ("LTX2VideoTransformer3DModel",),
     "vae": ("AutoencoderKLLTX2Video",),
@@ -35,6 +37,7 @@ _UNSAFE = {
 }
 _BLOCKS = "transformer_blocks."
 _MAX_HEADER = 100_000_000
+_WEIGHT_BYTES = 1024 * LORA_BYTES
 _DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
                "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8}  # fmt: skip
 
@@ -80,22 +83,32 @@ class ModelFacts:
 
 
 def resolve_model_path(path: str) -> Path:
-    """Turn `builtin:<name>` into the directory shipped with Accord; any other path is taken as it is."""
-    if path.startswith(BUILT_IN):
-        return Path(accord.__file__).parent / "world" / "pretrained" / path.removeprefix(BUILT_IN)
-    return Path(path).expanduser()
+    """Turn `builtin:<name>` into the directory shipped with Accord; any other path is taken as it is.
+
+    Raises ModelError for a name that is not shipped.
+    """
+    if not path.startswith(BUILT_IN):
+        return Path(path)
+    shipped = Path(accord.__file__).parent / "world" / "pretrained"
+    name = path.removeprefix(BUILT_IN)
+    known = sorted(entry.name for entry in shipped.iterdir() if (entry / "model_index.json").is_file())
+    if name not in known:
+        raise ModelError(f"no built-in model {name!r}; there is {', '.join(BUILT_IN + one for one in known)}")
+    return shipped / name
 
 
 def inspect_model_dir(path: str) -> ModelFacts:
     """Check an `LTX2Pipeline` directory and return its facts. Raises ModelError that names the file and the remedy."""
     root = resolve_model_path(path)
-    if not root.is_dir():
-        raise ModelError(f"{path}: no such directory; give the folder that holds model_index.json")
+    try:
+        index = read_json(root / "model_index.json")
+    except ModelError as error:
+        raise ModelError(f"{error}; give the folder of a pipeline, which holds model_index.json") from error
     _refuse_unsafe_files(root)
-    _check_index(root, _json(root / "model_index.json"))
+    _check_index(root, index)
     shapes = {component: _check_weights(root / component) for component in WEIGHTS}
-    check_transformer(root / "transformer", _json(root / "transformer" / "config.json"), shapes["transformer"])
-    check_vae(root / "vae", _json(root / "vae" / "config.json"), shapes["vae"])
+    check_transformer(root / "transformer", read_json(root / "transformer" / "config.json"), shapes["transformer"])
+    check_vae(root / "vae", read_json(root / "vae" / "config.json"), shapes["vae"])
     if not any((root / "tokenizer" / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise ModelError(f"{root / 'tokenizer'}: holds neither tokenizer.json nor tokenizer.model")
     try:
@@ -107,7 +120,7 @@ def inspect_model_dir(path: str) -> ModelFacts:
 def read_model_configs(path: str) -> ModelFacts:
     """Return the facts of a directory that may hold configs alone: for sizing, not for running. Raises ModelError."""
     root = resolve_model_path(path)
-    _check_index(root, _json(root / "model_index.json"))
+    _check_index(root, read_json(root / "model_index.json"))
     try:
         return _facts(root, None)
     except (TypeError, ValueError, ZeroDivisionError) as error:
@@ -119,15 +132,15 @@ def read_safetensors_header(path: Path, *, whole: bool = True) -> dict[str, Any]
 
     With `whole = False` the tensors behind the header may be missing.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         if length > min(size - 8, _MAX_HEADER):
             raise ModelError(f"{path}: torn; the file ends inside its header ({size} bytes). Copy it again")
         try:
             header = json.loads(file.read(length))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelError(f"{path}: not a safetensors file (its header is not JSON)") from error
     if not isinstance(header, dict):
         raise ModelError(f"{path}: not a safetensors file (its header is not an object)")
@@ -135,6 +148,20 @@ def read_safetensors_header(path: Path, *, whole: bool = True) -> dict[str, Any]
     if whole:
         _check_extents(path, header, size - 8 - length)
     return header
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open_file(path, _WEIGHT_BYTES)
+    except InputError as error:
+        raise ModelError(str(error)) from error
+
+
+def _files(root: Path) -> list[Path]:
+    try:
+        return files_below(root)
+    except InputError as error:
+        raise ModelError(str(error)) from error
 
 
 def _check_extents(path: Path, header: Mapping[str, Any], available: int) -> None:
@@ -156,15 +183,15 @@ def _check_extents(path: Path, header: Mapping[str, Any], available: int) -> Non
 
 
 def _refuse_unsafe_files(root: Path) -> None:
-    for file in sorted(root.rglob("*")):
+    for file in _files(root):
         reason = _UNSAFE.get(file.suffix.lower())
-        if reason and file.is_file():
+        if reason:
             raise ModelError(f"{file}: is {reason}; a model directory may hold safetensors and JSON only")
         if file.name.endswith(".json") and "tokenizer" not in file.name and "index" not in file.name:
-            _refuse_auto_map(file, _json(file))
+            _refuse_auto_map(file, read_json(file))
     tokenizer = root / "tokenizer" / "tokenizer_config.json"
     if tokenizer.is_file():
-        _refuse_auto_map(tokenizer, _json(tokenizer))
+        _refuse_auto_map(tokenizer, read_json(tokenizer))
 
 
 def _refuse_auto_map(file: Path, config: Any) -> None:
@@ -191,7 +218,7 @@ def _check_index(root: Path, index: Mapping[str, Any]) -> None:
 
 def _check_weights(component: Path) -> Shapes:
     """Check every weight file of a component; return the shapes of its tensors by name."""
-    _json(component / "config.json")
+    read_json(component / "config.json")
     shapes: dict[str, tuple[int, ...]] = {}
     for file in weight_files(component):
         if not file.is_file():
@@ -206,7 +233,7 @@ def weight_files(component: Path) -> Iterator[Path]:
     """Weight files of a component: those its index lists, whether they exist or not, else all there are."""
     indexes = sorted(component.glob("*.safetensors.index.json"))
     for index in indexes:
-        weight_map = _json(index).get("weight_map")
+        weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise ModelError(f"{index}: has no weight_map")
         yield from (component / str(name) for name in sorted({*weight_map.values()}))
@@ -216,9 +243,9 @@ def weight_files(component: Path) -> Iterator[Path]:
 
 def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
     """Read the configs, and hold the depth against the transformer's tensors if they are given."""
-    transformer = _json(root / "transformer" / "config.json")
-    vae, audio_vae = _json(root / "vae" / "config.json"), _json(root / "audio_vae" / "config.json")
-    vocoder = _json(root / "vocoder" / "config.json")
+    transformer = read_json(root / "transformer" / "config.json")
+    vae, audio_vae = read_json(root / "vae" / "config.json"), read_json(root / "audio_vae" / "config.json")
+    vocoder = read_json(root / "vocoder" / "config.json")
     depth = int(transformer.get("num_layers", 48))
     blocks = {tuple(name.split(".")[1:]): shape for name, shape in (tensors or {}).items() if name.startswith(_BLOCKS)}
     found = {int(name[0]) for name in blocks}
@@ -239,7 +266,7 @@ def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
         audio_channels=int(transformer.get("audio_in_channels", 128)),
         audio_tokens_per_second=int(audio_vae.get("sample_rate", 16000)) / hop,
         sample_rate=int(vocoder.get("output_sampling_rate", 24000)),
-        scheduler=_json(root / "scheduler" / "scheduler_config.json"),
+        scheduler=read_json(root / "scheduler" / "scheduler_config.json"),
         audio_to_video=tensors is None or "audio_to_video_attn" in parts,
         video_to_audio=tensors is None or "video_to_audio_attn" in parts,
     )
@@ -256,12 +283,13 @@ def _compression(vae: Mapping[str, Any]) -> tuple[int, int]:
     return int(temporal), int(spatial)
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a config. Raises ModelError when it is not there, too big, or no JSON object."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ModelError(f"{path}: missing") from error
-    except (OSError, ValueError) as error:
+        tree = json.loads(read_bytes(path, JSON_BYTES))
+    except InputError as error:
+        raise ModelError(str(error)) from error
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(tree, dict):
         raise ModelError(f"{path}: holds no JSON object")

@@ -5,15 +5,17 @@ Light: runs in the control plane, before any process is started for the job.
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Container
 
 from accord.config.algorithms import BlockScale, RegionSpec, SigmaSpec, SurgerySpec
+from accord.config.files import Roots, Seen, files_below, open_file, reading, remembered
 from accord.config.job import JobSpec
 from accord.config.lora_file import lora_misfits, read_lora_file
 from accord.config.model_dir import ModelFacts
+from accord.config.paths import NamedPath, input_paths
 from accord.config.prompts import load_prompts
 from accord.diffusion.schedule import ScheduleConfig, sigma_schedule, trained_sigmas
-from accord.errors import ModelError, PromptError, SpecError
+from accord.errors import InputError, ModelError, PromptError, SpecError, UserError
 from accord.plugins import resolve
 from accord.types import Prompt
 
@@ -21,25 +23,62 @@ Problem = tuple[str, str]
 """JSON pointer, and what is wrong and what would be right."""
 
 
-def preflight(job: JobSpec) -> None:
-    """Check a valid spec against the files it names. Raises SpecError with every problem found."""
-    problems = [*_prompt_problems(job), *_cache_problems(job)]
-    inspect = getattr(type(job.backbone), "inspect", "")
-    if inspect:
-        try:
-            problems += _model_problems(job, resolve(inspect)(job.backbone.path))
-        except ModelError as error:
-            problems.append(("/backbone/path", str(error)))
+def preflight(job: JobSpec, roots: Roots | None = None) -> Seen:
+    """Check a valid spec against the files it names, which must lie within `roots` (default: anywhere).
+
+    Returns what was looked at. Raises SpecError with every problem found.
+    """
+    with reading(Roots() if roots is None else roots) as seen:
+        barred = dict(_path_problems(job))
+        problems = [*barred.items(), *_prompt_problems(job, barred), *_reward_problems(job, barred)]
+        inspect = getattr(type(job.backbone), "inspect", "")
+        if inspect and "/backbone/path" not in barred:
+            try:
+                problems += _model_problems(job, remembered(resolve(inspect), job.backbone.path), barred)
+            except UserError as error:
+                problems.append(("/backbone/path", str(error)))
     if problems:
         raise SpecError(problems)
+    return seen
 
 
-def _model_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
+def _path_problems(job: JobSpec) -> list[Problem]:
+    """Every path field of every spec: is it there, allowed, of its kind and within its size?"""
+    problems = []
+    for named in input_paths(JobSpec, job):
+        try:
+            _look_at(named)
+        except InputError as error:
+            problems.append((named.pointer, str(error)))
+    return problems
+
+
+def _look_at(named: NamedPath) -> None:
+    if named.mark.kind == "file":
+        open_file(named.path, named.mark.max_bytes).close()
+    else:
+        remembered(files_below, named.path)
+
+
+def _reward_problems(job: JobSpec, barred: Container[str]) -> list[Problem]:
+    """What a reward's spec says about its own files (its class names the check in `inspect`)."""
+    problems = []
+    for index, reward in enumerate(job.rewards):
+        inspect = type(reward).inspect
+        if inspect and f"/rewards/{index}/path" not in barred:
+            try:
+                remembered(resolve(inspect), getattr(reward, "path", ""))
+            except UserError as error:
+                problems.append((f"/rewards/{index}/path", str(error)))
+    return problems
+
+
+def _model_problems(job: JobSpec, facts: ModelFacts, barred: Container[str]) -> list[Problem]:
     return [
         *_size_problems(job, facts),
         *_guidance_problems(job, facts),
         *_target_problems(job, facts),
-        *_start_problems(job, facts),
+        *([] if "/backbone/init_lora" in barred else _start_problems(job, facts)),
         *_surgery_problems(job, facts),
         *_region_problems(job, facts),
         *_sigma_problems(job, facts),
@@ -88,16 +127,10 @@ def _start_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     if not path:
         return []
     try:
-        return [("/backbone/init_lora", why) for why in lora_misfits(read_lora_file(path), job.backbone.lora, facts)]
+        found = remembered(read_lora_file, path)
+        return [("/backbone/init_lora", why) for why in lora_misfits(found, job.backbone.lora, facts)]
     except ModelError as error:
         return [("/backbone/init_lora", str(error))]
-
-
-def _cache_problems(job: JobSpec) -> list[Problem]:
-    path = getattr(job.backbone, "text_cache", "")
-    if not path or not Path(path).expanduser().is_file():
-        return []
-    return [("/backbone/text_cache", f"{path} is a file; give a directory, which need not exist yet")]
 
 
 def _surgery_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
@@ -159,12 +192,14 @@ def _sigma_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     ]
 
 
-def _prompt_problems(job: JobSpec) -> list[Problem]:
+def _prompt_problems(job: JobSpec, barred: Container[str]) -> list[Problem]:
     problems: list[Problem] = []
     loaded: dict[str, list[Prompt]] = {}
     for name, path in (("train", job.prompts.train), ("held_out", job.prompts.held_out)):
+        if f"/prompts/{name}" in barred:
+            continue
         try:
-            loaded[name] = load_prompts(path)
+            loaded[name] = remembered(load_prompts, path)
         except PromptError as error:
             problems.append((f"/prompts/{name}", str(error)))
     if len(loaded) == 2:

@@ -5,11 +5,12 @@ A job lists rewards by name with a weight; everything else has a default here, w
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from accord.config.base import Spec
+from accord.config.paths import InputPath
 from accord.types import Modality, Route
 
 
@@ -18,6 +19,8 @@ class RewardSpec(Spec):
 
     impl: ClassVar[str] = ""
     """`module:Class` of the RewardModel; imported only in its server."""
+    inspect: ClassVar[str] = ""
+    """`module:function` (light) that checks `path` when a job is submitted and raises ModelError; "" = no files."""
     needs: ClassVar[tuple[Modality, ...]] = ("video", "audio")
     """Modalities it looks at; a backbone without one of them cannot use this reward."""
     about: ClassVar[str] = ""
@@ -56,12 +59,13 @@ class ClapReward(RewardSpec):
     """Text-audio cosine similarity of a CLAP checkpoint."""
 
     impl: ClassVar[str] = "reward_servers.models.clap:ClapRewardModel"
+    inspect: ClassVar[str] = "accord.config.clap_dir:inspect_clap_dir"
     needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     about: ClassVar[str] = "the sound is the one the text names"
     prompt_anchored: ClassVar[bool] = True
     name: Literal["clap"] = "clap"
     route: Route = "audio"
-    path: str = Field(default="builtin:tiny-clap", min_length=1, max_length=4096)
+    path: Annotated[str, InputPath("directory")] = Field(default="builtin:tiny-clap", min_length=1, max_length=4096)
     """Directory of a transformers `ClapModel`, or `builtin:tiny-clap`."""
     num_cpus: float = Field(default=0.2, ge=0, le=64)
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import AliasChoices, Field, SecretStr, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from accord.config.files import Roots
 
 KEY_LENGTH = 16
 """Shortest API key that is taken."""
@@ -38,6 +42,15 @@ class Settings(BaseSettings):
     """Service state: API keys, store files, logs of processes."""
     runs_dir: Path = Path("runs")
     """One folder per job."""
+    input_roots: Annotated[tuple[Path, ...] | None, NoDecode] = None
+    """Folders whose files jobs may name, joined by `:`; their links may not lead out. The data and run folders never
+    count. Unset: the folder that the process was started in, unless that is `/` or the home folder."""
+    text_cache_dir: Path | None = None
+    """Where caches of encoded prompts are kept; default: `<data_dir>/text-cache`."""
+    preflight_s: float = Field(default=10.0, gt=0)
+    """Time that looking at a submitted job's files may take, waiting included; then the answer is 503."""
+    preflight_workers: int = Field(default=2, ge=1, le=64)
+    """Processes that look at files of submitted jobs."""
     host: str = "127.0.0.1"
     port: int = Field(default=8420, ge=1, le=65535)
     metrics_port: int = Field(default=0, ge=0, le=65535)
@@ -89,3 +102,23 @@ class Settings(BaseSettings):
     @classmethod
     def _key_is_usable(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is None else SecretStr(usable_key(value.get_secret_value()))
+
+    @field_validator("input_roots", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        if not isinstance(value, str) or not value.strip():
+            return value
+        parts = json.loads(value) if value.startswith("[") else value.split(os.pathsep)
+        return tuple(part for part in parts if part) or None
+
+    @property
+    def roots(self) -> Roots:
+        """What jobs may name."""
+        here = Path.cwd()
+        default = () if here in {Path("/"), Path.home()} else (here,)
+        return Roots.of(self.input_roots or default, (self.data_dir, self.runs_dir))
+
+    @property
+    def text_caches(self) -> Path:
+        """The folder that holds every text cache."""
+        return (self.text_cache_dir or self.data_dir / "text-cache").absolute()

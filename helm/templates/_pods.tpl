@@ -40,6 +40,8 @@ priorityClassName: {{ . }}
   value: /runs
 - name: ACCORD_DATA_DIR
   value: /data
+- name: ACCORD_INPUT_ROOTS
+  value: {{ join ":" .Values.inputRoots | quote }}
 - name: REDIS_URL
   valueFrom:
     secretKeyRef:

@@ -24,14 +24,13 @@ import torch
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 from typing_extensions import override
 
+from accord.config.clap_dir import inspect_clap_dir
 from accord.config.rewards import ClapReward
 from accord.errors import ModelError
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, Score
 from reward_servers.signals import Float, mono, resampled
 
-BUILT_IN = {"builtin:tiny-clap": Path(__file__).parents[1] / "checkpoints" / "tiny-clap"}
-_REQUIRED = ("config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json")
 _TEXTS_KEPT = 4096
 _DERIVED = {"text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids"}
 """Buffers that transformers recomputes; some checkpoints do not hold them."""
@@ -52,7 +51,7 @@ class ClapRewardModel(RewardModel):
         super().__init__(spec)
         torch.set_num_threads(1)
         self._device = torch.device("cuda" if spec.num_gpus > 0 else "cpu")
-        directory = checkpoint_directory(spec.path)
+        directory = inspect_clap_dir(spec.path)
         try:
             self._extractor = ClapFeatureExtractor.from_pretrained(directory, local_files_only=True)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
@@ -101,19 +100,6 @@ class ClapRewardModel(RewardModel):
             out = self._model.get_text_features(tokens["input_ids"], tokens["attention_mask"])
             self._texts[text] = torch.nn.functional.normalize(out.pooler_output[0], dim=0)
         return self._texts[text]
-
-
-def checkpoint_directory(path: str) -> Path:
-    """Resolve `builtin:` names and check that the files are there. Raises ModelError naming what is missing."""
-    directory = BUILT_IN.get(path, Path(path))
-    if path.startswith("builtin:") and path not in BUILT_IN:
-        raise ModelError(f"no built-in CLAP checkpoint {path!r}; there is {', '.join(BUILT_IN)}")
-    if not directory.is_dir():
-        raise ModelError(f"CLAP checkpoint {path!r} is not a directory; give a transformers ClapModel directory")
-    missing = [name for name in _REQUIRED if not (directory / name).is_file()]
-    if missing:
-        raise ModelError(f"CLAP checkpoint {path!r} lacks {', '.join(missing)}; save it with safe_serialization")
-    return directory
 
 
 def load_model(directory: Path) -> Any:

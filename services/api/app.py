@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -10,12 +11,12 @@ from fastapi.staticfiles import StaticFiles
 
 import accord
 from accord.config.job import JobSpec
-from accord.config.preflight import preflight
 from accord.config.settings import Settings
 from services.api import contract, health, jobs, pages, problems, results
 from services.api.auth import Keeper, Sessions, api_key
 from services.api.edge import Edge
 from services.api.metrics import Metrics
+from services.api.preflight import SpecCheck
 from services.api.state import ApiState
 from services.jobs.store import JobStore
 
@@ -26,21 +27,22 @@ def create_app(
     *,
     metrics: Metrics | None = None,
     checks: Mapping[str, Callable[[], None]] | None = None,
-    check_spec: Callable[[JobSpec], object] = preflight,
+    check_spec: Callable[[JobSpec], object] | None = None,
 ) -> FastAPI:
     """Build the app.
 
     `metrics` is shared with a supervisor in the same process; `checks` are further readiness checks (each raises
-    AccordError); `check_spec` looks at the files a job names. Raises OSError when the API key cannot be read or made,
-    ServiceError when it is none.
+    AccordError); `check_spec` looks at the files a job names (default: SpecCheck). Raises OSError when the API key
+    cannot be read or made, ServiceError when it is none.
     """
     app = FastAPI(
         title="Accord", version=accord.__version__, docs_url=None, redoc_url=None, openapi_url=None,
         redirect_slashes=False, summary="Distributed RL post-training for joint audio-video diffusion models",
     )  # fmt: skip
+    closing = threading.Event()
     state = ApiState(
-        settings, store, Keeper(api_key(settings)), Sessions(store), metrics or Metrics(store), check_spec,
-        dict(checks or {}),
+        settings, store, Keeper(api_key(settings)), Sessions(store), metrics or Metrics(store),
+        check_spec or SpecCheck(settings, closing), dict(checks or {}), closing,
     )  # fmt: skip
     app.state.accord = state
     routers = [module.router for module in (health, jobs, results, pages, contract)]

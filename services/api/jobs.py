@@ -34,7 +34,9 @@ async def submit(
     idempotency_key: Annotated[str, Header(max_length=255)] = "",
 ) -> JobDetail:
     """Accept a job. With an Idempotency-Key, sending it again within 24 hours returns the first job."""
-    job, created = await asyncio.to_thread(_accept, request, await request.body(), idempotency_key)
+    job, created = await asyncio.get_running_loop().run_in_executor(
+        state_of(request).submitting, _accept, request, await request.body(), idempotency_key
+    )
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not created:
         response.headers["Idempotency-Replayed"] = "true"

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from accord.config.base import bounded, pointer
-from accord.errors import AccordError, Conflict, JobNotFound, SpecError, StoreUnavailable, UserError
+from accord.errors import AccordError, Conflict, JobNotFound, Overloaded, SpecError, StoreUnavailable, UserError
 
 MEDIA_TYPE = "application/problem+json"
 _INSTANCE = 300
@@ -28,6 +28,7 @@ STATUS: tuple[tuple[type[AccordError], int], ...] = (
     (JobNotFound, 404),
     (Conflict, 409),
     (StoreUnavailable, 503),
+    (Overloaded, 503),
 )
 
 

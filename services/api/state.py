@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from starlette.requests import Request
@@ -30,6 +31,8 @@ class ApiState:
     """Further readiness checks by name; each raises AccordError."""
     closing: threading.Event = field(default_factory=threading.Event)
     """Set when the service goes down: streams end."""
+    submitting: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64, "accord-submit"))
+    """Threads that may wait for files that jobs name; nothing else waits with them."""
 
 
 def state_of(request: Request) -> ApiState:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -60,7 +61,10 @@ def demo(job_file: Path, overrides: list[str], settings: Settings, console: Cons
     interrupts = Interrupts()
     interrupts.install()
     try:
-        with _own_directory(settings) as data_dir, _service(settings, data_dir, console, interrupts) as (process, url):
+        with (
+            _own_directory(settings) as data_dir,
+            _service(settings, (data_dir, job_file.absolute().parent), console, interrupts) as (process, url),
+        ):
             client = _await_ready(process, url, data_dir, console)
             job = _run_job(client, spec, console)
     except KeyboardInterrupt:
@@ -109,9 +113,10 @@ def _own_directory(settings: Settings) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _service(
-    settings: Settings, data_dir: Path, console: Console, interrupts: Interrupts
+    settings: Settings, folders: tuple[Path, Path], console: Console, interrupts: Interrupts
 ) -> Iterator[tuple[guard.Child, str]]:
-    """`accord up` as a child on a free port; gone afterwards."""
+    """`accord up` as a child on a free port, with its data and the job's files in two folders; gone afterwards."""
+    data_dir, job_dir = folders
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
@@ -121,6 +126,7 @@ def _service(
         "ACCORD_RUNS_DIR": str(settings.runs_dir.absolute()),
         "ACCORD_PORT": str(port),
         "ACCORD_HOST": "127.0.0.1",
+        "ACCORD_INPUT_ROOTS": json.dumps([*settings.roots.allowed, str(job_dir)]),
     }
     for name in ("ACCORD_URL", "ACCORD_API_KEY"):
         environment.pop(name, None)

@@ -191,9 +191,12 @@ class EmbeddedRay(_Watched):
     name = "Ray"
     first_tries = 3
 
-    def __init__(self, data_dir: Path, *, cpus: int | None = None, object_store_mb: int = 512) -> None:
+    def __init__(
+        self, data_dir: Path, *, cpus: int | None = None, object_store_mb: int = 512, text_caches: Path | None = None
+    ) -> None:
         super().__init__()
         self._data_dir = data_dir.resolve()
+        self._text_caches = text_caches or Settings(data_dir=self._data_dir).text_caches
         self._file = self._data_dir / RAY_FILE
         self._token = self._data_dir / "ray-token"
         self._cpus = cpus or max(8, os.cpu_count() or 1)
@@ -214,6 +217,7 @@ class EmbeddedRay(_Watched):
             **_connection_environment(self._token),
             RAY_MARK: str(self._folder),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "ACCORD_TEXT_CACHE_DIR": str(self._text_caches),  # workers change their folder
             "RAY_worker_niceness": "0",  # its default, 15, lets anything else on a laptop starve training
             "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # its default, 5 s, is short on a busy laptop
             "RAY_enable_worker_prestart": "0",

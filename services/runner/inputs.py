@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from accord.config.job import JobSpec
+from accord.config.paths import input_paths
 from accord.errors import SpecError
 from accord.ids import file_sha256
 from services.runner.summary import write_whole
@@ -36,9 +37,4 @@ def pin_inputs(job: JobSpec, run_dir: Path) -> None:
 
 def _files(job: JobSpec) -> dict[str, Path]:
     """By JSON pointer."""
-    named = {
-        "/prompts/train": job.prompts.train,
-        "/prompts/held_out": job.prompts.held_out,
-        "/backbone/init_lora": getattr(job.backbone, "init_lora", ""),
-    }
-    return {pointer: Path(path).expanduser() for pointer, path in named.items() if path}
+    return {named.pointer: Path(named.path) for named in input_paths(JobSpec, job) if named.mark.kind == "file"}

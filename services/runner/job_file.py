@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from accord.config.job import JobSpec
+from accord.config.paths import input_paths
 from accord.errors import SpecError, UserError
 
 
 def read_job(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the job as a tree, not yet validated. Raises SpecError for an unreadable file, UserError for `--set`."""
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SpecError([("", f"cannot read {path}: {error.strerror}")]) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -27,17 +30,12 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _make_absolute(tree: dict[str, Any], base: Path) -> None:
-    """A path in a file means relative to that file; `builtin:` names, absolute paths and empty ones stay."""
-    places = [(tree.get("prompts"), name) for name in ("train", "held_out")]
-    places += [(tree.get("backbone"), name) for name in ("path", "text_cache", "init_lora")]
-    rewards = tree.get("rewards")
-    places += [(reward, "path") for reward in rewards] if isinstance(rewards, list) else []
-    for holder, name in places:
-        if not isinstance(holder, dict):
-            continue
-        path = holder.get(name)
-        if isinstance(path, str) and path and not path.startswith(("builtin:", "~")):
-            holder[name] = str(base / path)
+    """A path in a file means relative to that file, and `~` the home of who reads it; `builtin:` names stay."""
+    for named in input_paths(JobSpec, tree):
+        holder: Any = tree
+        for part in named.place[:-1]:
+            holder = holder[part]
+        holder[named.place[-1]] = str(base / os.path.expanduser(named.path))  # noqa: PTH111 - leaves what it does not know
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

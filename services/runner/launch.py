@@ -90,7 +90,7 @@ def _failed(sink: StoreEventSink, error: Exception, reason: str, code: int) -> i
 def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) -> None:
     started = time.monotonic()
     job = sink.spec()
-    preflight(job)
+    preflight(job, settings.roots)
     run_dir = (settings.runs_dir / job_id).resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
     pin_inputs(job, run_dir)

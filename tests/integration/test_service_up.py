@@ -22,7 +22,7 @@ import pytest
 from services.jobs.redis_store import RedisJobStore
 from services.runner.embedded import EmbeddedStore
 from services.runner.processes import marked
-from tests.integration.service import free_port
+from tests.integration.service import REPOSITORY, free_port
 
 KEY = "a-key-for-these-tests"
 ACCORD = [sys.executable, "-m", "services.runner.cli"]
@@ -31,6 +31,7 @@ ACCORD = [sys.executable, "-m", "services.runner.cli"]
 def environment(root: Path, **more: str) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("ACCORD_", "RAY_", "REDIS_"))}
     places = {"ACCORD_DATA_DIR": str(root / "data"), "ACCORD_RUNS_DIR": str(root / "runs")}
+    places["ACCORD_INPUT_ROOTS"] = f"{root}:{REPOSITORY}"
     return {**kept, **places, "COLUMNS": "200", "NO_COLOR": "1", **more}
 
 

@@ -35,10 +35,13 @@ def no_encoder(monkeypatch):
     return forbid
 
 
-def test_a_warm_cache_gives_the_same_bits_without_the_encoder(ltx2_dir, load, tmp_path, no_encoder, caplog):
+def test_a_warm_cache_gives_the_same_bits_without_the_encoder(
+    ltx2_dir, load, tmp_path, no_encoder, caplog, monkeypatch
+):
     cache = tmp_path / "texts"
+    monkeypatch.setenv("ACCORD_TEXT_CACHE_DIR", str(tmp_path))
     plain = load(ltx2_dir).encode(TEXTS)
-    cold = load(ltx2_dir, text_cache=str(cache))
+    cold = load(ltx2_dir, text_cache="texts")
     assert cold.text_pipeline is None and cold.pipeline.text_encoder is None
     assert equal(cold.encode(TEXTS), plain)
     assert len(list(cache.glob("*.safetensors"))) == 3
@@ -48,17 +51,18 @@ def test_a_warm_cache_gives_the_same_bits_without_the_encoder(ltx2_dir, load, tm
     damaged.write_bytes(content)
     assert equal(cold.encode(TEXTS), plain) and str(damaged) in caplog.text
     no_encoder()
-    warm = load(ltx2_dir, text_cache=str(cache))
+    warm = load(ltx2_dir, text_cache="texts")
     assert equal(warm.encode(TEXTS), plain)
     assert warm.text_pipeline is None
     with pytest.raises(AssertionError, match="was loaded"):
         warm.encode(["a bell"])
 
 
-def test_another_type_or_encoder_is_another_row(ltx2_dir, load, tmp_path):
-    cache = str(tmp_path / "texts")
-    load(ltx2_dir, text_cache=cache).encode(TEXTS[:1])
-    narrow = load(ltx2_dir, text_cache=cache, dtype="bfloat16").encode(TEXTS[:1])
+def test_another_type_or_encoder_is_another_row(ltx2_dir, load, tmp_path, monkeypatch):
+    cache = tmp_path / "texts"
+    monkeypatch.setenv("ACCORD_TEXT_CACHE_DIR", str(tmp_path))
+    load(ltx2_dir, text_cache="texts").encode(TEXTS[:1])
+    narrow = load(ltx2_dir, text_cache="texts", dtype="bfloat16").encode(TEXTS[:1])
     assert narrow.video_BLC.dtype == torch.bfloat16
     other = shutil.copytree(ltx2_dir, tmp_path / "other")
     (weights,) = (other / "text_encoder").glob("*.safetensors")
@@ -67,10 +71,10 @@ def test_another_type_or_encoder_is_another_row(ltx2_dir, load, tmp_path):
     weights.write_bytes(content)
     os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert weights.stat().st_size == before.st_size
-    changed = load(other, text_cache=cache)
+    changed = load(other, text_cache="texts")
     changed.encode(TEXTS[:1])
     assert changed.text_pipeline is not None, "found by size and time alone"
-    assert len(list(Path(cache).glob("*.safetensors"))) == 3
+    assert len(list(cache.glob("*.safetensors"))) == 3
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_a_file_that_is_missing_or_torn(tree, tmp_path):
     file.write_bytes(file.read_bytes()[:-3])
     assert "torn" in problems(tree)["/backbone/init_lora"]
     file.unlink()
-    assert "no such file" in problems(tree)["/backbone/init_lora"]
+    assert "No such file" in problems(tree)["/backbone/init_lora"]
 
 
 def metadata(**config) -> dict:

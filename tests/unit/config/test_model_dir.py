@@ -120,7 +120,7 @@ def drop(path: Path) -> None:
 
 
 BREAK = {
-    "no index": (lambda m: (m / "model_index.json").unlink(), "model_index.json: missing"),
+    "no index": (lambda m: (m / "model_index.json").unlink(), "give the folder of a pipeline"),
     "index is not JSON": (lambda m: (m / "model_index.json").write_text("{"), "not readable as JSON"),
     "another pipeline": (lambda m: rewrite(m / "model_index.json", _class_name="FluxPipeline"), "not 'LTX2Pipeline'"),
     "custom pipeline": (
@@ -134,11 +134,11 @@ BREAK = {
         "expected LTX2VideoTransformer3DModel",
     ),
     "component missing": (lambda m: drop(m / "vocoder"), "'vocoder' is missing"),
-    "config missing": (lambda m: (m / "vae" / "config.json").unlink(), "config.json: missing"),
+    "config missing": (lambda m: (m / "vae" / "config.json").unlink(), "config.json: No such file"),
     "weights missing": (lambda m: (m / "vae" / "model.safetensors").unlink(), "no .safetensors weights"),
     "tokenizer empty": (lambda m: (m / "tokenizer" / "tokenizer.json").unlink(), "neither tokenizer.json"),
     "scheduler config missing": (
-        lambda m: (m / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json: missing"
+        lambda m: (m / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json: No such file"
     ),
     "shard missing": (
         lambda m: (m / "vae" / "x.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}'),
@@ -167,7 +167,7 @@ def test_a_broken_directory_is_refused_by_name(model, case):
 
 
 def test_missing_directory(tmp_path):
-    with pytest.raises(ModelError, match="no such directory"):
+    with pytest.raises(ModelError, match=r"index\.json: No such file"):
         inspect_model_dir(str(tmp_path / "nowhere"))
 
 

@@ -25,11 +25,10 @@ def test_a_job_that_fits_passes(job_tree):
 @pytest.mark.parametrize(
     ("path", "value", "pointer", "message"),
     [
-        ("backbone.path", "/nowhere", "/backbone/path", "no such directory"),
+        ("backbone.path", "/nowhere", "/backbone/path", "/nowhere: No such file"),
         ("sampling.frames", 24, "/sampling/frames", "8 k + 1, as 17 or 25"),
         ("sampling.height", 40, "/sampling/height", "multiple of 32, as 32"),
         ("sampling.width", 90, "/sampling/width", "multiple of 32, as 96"),
-        ("backbone.text_cache", __file__, "/backbone/text_cache", "is a file; give a directory"),
         ("sampling.stg_blocks", [1, 3, 28], "/sampling/stg_blocks", "3, 28: beyond the model's 3 blocks; use 0 to 2"),
         ("prompts.train", "/nowhere.jsonl", "/prompts/train", "No such file"),
         ("prompts.held_out", "/nowhere.jsonl", "/prompts/held_out", "No such file"),

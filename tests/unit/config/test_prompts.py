@@ -47,7 +47,7 @@ def test_bad_files_are_refused_with_the_line(tmp_path, lines, message):
 def test_missing_and_binary_files(tmp_path):
     with pytest.raises(PromptError, match="No such file"):
         load_prompts(tmp_path / "none.jsonl")
-    with pytest.raises(PromptError, match="directory"):
+    with pytest.raises(PromptError, match="not a regular file"):
         load_prompts(tmp_path)
     path = tmp_path / "binary"
     path.write_bytes(b'{"id": "\xff\xfe"}')

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from scipy.signal import resample_poly
 
+from accord.config.clap_dir import SHIPPED
 from accord.config.rewards import ClapReward
 from accord.errors import ModelError
 from reward_servers.base import build, score_groups
-from reward_servers.models.clap import BUILT_IN
 
-CHECKPOINT = BUILT_IN["builtin:tiny-clap"]
+CHECKPOINT = SHIPPED["builtin:tiny-clap"]
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_any_text_gets_a_score(model, world, text):
 
 
 def test_directories_that_will_not_do(tmp_path: Path):
-    with pytest.raises(ModelError, match="not a directory"):
+    with pytest.raises(ModelError, match="No such file"):
         build(ClapReward(path=str(tmp_path / "nowhere")))
     with pytest.raises(ModelError, match="no built-in"):
         build(ClapReward(path="builtin:huge-clap"))
@@ -93,7 +93,7 @@ def test_directories_that_will_not_do(tmp_path: Path):
     with pytest.raises(ModelError, match=r"model\.safetensors"):
         build(ClapReward(path=str(tmp_path / "torn")))
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
-    with pytest.raises(ModelError, match="not a CLAP checkpoint"):
+    with pytest.raises(ModelError, match="holds nothing of audio_model"):
         build(ClapReward(path=str(tmp_path / "torn")))
 
 

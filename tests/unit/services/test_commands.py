@@ -136,7 +136,7 @@ def test_paths_are_relative_to_the_file(job_file: Path, tmp_path: Path) -> None:
     job_file.write_text(JOB.replace('name = "ltx2"', 'name = "ltx2"\ntext_cache = ""\ninit_lora = "a.safetensors"'))
     backbone = read_job(job_file, ["backbone.path=~/model"])["backbone"]
     assert backbone["init_lora"] == str(tmp_path / "a.safetensors")
-    assert backbone["text_cache"] == "" and backbone["path"] == "~/model"
+    assert backbone["text_cache"] == "" and backbone["path"] == str(Path.home() / "model")
 
 
 def test_overrides(job_file: Path) -> None:

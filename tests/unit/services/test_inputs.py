@@ -37,7 +37,7 @@ def test_every_changed_file_is_named(job, tmp_path):
     (tmp_path / "lora").write_text("other")
     with pytest.raises(SpecError) as caught:
         pin_inputs(job, tmp_path)
-    assert [pointer for pointer, _ in caught.value.problems] == ["/prompts/train", "/backbone/init_lora"]
+    assert [pointer for pointer, _ in caught.value.problems] == ["/backbone/init_lora", "/prompts/train"]
     assert "changed since the job began; put the old file back" in str(caught.value)
     assert isinstance(caught.value, UserError)  # no further attempt is made
     (tmp_path / "train").write_text("train")

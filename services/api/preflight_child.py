@@ -1,0 +1,49 @@
+"""A process that looks at the files of jobs.
+
+A line of JSON comes in (a spec and roots), a line goes out (problems, and what was seen). It ends when its input
+does. An empty line is answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+from typing import Any
+
+from accord.config.files import Roots
+from accord.config.job import JobSpec
+from accord.config.preflight import preflight
+from accord.errors import SpecError
+
+log = logging.getLogger("accord.preflight")
+
+MEMORY_BYTES = 4 * 2**30
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
+    for line in sys.stdin.buffer:
+        answer = look(json.loads(line)) if line.strip() else {}
+        sys.stdout.write(json.dumps(answer) + "\n")
+        sys.stdout.flush()
+
+
+def look(question: dict[str, Any]) -> dict[str, Any]:
+    """Check one job."""
+    allowed, refused = question["roots"]
+    try:
+        seen = preflight(JobSpec.parse(question["spec"]), Roots(tuple(allowed), tuple(refused)))
+    except SpecError as error:
+        return {"problems": error.problems, "seen": {}}
+    except MemoryError:
+        why = f"the files that the job names need more than {MEMORY_BYTES >> 30} GiB of memory to be checked"
+        return {"problems": [["", why]], "seen": {}}
+    return {"problems": [], "seen": seen}
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    main()
