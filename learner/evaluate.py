@@ -14,7 +14,6 @@ Nobody trains on these, and they go to `held_out`:
 from __future__ import annotations
 
 import json
-import re
 import statistics as stdlib_statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -207,8 +206,8 @@ def _write_whole(path: Path, text: str) -> None:
 
 
 def clip_name(request: RolloutRequest, sample: int, label: str) -> str:
-    """File name of a kept clip; the prompt's id without characters that a file system may mind."""
-    return f"{re.sub(r'[^A-Za-z0-9._-]+', '_', request.prompt.id)}-{request.seeds[sample]}-{label}.mp4"
+    """File name of a kept clip: which prompt of the file, which seed. An id is data and names no file."""
+    return f"prompt-{request.prompt_index:05d}-{request.seeds[sample]}-{label}.mp4"
 
 
 def partner(seed: int, prompt: int, sample: int, prompts: int, samples: int) -> tuple[int, int]:

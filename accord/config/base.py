@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -34,6 +35,7 @@ class Spec(BaseModel):
 
         The work is proportional to the text, whatever is in it, and no message repeats more than a glimpse of it.
         """
+        body = body.removeprefix("\ufeff") if isinstance(body, str) else body.removeprefix(codecs.BOM_UTF8)
         _check_shape(body)
         try:
             return cls.model_validate_json(body)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -109,7 +110,7 @@ def test_clips_of_base_and_tuned_have_the_same_prompts_and_seeds(tmp_path):
     names = sorted(path.name for path in (tmp_path / "clips").glob("*.mp4"))
     assert len(names) == 10
     seeds = [derive_seed(0, "evaluate", p, g) for p, g in ((0, 0), (0, 1), (1, 0), (2, 0), (3, 0))]
-    assert {name.split("-")[1] for name in names} == {str(seed) for seed in seeds}
+    assert {name.split("-")[2] for name in names} == {str(seed) for seed in seeds}
     assert all((name.replace("-base", "-tuned")) in names for name in names)
     assert names[0].startswith("p_0-")
 
@@ -173,5 +174,10 @@ def test_differences_need_both_sides():
 def test_clip_names_are_file_names():
     from accord.types import RolloutRequest
 
-    request = RolloutRequest(0, 0, Prompt("../a b", "x", "x", "x"), (5,), 0)
-    assert clip_name(request, 0, "base") == ".._a_b-5-base.mp4"
+    ids = ("../a b", "../a_b", ".", "..", "", "x" * 300, "a\0b", "\u2028", "-5-tuned", "con")
+    requests = [RolloutRequest(0, index, Prompt(one, "x", "x", "x"), (5, 6), 0) for index, one in enumerate(ids)]
+    made = {clip_name(request, sample, "base") for request in requests for sample in (0, 1)}
+    assert len(made) == 2 * len(ids)
+    for name in made:
+        assert re.fullmatch(r"[a-z0-9-]{1,60}\.mp4", name)
+    assert clip_name(requests[3], 1, "tuned") == "prompt-00003-6-tuned.mp4"

@@ -11,11 +11,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from accord.config.job import JobSpec
 from accord.errors import SpecError, UserError
 from accord.events import EvaluationDone, Failed, Progress, RewardSummary, StateChanged, StepCompleted
 from services.runner.commands import app
 from services.runner.demo import link_latest, show_result
-from services.runner.job_file import read_job
+from services.runner.job_file import read_job, shown
 from services.runner.watch import JobPicture, sparkline, watch
 
 JOB = """
@@ -125,6 +126,14 @@ def test_help_teaches(accord: Any) -> None:
     assert "--set" in accord("submit", "--help").output
     assert "--replicas" in accord("rewards", "scale", "--help").output
     assert accord("nonsense").exit_code == 2
+
+
+def test_a_mark_at_the_start_of_a_job_is_no_text(job_file: Path) -> None:
+    plain = read_job(job_file)
+    job_file.write_bytes(b"\xef\xbb\xbf" + JOB.encode())
+    assert read_job(job_file) == plain
+    text = shown(plain)
+    assert JobSpec.parse("\ufeff" + text) == JobSpec.parse(b"\xef\xbb\xbf" + text.encode()) == JobSpec.parse(text)
 
 
 def test_paths_are_relative_to_the_file(job_file: Path, tmp_path: Path) -> None:
