@@ -112,7 +112,7 @@ def test_clips_of_base_and_tuned_have_the_same_prompts_and_seeds(tmp_path):
     seeds = [derive_seed(0, "evaluate", p, g) for p, g in ((0, 0), (0, 1), (1, 0), (2, 0), (3, 0))]
     assert {name.split("-")[2] for name in names} == {str(seed) for seed in seeds}
     assert all((name.replace("-base", "-tuned")) in names for name in names)
-    assert names[0].startswith("p_0-")
+    assert names[0].startswith("prompt-00000-")
 
 
 def test_same_job_same_numbers_and_a_cut_drops_what_is_later(tmp_path):
