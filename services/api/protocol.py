@@ -59,10 +59,7 @@ class _Bounded(HttpToolsProtocol):
             self.slots.free(self._slot)
             self._slot = None
         self._stop(self._head_timer, self._stall_timer)
-        for cycle in self._cycles:
-            if not cycle.response_complete:
-                cycle.disconnected = True
-                cycle.message_event.set()
+        self._leave_cycles()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -115,6 +112,13 @@ class _Bounded(HttpToolsProtocol):
             return
         self._refuse(400, f"This is not HTTP/1.1 that can be read. {msg}")
 
+    def _leave_cycles(self) -> None:
+        """Tell every request under way, the queued ones too, that nobody listens."""
+        for cycle in self._cycles:
+            if not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+
     def _await_head(self) -> None:
         if self._head_timer is None:
             self._head_timer = self.loop.call_later(self.settings.header_timeout_s, self._head_is_late)
@@ -131,6 +135,7 @@ class _Bounded(HttpToolsProtocol):
         if self._closing or self.transport.is_closing():
             return
         self._closing = True
+        self._leave_cycles()
         headers = {"Retry-After": "5"} if status in {429, 503} else {}
         answer = problem(status, detail, headers={**headers, "Connection": "close", "Cache-Control": "no-store"})
         lines = [STATUS_LINE[status], *(name + b": " + value + b"\r\n" for name, value in answer.raw_headers), b"\r\n"]

@@ -63,13 +63,13 @@ def open_artifact(folder: Path, artifact_id: str) -> tuple[ArtifactView, Path, o
         if artifact.id == artifact_id:
             root = folder.resolve()
             path = root / artifact.name
-            if path.resolve() == path and path.is_relative_to(root):  # no link, no `..`
-                try:
-                    status = path.lstat()
-                except OSError:
-                    break
-                if stat.S_ISREG(status.st_mode):
-                    return artifact, path, status
+            try:
+                inside = path.resolve() == path and path.is_relative_to(root)  # no link, no `..`
+                status = path.lstat()
+            except (OSError, ValueError):  # gone, or a name that no file can have
+                break
+            if inside and stat.S_ISREG(status.st_mode):
+                return artifact, path, status
     raise JobNotFound(f"no artifact {artifact_id!r}")
 
 
