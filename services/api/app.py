@@ -14,6 +14,7 @@ from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from services.api import contract, health, jobs, pages, problems, results
 from services.api.auth import Keeper, Sessions, api_key
+from services.api.calls import StoreCalls
 from services.api.edge import Edge
 from services.api.metrics import Metrics
 from services.api.preflight import SpecCheck
@@ -42,7 +43,7 @@ def create_app(
     closing = threading.Event()
     state = ApiState(
         settings, store, Keeper(api_key(settings)), Sessions(store), metrics or Metrics(store),
-        check_spec or SpecCheck(settings, closing), dict(checks or {}), closing,
+        check_spec or SpecCheck(settings, closing), dict(checks or {}), StoreCalls(store), closing,
     )  # fmt: skip
     app.state.accord = state
     routers = [module.router for module in (health, jobs, results, pages, contract)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import json
 import time
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncIterator, Callable
+from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
@@ -17,76 +19,98 @@ from accord.events import StateChanged
 from accord.ids import new_job_id
 from services.api.path_types import EVENT_ID_SCHEMA, JobId, ListCursor, event_cursor
 from services.api.state import state_of
-from services.api.views import EventPage, EventView, JobDetail, JobPage, JobView
+from services.api.views import EventPage, EventView, JobDetail, JobPage
 from services.jobs.job import TERMINAL, Job, JobState
 from services.jobs.store import JobStore, StoredEvent, Submission
 
 router = APIRouter(prefix="/v1/jobs")
 
+T = TypeVar("T")
+
+SMALL_BODY = 16_384
+"""Bytes up to which a body is parsed on the event loop."""
 POLL_S = 0.2
 HEARTBEAT_S = 10.0
 
 
-@router.post("", status_code=202)
-async def submit(
-    request: Request,
-    response: Response,
-    idempotency_key: Annotated[str, Header(max_length=255)] = "",
-) -> JobDetail:
+@router.post("", status_code=202, response_model=JobDetail)
+async def submit(request: Request, idempotency_key: Annotated[str, Header(max_length=255)] = "") -> Response:
     """Accept a job. With an Idempotency-Key, sending it again within 24 hours returns the first job."""
-    job, created = await asyncio.get_running_loop().run_in_executor(
-        state_of(request).submitting, _accept, request, await request.body(), idempotency_key
-    )
-    response.headers["Location"] = f"/v1/jobs/{job.id}"
-    if not created:
-        response.headers["Idempotency-Replayed"] = "true"
-    return JobDetail.detail_of(job)
-
-
-def _accept(request: Request, body: bytes, key: str) -> tuple[Job, bool]:
-    state = state_of(request)
-    spec = JobSpec.parse(body)
-    state.preflight(spec)
-    text = spec.model_dump_json()
-    return state.store.enqueue(
+    state, body = state_of(request), await request.body()
+    fingerprint = ""
+    if idempotency_key:
+        fingerprint = await _aside(body, content_digest)
+        known = await state.calls.run(state.store.accepted, idempotency_key, fingerprint)
+        if known is not None:
+            return _accepted(known, created=False)
+    spec = await _aside(body, JobSpec.parse)
+    await asyncio.get_running_loop().run_in_executor(state.submitting, state.preflight, spec)
+    job, created = await state.calls.enqueue(
         Submission(
             id=new_job_id(),
             name=spec.name,
-            spec_json=text,
+            spec_json=spec.model_dump_json(),
             steps=spec.steps,
             max_attempts=spec.max_attempts,
-            key=key,
-            fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+            key=idempotency_key,
+            fingerprint=fingerprint,
         )
     )
+    return _accepted(job, created=created)
 
 
-@router.get("")
-def list_jobs(
+async def _aside(body: bytes, work: Callable[[bytes], T]) -> T:
+    """Do `work` on a body: a small one here, because a thread would cost more; a large one aside."""
+    return work(body) if len(body) <= SMALL_BODY else await asyncio.to_thread(work, body)
+
+
+def content_digest(body: bytes) -> str:
+    """What makes two bodies the same submission: their JSON, whatever its order and spacing.
+
+    It knows nothing of jobs, so that a later release, or a file that has gone, cannot change what a key stands for.
+    """
+    with contextlib.suppress(ValueError, RecursionError):  # no JSON: these very bytes
+        body = json.dumps(json.loads(body), sort_keys=True, separators=(",", ":")).encode()
+    return hashlib.sha256(body).hexdigest()
+
+
+def _accepted(job: Job, *, created: bool) -> Response:
+    headers = {"Location": f"/v1/jobs/{job.id}", **({} if created else {"Idempotency-Replayed": "true"})}
+    return _json(JobDetail.json_of(job), 202, headers)
+
+
+def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(body, status, headers, media_type="application/json")
+
+
+@router.get("", response_model=JobPage)
+async def list_jobs(
     request: Request,
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     after: ListCursor | None = None,
     state: JobState | None = None,
-) -> JobPage:
+) -> Response:
     """List jobs, newest first."""
-    page = state_of(request).store.page(limit=limit, after=after, state=state)
-    return JobPage(items=[JobView.of(job) for job in page.jobs], next=page.after)
+    parts = state_of(request)
+    page = await parts.calls.run(parts.store.page, limit=limit, after=after, state=state)
+    return _json(JobPage.json_of(page))
 
 
-@router.get("/{job_id}")
-def read(request: Request, job_id: JobId) -> JobDetail:
+@router.get("/{job_id}", response_model=JobDetail)
+async def read(request: Request, job_id: JobId) -> Response:
     """Read one job."""
-    return JobDetail.detail_of(state_of(request).store.get(job_id))
+    state = state_of(request)
+    return _json(JobDetail.json_of(await state.calls.run(state.store.get, job_id)))
 
 
-@router.post("/{job_id}/cancel", status_code=202)
-def cancel(request: Request, job_id: JobId) -> JobDetail:
+@router.post("/{job_id}/cancel", status_code=202, response_model=JobDetail)
+async def cancel(request: Request, job_id: JobId) -> Response:
     """Ask a job to stop; it keeps its last checkpoint."""
     state = state_of(request)
-    job = state.store.cancel(job_id)
+    job = await state.calls.run(state.store.cancel, job_id)
     if job.finished:  # it was still in line, so no runner will count it
         state.metrics.counter("accord_jobs_finished_total").labels(outcome=job.state, reason=job.reason).inc()
-    return JobDetail.detail_of(job)
+    return _json(JobDetail.json_of(job), 202)
 
 
 @router.get("/{job_id}/events", response_model=None)
@@ -101,9 +125,9 @@ async def events(
     cursor = event_cursor(last_event_id or after)
     state = state_of(request)
     if "application/json" in request.headers.get("accept", ""):
-        page = await asyncio.to_thread(_event_page, state.store, job_id, cursor, limit)
-        return Response(page.model_dump_json(), media_type="application/json")
-    await asyncio.to_thread(state.store.get, job_id)
+        page = await state.calls.run(_event_page, state.store, job_id, cursor, limit)
+        return _json(page.model_dump_json().encode())
+    await state.calls.run(state.store.get, job_id)
     return EventSourceResponse(_follow(state.store, job_id, cursor, state.closing.is_set), headers={
         "X-Accel-Buffering": "no",
     })  # fmt: skip

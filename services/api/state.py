@@ -12,6 +12,7 @@ from starlette.requests import Request
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from services.api.auth import Keeper, Sessions
+from services.api.calls import StoreCalls
 from services.api.metrics import Metrics
 from services.jobs.store import JobStore
 
@@ -29,6 +30,8 @@ class ApiState:
     """Checks files that a valid spec names; raises SpecError."""
     checks: Mapping[str, Callable[[], None]]
     """Further readiness checks by name; each raises AccordError."""
+    calls: StoreCalls
+    """The store, for code on the event loop."""
     closing: threading.Event = field(default_factory=threading.Event)
     """Set when the service goes down: streams end."""
     submitting: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64, "accord-submit"))

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
 from accord.events import JobEvent, Progress
 from services.api.prefix import ROOT
 from services.jobs.job import Job, JobSummary
-from services.jobs.store import StoredEvent
+from services.jobs.store import Page, StoredEvent
 
 
 class View(BaseModel):
@@ -45,18 +45,15 @@ class JobView(View):
 
     @classmethod
     def fields_of(cls, job: JobSummary) -> dict[str, Any]:
-        """The arguments for this view."""
+        """A job as values that become JSON, links included."""
         root = ROOT.get()
         base = f"{root}/v1/jobs/{job.id}"
-        names = ("events", "metrics", "checkpoints", "artifacts")
-        links = {"self": base, "page": f"{root}/jobs/{job.id}", **{name: f"{base}/{name}" for name in names}}
-        kept = job.model_dump(include=set(cls.model_fields))
-        return {**kept, "attempt": job.epoch, "links": links}
+        links = {"self": base, "page": f"{root}/jobs/{job.id}", **{name: f"{base}/{name}" for name in _LINKED}}
+        return {**{name: getattr(job, name) for name in _KEPT}, "attempt": job.epoch, "links": links}
 
-    @classmethod
-    def of(cls, job: JobSummary) -> JobView:
-        """Build the view of a job."""
-        return cls(**cls.fields_of(job))
+
+_KEPT = tuple(name for name in JobView.model_fields if name not in {"attempt", "links"})
+_LINKED = ("events", "metrics", "checkpoints", "artifacts")
 
 
 class JobDetail(JobView):
@@ -65,9 +62,9 @@ class JobDetail(JobView):
     spec: dict[str, Any]
 
     @classmethod
-    def detail_of(cls, job: Job) -> JobDetail:
-        """Build the view of a job with its spec."""
-        return cls(**cls.fields_of(job), spec=json.loads(job.spec_json))
+    def json_of(cls, job: Job) -> bytes:
+        """The answer as it goes over the wire; the spec is passed on as the text it is stored as."""
+        return to_json(cls.fields_of(job))[:-1] + b',"spec":' + job.spec_json.encode() + b"}"
 
 
 class JobPage(View):
@@ -75,6 +72,11 @@ class JobPage(View):
 
     items: list[JobView]
     next: str | None
+
+    @classmethod
+    def json_of(cls, page: Page) -> bytes:
+        """The answer as it goes over the wire."""
+        return to_json({"items": [JobView.fields_of(job) for job in page.jobs], "next": page.after})
 
 
 class EventView(View):

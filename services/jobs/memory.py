@@ -6,11 +6,11 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from accord.errors import Conflict, Fenced, JobNotFound
+from accord.errors import Conflict, Fenced, JobNotFound, StoreError
 from accord.events import Event, Gap, Progress, StateChanged, StepCompleted, read_event
 from services.jobs.job import ACTIVE, TERMINAL, TRANSITIONS, Job, JobState, JobSummary, Reason
 from services.jobs.records import order_of
@@ -77,6 +77,16 @@ class InMemoryJobStore:
             self._ready_at[job.id] = now
             self._note(job)
             return job, True
+
+    def enqueue_all(self, submissions: Sequence[Submission]) -> list[tuple[Job, bool] | StoreError]:
+        """See JobStore."""
+        answers: list[tuple[Job, bool] | StoreError] = []
+        for submission in submissions:
+            try:
+                answers.append(self.enqueue(submission))
+            except StoreError as error:
+                answers.append(error)
+        return answers
 
     def accepted(self, key: str, fingerprint: str) -> Job | None:
         """See JobStore."""

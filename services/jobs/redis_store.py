@@ -7,6 +7,7 @@ for the keys.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import redis
@@ -98,13 +99,43 @@ class RedisJobStore:
 
     def enqueue(self, submission: Submission) -> tuple[Job, bool]:
         """See JobStore."""
-        word, *rest = self._run(
-            "enqueue", submission.id, submission.name, submission.spec_json, submission.steps,
-            submission.max_attempts, _digest(submission.key), submission.fingerprint, IDEMPOTENCY_TTL_S, "0",
-        )  # fmt: skip
+        (answer,) = self.enqueue_all([submission])
+        if isinstance(answer, StoreError):
+            raise answer
+        return answer
+
+    def enqueue_all(self, submissions: Sequence[Submission]) -> list[tuple[Job, bool] | StoreError]:
+        """See JobStore. One round trip."""
+        script = self._scripts["enqueue"]
+
+        def send(asked: Sequence[Submission]) -> list[Any]:
+            pipe = self._redis.pipeline(transaction=False)
+            for one in asked:
+                pipe.evalsha(
+                    script.sha, 1, PREFIX, one.id, one.name, one.spec_json, one.steps, one.max_attempts,
+                    _digest(one.key), one.fingerprint, IDEMPOTENCY_TTL_S, "0",
+                )  # fmt: skip
+            answers: list[Any] = self._guard(lambda: pipe.execute(raise_on_error=False))
+            return answers
+
+        answers = send(submissions)
+        unknown = [index for index, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
+        if unknown:  # a server that began anew
+            self._guard(lambda: self._redis.script_load(script.script))
+            for index, answer in zip(unknown, send([submissions[index] for index in unknown]), strict=True):
+                answers[index] = answer
+        return [self._enqueued(answer) for answer in answers]
+
+    def _enqueued(self, answer: Any) -> tuple[Job, bool] | StoreError:
+        if isinstance(answer, redis.RedisError):
+            return StoreUnavailable(f"the job store at {self._shown} refused: {answer}")
+        word, *rest = answer
         if word == "CONFLICT":
-            raise Conflict(_OTHER_JOB)
-        return read_job(Job, rest[0]), word == "CREATED"
+            return Conflict(_OTHER_JOB)
+        try:
+            return read_job(Job, rest[0]), word == "CREATED"
+        except StoreError as error:
+            return error
 
     def accepted(self, key: str, fingerprint: str) -> Job | None:
         """See JobStore."""

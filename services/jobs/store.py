@@ -6,11 +6,12 @@ effects are exactly once because everything an attempt writes carries its epoch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from accord.errors import StoreError
 from accord.events import Event, JobEvent
 from services.jobs.job import Job, JobState, JobSummary, Reason
 
@@ -108,6 +109,10 @@ class JobStore(Protocol):
 
         Raises Conflict when the key came with another fingerprint.
         """
+        ...
+
+    def enqueue_all(self, submissions: Sequence[Submission]) -> list[tuple[Job, bool] | StoreError]:
+        """`enqueue` for several at once, each on its own: what one would raise stands in its place."""
         ...
 
     def accepted(self, key: str, fingerprint: str) -> Job | None:

@@ -34,6 +34,21 @@ def test_a_job_lives_from_queue_to_success(store: JobStore) -> None:
     assert store.claim("a", LEASE, BACKOFF).job is None
 
 
+def test_several_submissions_at_once_each_on_its_own(store: JobStore) -> None:
+    if isinstance(store, RedisJobStore):
+        store._redis.script_flush()  # as after a restart of the server
+    wanted = [
+        Submission(id=new_job_id(), name=name, spec_json="{}", steps=3, key=key, fingerprint=fingerprint)
+        for name, key, fingerprint in (("a", "k", "1"), ("b", "", ""), ("c", "k", "2"), ("d", "k", "1"), ("e", "", ""))
+    ]
+    first, second, other, same, last = store.enqueue_all(wanted)
+    assert isinstance(other, Conflict)
+    assert not any(isinstance(answer, Exception) for answer in (first, second, same, last))
+    created = [(job.id, made) for job, made in (first, second, same, last)]  # type: ignore[misc]
+    assert created == [(wanted[0].id, True), (wanted[1].id, True), (wanted[0].id, False), (wanted[4].id, True)]
+    assert {job.id for job in store.page().jobs} == {wanted[index].id for index in (0, 1, 4)}
+
+
 def test_oldest_job_first(store: JobStore) -> None:
     ids = [submit(store) for _ in range(3)]
     assert [store.claim("a", LEASE, BACKOFF).job.id for _ in ids] == ids  # type: ignore[union-attr]

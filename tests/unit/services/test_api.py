@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
+from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from accord.errors import ServiceError, StoreUnavailable
 from accord.events import Progress, StepCompleted, Warned
@@ -100,9 +101,36 @@ def test_idempotency_key(client: TestClient, spec: dict[str, Any]) -> None:
     again = client.post("/v1/jobs", json=spec, headers=headers)
     assert again.status_code == 202 and again.json()["id"] == first.json()["id"]
     assert again.headers["idempotency-replayed"] == "true" and "idempotency-replayed" not in first.headers
-    spelled_out = changed(spec, "/seed", 0)  # the default, written down: the same job
-    assert client.post("/v1/jobs", json=spelled_out, headers=headers).json()["id"] == first.json()["id"]
+    reordered = json.dumps(dict(reversed(spec.items())), indent=2)
+    assert client.post("/v1/jobs", content=reordered, headers=headers).json() == first.json()
     assert_problem(client.post("/v1/jobs", json=changed(spec, "/steps", 4), headers=headers), 409)
+
+
+def test_a_replay_is_answered_although_its_file_has_gone(
+    client: TestClient, spec: dict[str, Any], tmp_path: Path
+) -> None:
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/v1/jobs", json=spec, headers=headers)
+    (tmp_path / "train.jsonl").unlink()
+    again = client.post("/v1/jobs", json=spec, headers=headers)
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert again.headers["idempotency-replayed"] == "true"
+    assert_problem(client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "new"}), 422)
+    assert_problem(client.post("/v1/jobs", content=b"{", headers=headers), 409)
+
+
+def test_a_replay_is_answered_by_a_release_with_other_defaults(
+    client: TestClient, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Later(JobSpec):
+        max_attempts: int = 7
+
+    headers = {"Idempotency-Key": "once"}
+    first = client.post("/v1/jobs", json=spec, headers=headers)
+    monkeypatch.setattr("services.api.jobs.JobSpec", Later)
+    again = client.post("/v1/jobs", json=spec, headers=headers)
+    assert (again.status_code, again.json()) == (202, first.json())
+    assert client.post("/v1/jobs", json=spec).json()["max_attempts"] == 7, "a new job has the new default"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,88 @@
+"""The store, for code on the event loop: threads of its own, a bound on who waits, and one round trip for submissions
+that come together.
+
+The pool that serves files and looks at jobs' inputs may be full of slow disks; a call to the store never waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from accord.errors import StoreUnavailable
+from services.jobs.job import Job
+from services.jobs.store import JobStore, Submission
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+THREADS = 4
+"""The interpreter runs one at a time; more would only take turns."""
+WAITING = 512
+"""Calls that may wait at once: a store that hangs is told to callers, not to the memory."""
+SWITCH_S = 0.0005
+TOGETHER = 64
+"""Most submissions in one round trip."""
+
+
+class StoreCalls:
+    """Awaitable calls of one store. Belongs to one event loop at a time."""
+
+    def __init__(self, store: JobStore) -> None:
+        # A thread that comes back from the store waits for the event loop to let go, 5 ms each time unless told less.
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
+        self._store = store
+        self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="accord-store")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="accord-submit")
+        self._waiting = 0
+        self._pending: list[tuple[Submission, asyncio.Future[tuple[Job, bool]]]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a method of the store in a thread. Raises what it raises; StoreUnavailable when too many wait."""
+        self._admit(self._waiting)
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: call(*args, **kwargs))
+        finally:
+            self._waiting -= 1
+
+    async def enqueue(self, submission: Submission) -> tuple[Job, bool]:
+        """`JobStore.enqueue`, together with whoever else submits right now."""
+        self._admit(len(self._pending))
+        answer: asyncio.Future[tuple[Job, bool]] = asyncio.get_running_loop().create_future()
+        self._pending.append((submission, answer))
+        if self._writing is None or self._writing.done():
+            self._writing = asyncio.create_task(self._write())
+        return await answer
+
+    async def _write(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._pending:
+            batch, self._pending = self._pending[:TOGETHER], self._pending[TOGETHER:]
+            try:
+                found: Sequence[tuple[Job, bool] | Exception] = await loop.run_in_executor(
+                    self._writer, self._store.enqueue_all, [submission for submission, _ in batch]
+                )
+            except Exception as error:  # each of them hears of it
+                found = [error] * len(batch)
+            for (_, answer), result in zip(batch, found, strict=True):
+                if answer.done():  # its client left
+                    continue
+                if isinstance(result, Exception):
+                    answer.set_exception(result)
+                else:
+                    answer.set_result(result)
+
+    def close(self) -> None:
+        """End the threads; calls in flight end by the store's own deadline."""
+        self._readers.shutdown(wait=False, cancel_futures=True)
+        self._writer.shutdown(wait=False, cancel_futures=True)
+
+    @staticmethod
+    def _admit(waiting: int) -> None:
+        if waiting >= WAITING:
+            raise StoreUnavailable(f"{waiting} calls already wait for the job store; try again in a moment")
