@@ -39,6 +39,14 @@ _HERE: dict[tuple[str, str], dict[int, str]] = {
     ("/v1/jobs/{job_id}/cancel", "post"): {409: "The job has finished.", 413: "The body is too large."},
     ("/v1/jobs/{job_id}/artifacts/{artifact_id}", "get"): {416: "The file has no such bytes."},
 }
+_SSE = {
+    "type": "object", "required": ["event", "data"],
+    "properties": {
+        "id": {"type": "string", "description": "For `Last-Event-ID`."},
+        "event": {"type": "string", "description": "`type` of the event, or `end`."},
+        "data": {"type": "string", "contentMediaType": "application/json", "description": "A JobEvent, or `{}`."},
+    },
+}  # fmt: skip
 
 
 class Trouble(BaseModel):
@@ -120,7 +128,7 @@ def _body_and_events(paths: dict[str, Any]) -> None:
     follow = paths[_EVENTS]["get"]["responses"]["200"]
     follow["description"] = "Events as they come, or, with `Accept: application/json`, a page of them."
     follow["content"] = {
-        "text/event-stream": {"schema": {"type": "string", "description": "`data:` lines hold a JobEvent."}},
+        "text/event-stream": {"schema": _SSE},
         "application/json": {"schema": {"$ref": _REF.format(model="EventPage")}},
     }
     download = paths["/v1/jobs/{job_id}/artifacts/{artifact_id}"]["get"]["responses"]

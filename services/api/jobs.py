@@ -119,10 +119,12 @@ async def events(
     job_id: JobId,
     after: Annotated[str, Query(max_length=41, json_schema_extra=EVENT_ID_SCHEMA)] = "0-0",
     limit: Annotated[int, Query(ge=1, le=10_000)] = 1000,
-    last_event_id: Annotated[str, Header(max_length=41, json_schema_extra=EVENT_ID_SCHEMA)] = "",
+    last_event_id: Annotated[str | None, Header(max_length=41, json_schema_extra=EVENT_ID_SCHEMA)] = None,
 ) -> Response:
     """Follow a job by server-sent events, or read a page of events with `Accept: application/json`."""
-    cursor = event_cursor(last_event_id or after)
+    cursor = event_cursor(after)
+    if last_event_id is not None:
+        cursor = event_cursor(last_event_id)
     state = state_of(request)
     if "application/json" in request.headers.get("accept", ""):
         page = await state.calls.run(_event_page, state.store, job_id, cursor, limit)
