@@ -87,7 +87,8 @@ class GroupData:
     latents: Mapping[Modality, np.ndarray]
     """Clean latents as the transformer sees them: float32 [G, T, C] per modality."""
     token_weights_GT: np.ndarray | None = None
-    """Region weights, float32 [G, T_video], mean 1 by construction of the loss; None when not captured."""
+    """Region weights at the strength of the step, float32 [G, T_video]; the loss takes a weighted mean. None when not
+    captured."""
     transitions: Mapping[Modality, Transitions] | None = None
     """What happened at the stochastic steps; None when the whole group followed the ODE."""
 

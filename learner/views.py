@@ -104,14 +104,12 @@ class ForwardBatches(Batches):
         return torch.stack(rows).to(self.device)
 
     def _token_weights(self, items: Sequence[Item]) -> dict[Modality, Tensor]:
-        """Weights captured while sampling, brought in by the warm-up: 1 + ramp (w - 1)."""
-        region = self.algorithm.region
+        """Weights captured while sampling, at the strength of this very step (`RegionSpec.strength_at`)."""
         captured = [data.token_weights_GT for data in self.data]
-        if region is None or any(weights is None for weights in captured):
+        if self.algorithm.region is None or any(weights is None for weights in captured):
             return {}
-        ramp = min(self.step / region.warmup_steps, 1.0) if region.warmup_steps else 1.0
         rows = [torch.from_numpy(captured[place][sample].copy()) for place, sample, _ in items]  # type: ignore[index]
-        return {"video": (1 + ramp * (torch.stack(rows) - 1)).to(self.device)}
+        return {"video": torch.stack(rows).to(self.device)}
 
 
 VIEWS: dict[View, type[Batches]] = {"forward": ForwardBatches, "transition": TransitionBatches}

@@ -96,7 +96,9 @@ class RolloutWorker:
                 stochastic=stochastic,
                 initial_seed=request.initial_seed,
             )
-        weights = region.weights(self.backbone.latent_frames).cpu().numpy() if region is not None else None
+        weights = (
+            region.weights(self.backbone.latent_frames, request.step).cpu().numpy() if region is not None else None
+        )
         arrays = {name: latent.cpu().numpy() for name, latent in latents.items()}
         return GroupData(arrays, weights, stochastic.recorded() if stochastic is not None else None), latents
 

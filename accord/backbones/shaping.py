@@ -178,9 +178,9 @@ class RegionCapture:
             raise RuntimeError("no attention was captured: no forward ran inside `during`")
         return self.total / self.count
 
-    def weights(self, frames: int) -> Tensor:
-        """The weights of the video loss [G, T]; `frames` is the number of latent frames."""
-        return region_weights(self.scores(), self.spec, frames)
+    def weights(self, frames: int, step: int) -> Tensor:
+        """The weights of the video loss [G, T] in a training step; `frames` is the number of latent frames."""
+        return region_weights(self.scores(), self.spec.formula, self.spec.strength_at(step), frames)
 
 
 def capture_region(module: nn.Module, spec: RegionSpec, num_steps: int) -> RegionCapture:
@@ -194,21 +194,21 @@ def capture_region(module: nn.Module, spec: RegionSpec, num_steps: int) -> Regio
     return RegionCapture(model, spec, num_steps)
 
 
-def region_weights(scores_GT: Tensor, spec: RegionSpec, frames: int) -> Tensor:
-    """Turn attention scores into token weights at full strength, float32 [G, T].
+def region_weights(scores_GT: Tensor, formula: str, strength: float, frames: int) -> Tensor:
+    """Turn attention scores into token weights, float32 [G, T].
 
     `minmax` (OmniNFT eq. 11): w = 1 + strength * (s - min s) / (max s - min s), per sample.
     `frame_sigmoid` (released code): w = 1 + strength * sigmoid(strength * z), z standardised within a latent frame.
     A sample or frame without any spread has s = min s, and z = 0.
     """
     scores = scores_GT.float()
-    if spec.formula == "minmax":
+    if formula == "minmax":
         low, high = scores.amin(dim=1, keepdim=True), scores.amax(dim=1, keepdim=True)
-        return 1.0 + spec.strength * _ratio(scores - low, high - low)
+        return 1.0 + strength * _ratio(scores - low, high - low)
     by_frame = scores.unflatten(1, (frames, -1))
     centred = by_frame - by_frame.mean(dim=2, keepdim=True)
     spread = by_frame.std(dim=2, keepdim=True) if by_frame.shape[2] > 1 else torch.zeros_like(centred)
-    return (1.0 + spec.strength * torch.sigmoid(spec.strength * _ratio(centred, spread))).flatten(1)
+    return (1.0 + strength * torch.sigmoid(strength * _ratio(centred, spread))).flatten(1)
 
 
 def _ratio(value: Tensor, unit: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ class RegionSpec(Spec):
     enabled: bool = True
     formula: Literal["minmax", "frame_sigmoid"] = "minmax"
     """`minmax`: 1 + strength * (s - min) / (max - min) per sample. `frame_sigmoid`: 1 + strength * sigmoid(strength z),
-    z being the score standardised within its frame."""
+    z being the score standardised within its frame. Strength is that of the step, see `warmup_steps`."""
     strength: float = Field(default=0.5, ge=0, le=100)
     first_block: float = Field(default=0.2, ge=0, le=1)
     last_block: float = Field(default=1.0, ge=0, le=1)
@@ -126,7 +126,12 @@ class RegionSpec(Spec):
     last_step: float = Field(default=1.0, ge=0, le=1)
     """Fractions of the denoising steps between which attention is read."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Strength grows linearly from 0 over so many optimizer steps."""
+    """Strength grows linearly over so many optimizer steps, from 0 in the first one."""
+
+    def strength_at(self, step: int) -> float:
+        """Return strength * min(k / warmup_steps, 1), k = step - 1: training steps count from 1, the warm-up from 0."""
+        done = max(step - 1, 0)
+        return self.strength * done / self.warmup_steps if done < self.warmup_steps else self.strength
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:

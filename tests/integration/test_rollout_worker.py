@@ -1,5 +1,7 @@
 """One worker on the tiny model: what determines the bits of a group, and what a worker refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -110,6 +112,15 @@ def test_captured_weights_come_along_and_change_nothing(worker, job):
     strength = job.algorithm.region.strength
     assert np.allclose(weights.min(1), 1.0) and np.allclose(weights.max(1), 1.0 + strength)
     assert all(np.array_equal(plain.data.latents[m], captured.data.latents[m]) for m in plain.data.latents)
+
+
+def test_captured_weights_have_the_strength_of_their_step(worker, job, monkeypatch):
+    region = job.algorithm.region.model_copy(update={"warmup_steps": 4})
+    warming = job.model_copy(update={"algorithm": job.algorithm.model_copy(update={"region": region})})
+    monkeypatch.setattr(worker, "job", warming)
+    for step, share in ((1, 0.0), (2, 0.25), (9, 1.0)):
+        weights = worker.sample(replace(request(capture_token_weights=True), step=step)).data.token_weights_GT
+        assert np.allclose(weights.max(1), 1.0 + share * region.strength)
 
 
 def test_a_prompt_is_encoded_once(worker, monkeypatch):

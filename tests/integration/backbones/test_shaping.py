@@ -10,6 +10,7 @@ from torch import nn
 
 from accord.backbones.adapters import adapter_parameters
 from accord.backbones.shaping import (
+    RegionCapture,
     audio_to_video,
     block_factors,
     capture_region,
@@ -349,13 +350,12 @@ def test_capture_attaches_nothing_outside_its_steps(ltx2_dir, load):
     assert not attention._forward_hooks and not attention.norm_k._forward_hooks
 
 
+class DepthOf48(nn.Module):
+    depth = 48
+
+
 def test_published_steps():
-    class Model(nn.Module):
-        depth = 48
-
-    from accord.backbones.shaping import RegionCapture
-
-    region = RegionCapture(Model(), RegionSpec(first_block=0.0, first_step=0.5, last_step=0.9), 20)
+    region = RegionCapture(DepthOf48(), RegionSpec(first_block=0.0, first_step=0.5, last_step=0.9), 20)
     assert sorted(region.steps) == list(range(10, 19)) and region.blocks == list(range(48))
 
 
@@ -364,7 +364,7 @@ def test_published_steps():
 def test_weights_equal_loops(formula, strength):
     frames, per_frame = 3, 4
     scores = torch.rand(2, frames * per_frame, generator=torch.Generator().manual_seed(4)) * 5
-    weights = region_weights(scores, RegionSpec(formula=formula, strength=strength), frames)
+    weights = region_weights(scores, formula, strength, frames)
     for row, got in zip(scores.tolist(), weights.tolist(), strict=True):
         for i, score in enumerate(row):
             if formula == "minmax":
@@ -379,15 +379,36 @@ def test_weights_equal_loops(formula, strength):
 
 def test_minmax_weights():
     scores = torch.tensor([[1.0, 3.0, 2.0, 1.0], [5.0, 5.0, 5.0, 5.0]])
-    weights = region_weights(scores, RegionSpec(formula="minmax", strength=1.5), frames=2)
+    weights = region_weights(scores, "minmax", 1.5, frames=2)
     torch.testing.assert_close(weights, torch.tensor([[1.0, 2.5, 1.75, 1.0], [1.0] * 4]))
 
 
 def test_frame_sigmoid_weights():
     scores = torch.tensor([[1.0, 3.0, 7.0, 7.0]])
-    weights = region_weights(scores, RegionSpec(formula="frame_sigmoid", strength=0.5), frames=2)
+    weights = region_weights(scores, "frame_sigmoid", 0.5, frames=2)
     z = torch.tensor([-1.0, 1.0]) / 2**0.5  # unbiased deviation of (1, 3) is sqrt(2)
     expected = torch.cat([1 + 0.5 * torch.sigmoid(0.5 * z), torch.full((2,), 1.25)])
     torch.testing.assert_close(weights[0], expected)
-    one_token = region_weights(torch.tensor([[1.0, 2.0]]), RegionSpec(formula="frame_sigmoid"), frames=2)
+    one_token = region_weights(torch.tensor([[1.0, 2.0]]), "frame_sigmoid", 0.5, frames=2)
     assert torch.isfinite(one_token).all()
+
+
+def test_published_weights_grow_flatter_than_they_grow_small():
+    """w = 1 + (W - 1) sigmoid((W - 1) z), W growing from 1 to 1.5 over 400 steps; one frame of scores (0, 2, 4)."""
+    job = OmniNFTSpec(preset="published").region
+    capture = RegionCapture(DepthOf48(), job, 20)
+    capture._add(torch.tensor([[0.0, 2.0, 4.0]]))  # z = (-1, 0, 1): the unbiased deviation is 2
+    by_hand = {
+        1: [1.0, 1.0, 1.0],
+        2: [1.00062461, 1.000625, 1.00062539],  # W - 1 = 0.00125: 0.00125 / (1 + e^0.00125) and so on
+        41: [1.02437513, 1.025, 1.02562487],  # 0.05
+        201: [1.10945591, 1.125, 1.14054409],  # 0.25
+        401: [1.18877033, 1.25, 1.31122967],  # 0.5
+        900: [1.18877033, 1.25, 1.31122967],
+    }
+    for step, expected in by_hand.items():
+        assert capture.weights(1, step)[0].tolist() == pytest.approx(expected, abs=2e-7), step
+    contrast = [float(capture.weights(1, step)[0].max() - capture.weights(1, step)[0].min()) for step in (41, 401)]
+    assert contrast[0] == pytest.approx(
+        contrast[1] / 98, rel=0.01
+    )  # a tenth of the strength, a hundredth of the contrast

@@ -105,13 +105,11 @@ def test_items_carry_their_own_prompt_credit_and_latents():
     assert torch.equal(micro.sigmas["video"], micro.sigmas["audio"])
 
 
-def test_region_weights_come_in_over_the_warm_up():
+def test_region_weights_are_used_as_they_were_captured():
     assert next(iter(batches())).batch.token_weights == {}
-    for step, expected in ((1, 1.125), (3, 1.375), (9, 1.5)):
-        micro = next(iter(batches(region=RegionSpec(warmup_steps=4), step=step)))
-        assert micro.batch.token_weights["video"][0].tolist() == pytest.approx([expected] * 4)
-    at_once = next(iter(batches(region=RegionSpec(warmup_steps=0))))
-    assert at_once.batch.token_weights["video"][0].tolist() == [1.5] * 4
+    for warmup_steps in (0, 4):  # the warm-up is in the captured weights already
+        micro = next(iter(batches(region=RegionSpec(warmup_steps=warmup_steps), step=2)))
+        assert micro.batch.token_weights["video"][0].tolist() == [1.5] * 4
 
 
 def test_only_sigmas_inside_the_bounds_and_never_zero():
