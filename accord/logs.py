@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+from typing import IO, Any
 
 
 class JsonFormatter(logging.Formatter):
@@ -34,3 +35,32 @@ def configure(level: str = "INFO", **bound: str | int) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter(**bound))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+class Forgiving:
+    """A text stream whose writes may fail: what does not fit is dropped, the writer goes on."""
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """Write, or drop."""
+        try:
+            return self._stream.write(text)
+        except OSError:
+            return len(text)
+
+    def flush(self) -> None:
+        """Flush, or do not."""
+        try:
+            self._stream.flush()
+        except OSError:
+            return
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def forgive_output() -> None:
+    """From here on a standard output or error that cannot be written, on a full disk say, fails nothing."""
+    sys.stdout, sys.stderr = Forgiving(sys.stdout), Forgiving(sys.stderr)  # type: ignore[assignment]

@@ -32,6 +32,10 @@ TABLE: tuple[Metric, ...] = (
     Metric("accord_lease_lost_total", "counter", "Attempts whose lease ran out."),
     Metric("accord_lease_fenced_writes_total", "counter", "Writes refused because a newer attempt owns the job."),
     Metric("accord_records_unreadable_total", "counter", "Records of the store that were skipped.", ("kind",)),
+    # runner
+    Metric("accord_runner_can_claim", "gauge", "1 while what a job needs is there: ray, runs (volume).", ("check",)),
+    Metric("accord_runs_volume_free_bytes", "gauge", "Free bytes of the runs volume, as the runner last saw it."),
+    Metric("accord_runner_errors_total", "counter", "Faults that the runner met and survived.", ("where",)),
     # api
     Metric(
         "accord_http_request_duration_seconds", "histogram", "API latency.", ("route", "method", "status"), _SECONDS

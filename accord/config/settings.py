@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     """Lease on a running job. Beats come each third of it; an attempt that cannot beat for two thirds stops itself."""
     grace_s: float = Field(default=20.0, gt=0)
     """Time an attempt gets between SIGTERM and SIGKILL."""
+    min_free_bytes: int = Field(default=256 * 2**20, ge=0)
+    """A runner claims no job while the runs directory has less room than this."""
+    disk_wait_s: float = Field(default=600.0, ge=0)
+    """How long a write of an attempt waits for room in its run folder before the job is given back."""
     max_body_bytes: int = Field(default=1_048_576, gt=0)
     max_header_bytes: int = Field(default=32_768, ge=1024)
     """Request line and headers of one request."""

@@ -56,6 +56,8 @@ class Reason(StrEnum):
     """The job or a file it names is wrong; not retried."""
     INFRASTRUCTURE = "infrastructure"
     """The attempt gave up for a cause outside the job; retried."""
+    REWARD = "reward"
+    """A reward gave no usable score, or could not be started; retried."""
     CRASHED = "crashed"
     """The attempt's process ended by itself without saying why; retried."""
     KILLED = "killed"

@@ -2,7 +2,8 @@
 
 consumes: a claimed job (id, epoch) from the store; waits for: groups, steps, deadlines; produces: the run folder and
 the job's events; unblocked by: SIGTERM, which ends the attempt in an orderly way. How it ended is the exit code:
-0 succeeded, 10 the job itself is wrong, 11 worth another attempt, 12 a newer attempt owns the job, 13 told to stop.
+0 succeeded, 10 the job itself is wrong, 11 worth another attempt, 12 a newer attempt owns the job, 13 told to stop,
+14 something it needs is away (store, Ray, room on the disk): give the job back.
 """
 
 from __future__ import annotations
@@ -21,8 +22,19 @@ from accord.config.job import JobSpec
 from accord.config.preflight import preflight
 from accord.config.prompts import load_prompts
 from accord.config.settings import Settings
-from accord.errors import AccordError, Fenced, NonFiniteError, UserError
-from accord.events import Failed, Progress
+from accord.disk import patiently
+from accord.errors import (
+    AccordError,
+    Fenced,
+    IncompatibleSpec,
+    NonFiniteError,
+    StoreUnavailable,
+    Unreachable,
+    UserError,
+    VolumeFull,
+    ours,
+)
+from accord.events import Failed, Progress, Warned
 from services.runner.embedded import ray_address
 from services.runner.inputs import pin_inputs
 from services.runner.sink import StoreEventSink
@@ -30,8 +42,9 @@ from services.runner.sink import StoreEventSink
 if TYPE_CHECKING:
     from learner.group import TrainResult
 
-SUCCEEDED, USER_ERROR, RETRYABLE, FENCED, TERMINATED = 0, 10, 11, 12, 13
+SUCCEEDED, USER_ERROR, RETRYABLE, FENCED, TERMINATED, UNAVAILABLE = 0, 10, 11, 12, 13, 14
 
+_AWAY = (VolumeFull, StoreUnavailable, Unreachable, IncompatibleSpec)
 _Shared = TypeVar("_Shared")
 
 log = logging.getLogger("accord.launch")
@@ -49,6 +62,7 @@ def main() -> None:
     parser.add_argument("--job-id", required=True)
     parser.add_argument("--epoch", required=True, type=int)
     arguments = parser.parse_args()
+    logs.forgive_output()
     logs.configure(job_id=arguments.job_id, attempt=arguments.epoch, role="attempt")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(attempt(Settings(), arguments.job_id, arguments.epoch))
@@ -65,23 +79,30 @@ def attempt(settings: Settings, job_id: str, epoch: int) -> int:
         _attempt(settings, sink, job_id, epoch)
     except Terminated:
         return TERMINATED
-    except Fenced:
-        log.warning("a newer attempt owns this job; stopping")
-        return FENCED
-    except (UserError, NonFiniteError) as error:
-        return _failed(sink, error, error.reason, USER_ERROR)
-    except AccordError as error:
-        return _failed(sink, error, error.reason, RETRYABLE)
-    except Exception as error:  # whatever it was, the job gets a typed event and another attempt
-        return _failed(sink, error, "internal", RETRYABLE)
+    except Exception as error:
+        return _ended(sink, error)
     return SUCCEEDED
 
 
+def _ended(sink: StoreEventSink, error: Exception) -> int:
+    """The exit code for an error; one of ours counts as itself, whatever it came wrapped in."""
+    found = ours(error) or error
+    if isinstance(found, Fenced):
+        log.warning("a newer attempt owns this job; stopping")
+        return FENCED
+    if isinstance(found, UserError | NonFiniteError):
+        return _failed(sink, found, found.reason, USER_ERROR)
+    if isinstance(found, _AWAY):
+        return _failed(sink, found, found.reason, UNAVAILABLE)
+    # whatever else it was, the job gets a typed event and another attempt
+    return _failed(sink, found, found.reason if isinstance(found, AccordError) else "internal", RETRYABLE)
+
+
 def _failed(sink: StoreEventSink, error: Exception, reason: str, code: int) -> int:
-    log.exception("attempt failed")
+    log.error("attempt failed", exc_info=error)
     message = f"{type(error).__name__}: {error}"
     try:
-        sink.emit(Failed(reason=reason, message=message[:2000], retryable=code == RETRYABLE))
+        sink.emit(Failed(reason=reason, message=message[:2000], retryable=code != USER_ERROR))
     except AccordError as refused:
         log.warning("the failure could not be reported: %s", refused)
     return code
@@ -92,23 +113,36 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     job = sink.spec()
     preflight(job, settings.roots)
     run_dir = (settings.runs_dir / job_id).resolve()
-    run_dir.mkdir(parents=True, exist_ok=True)
-    pin_inputs(job, run_dir)
-    (run_dir / "spec.json").write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    write = partial(patiently, warn=partial(_warn, sink), wait_s=settings.disk_wait_s)
+    write(partial(_prepare, job, run_dir))
     stages = Stages(sink)
     stages.next("connecting to Ray")
     address = ray_address(settings)  # before Ray is imported: it also tells Ray its token
     import ray
 
-    ray.init(address=address, namespace=f"{job_id}-{epoch}", log_to_driver=True, logging_level=logging.WARNING)
     try:
-        result = _train(job, run_dir, sink, epoch, stages, started)
+        ray.init(address=address, namespace=f"{job_id}-{epoch}", log_to_driver=True, logging_level=logging.WARNING)
+    except (ConnectionError, TimeoutError, RuntimeError) as error:
+        raise Unreachable(f"cannot connect to Ray at {address}: {error}") from error
+    try:
+        result = _train(job, run_dir, sink, epoch, stages, started, settings)
     finally:
         ray.shutdown()  # ends every actor this attempt owns; the reward servers are not among them
     from services.runner.conclude import conclude
 
-    conclude(settings, run_dir, job_id, job, state="succeeded", wall_seconds=time.monotonic() - started)
+    wall_seconds = time.monotonic() - started
+    write(partial(conclude, settings, run_dir, job_id, job, state="succeeded", wall_seconds=wall_seconds))
     log.info("version %d, adapter %s", result.policy_version, result.adapter_sha256)
+
+
+def _prepare(job: JobSpec, run_dir: Path) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    pin_inputs(job, run_dir)
+    (run_dir / "spec.json").write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def _warn(sink: StoreEventSink, code: str, message: str) -> None:
+    sink.emit(Warned(code=code, message=message))
 
 
 class Stages:
@@ -126,7 +160,7 @@ class Stages:
 
 
 def _train(
-    job: JobSpec, run_dir: Path, sink: StoreEventSink, epoch: int, stages: Stages, started: float
+    job: JobSpec, run_dir: Path, sink: StoreEventSink, epoch: int, stages: Stages, started: float, settings: Settings
 ) -> TrainResult:
     """Reward servers, rollout workers and stream, learner: then the learner's page runs until the last step."""
     from learner import group
@@ -148,6 +182,7 @@ def _train(
         epoch=epoch,
         began=time.time() - (time.monotonic() - started),
         deadline_s=deadline - time.monotonic(),
+        disk_wait_s=settings.disk_wait_s,
     )
 
 

@@ -1,7 +1,10 @@
 """The supervisor: claims a job, runs its attempt in a child process, keeps the lease, and says how it ended.
 
-consumes: queued jobs; produces: a process per attempt, its log, and the job's outcome; waits for: the child, bounded by
-the lease, the grace period and `max_runtime_s`; unblocked by: `stop`, which drains.
+consumes: queued jobs, while the gate is open; produces: a process per attempt, its log, and the job's outcome; waits
+for: the child, bounded by the lease, the grace period and `max_runtime_s`; unblocked by: `stop`, which drains.
+
+Whatever goes wrong with one job costs that job an attempt at most: the loop goes on, after a pause that grows while
+things go wrong.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import os
 import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -19,24 +23,38 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from accord.config.settings import Settings
-from accord.errors import AccordError, Fenced, IncompatibleSpec, JobNotFound, StoreError, StoreUnavailable
-from accord.events import Failed
+from accord.disk import no_room
+from accord.errors import (
+    AccordError,
+    Conflict,
+    Fenced,
+    IncompatibleSpec,
+    JobNotFound,
+    RewardError,
+    ServiceError,
+    StoreUnavailable,
+)
+from accord.events import Failed, JobEvent
 from services.api.metrics import Metrics
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.store import Beat, JobStore
 from services.runner import guard, processes
 from services.runner.conclude import conclude_unfinished
+from services.runner.gate import Gate
 from services.runner.prometheus import TrainingMetrics
 
 log = logging.getLogger("accord.runner")
 
 MARK = "ACCORD_ATTEMPT"
 """Environment variable that every process of an attempt carries: `job id:epoch`."""
-SUCCEEDED, USER_ERROR, RETRYABLE, FENCED = 0, 10, 11, 12
+SUCCEEDED, USER_ERROR, RETRYABLE, FENCED, UNAVAILABLE = 0, 10, 11, 12, 14
 """Exit statuses of an attempt that mean something here; see launch.py."""
+MAX_RELEASES = 20
+"""So often a job is given back without counting a lost attempt; after that, what was away for it counts."""
+OTHER_RELEASE_S = 60.0
+"""Pause before a job that this release cannot read is offered again."""
 _TICK_S = 0.1
-_OTHER_RELEASE_S = 60.0
-"""How long a job that only another release can run is left to the others."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 
 class Stop(Enum):
@@ -46,6 +64,11 @@ class Stop(Enum):
     DRAIN = "the runner is going down"
     TIMEOUT = "max_runtime_s is over"
     FENCED = "the lease was lost"
+    SILENT = "the job store took no heartbeat for two thirds of the lease"
+
+
+_DISOWNED = frozenset({Stop.FENCED, Stop.SILENT})
+"""The lease is someone else's, or may be soon."""
 
 
 def launch_command(job_id: str, epoch: int) -> list[str]:
@@ -71,23 +94,57 @@ class Supervisor:
 
     def __post_init__(self) -> None:
         self.training = TrainingMetrics(self.metrics)
+        self.gate = Gate(self.settings, self.environment, self.metrics)
+        self._closed = ""
 
     def run(self, stop: threading.Event) -> None:
-        """Claim and run jobs until `stop` is set; the running attempt is then drained and requeued."""
+        """Claim and run jobs until `stop` is set; the running attempt is then drained and requeued. Never raises."""
+        pause = _FIRST_PAUSE_S
         while not stop.is_set():
             self.last_tick = time.monotonic()
-            self.training.forget()
             try:
-                environment = self.environment()
-                job = self._claim()
-            except AccordError as error:
-                log.warning("cannot claim: %s", error)
-                stop.wait(1.0)
-                continue
-            if job is None:
-                stop.wait(min(0.5, self.settings.lease_s / 6))
-                continue
-            _Attempt(self, job, environment).run(stop)
+                self._next(stop)
+                pause = _FIRST_PAUSE_S
+            except Exception as error:
+                self.survived("loop", error)
+                stop.wait(pause)
+                pause = min(_LONGEST_PAUSE_S, pause * 2)
+
+    def turns(self) -> None:
+        """Raises ServiceError when the loop has not come round for a long while."""
+        still = time.monotonic() - self.last_tick
+        if still > max(120.0, 4 * self.settings.lease_s):
+            raise ServiceError(f"the runner's loop has not moved for {still:.0f} s")
+
+    def survived(self, where: str, error: Exception) -> None:
+        """Say what went wrong, once and for all: the caller goes on."""
+        self.metrics.counter("accord_runner_errors_total").labels(where=where).inc()
+        if isinstance(error, AccordError):
+            log.warning("%s: %s", where, error)
+        else:
+            log.error("%s: %r", where, error, exc_info=error)
+
+    def _next(self, stop: threading.Event) -> None:
+        """Run one job, or wait a moment."""
+        self.training.forget()
+        if not self._open():
+            stop.wait(1.0)
+            return
+        job = self._claim()
+        if job is None:
+            stop.wait(min(0.5, self.settings.lease_s / 6))
+        else:
+            _Attempt(self, job, self.environment()).run(stop)
+
+    def _open(self) -> bool:
+        """Whether a claimed job could run here now; a change is told once."""
+        missing = self.gate.missing()
+        if missing and missing != self._closed:
+            log.warning("claiming no job: %s", missing)
+        elif self._closed and not missing:
+            log.info("claiming jobs again")
+        self._closed = missing
+        return not missing
 
     def _claim(self) -> Job | None:
         claimed = self.store.claim(self.owner, self.settings.lease_s, self.backoff_s())
@@ -129,13 +186,24 @@ class _Attempt:
         self._failed: Failed | None = None
 
     def run(self, stop: threading.Event) -> None:
-        """Spawn, watch, clean up, report."""
+        """Spawn, watch, clean up, report. Whatever happens, the store is told."""
         try:
-            runtime_s = self._job.spec.max_runtime_s
+            outcome = self._outcome(self._execute(stop))
         except IncompatibleSpec as error:
-            message = str(error)
-            self._insist(lambda: self._store.release(*self._key, delay_s=_OTHER_RELEASE_S, message=message), stop)
+            outcome = self._give_back(str(error), OTHER_RELEASE_S, bounded=False)
+        except Exception as error:
+            self._of.survived("attempt", error)
+            outcome = self._after_fault(error)
+        if outcome is None:
+            self._of.metrics.counter("accord_lease_fenced_writes_total").inc()
             return
+        job = self._insist(outcome, stop)
+        if job is not None:
+            self._of.ended(job)
+
+    def _execute(self, stop: threading.Event) -> int:
+        """The attempt's exit status, once nothing of it is left."""
+        runtime_s = self._job.spec.max_runtime_s
         mark = f"{self._job.id}:{self._job.epoch}"
         process = self._spawn(mark)
         deadline = time.monotonic() + runtime_s
@@ -147,18 +215,16 @@ class _Attempt:
             processes.signal_group(process, signal.SIGKILL)
             status = process.wait()
             leaked = processes.end(processes.marked(MARK, mark), 1.0)
+            self._of.training.ended(self._job.id)
         log.info("%s, attempt %d: exit status %d%s", *self._key, status, f", {leaked} stray" if leaked else "")
         self._tail()
-        self._report(status, stop)
-        self._of.training.ended(self._job.id)
+        return status
 
     @property
     def _key(self) -> tuple[str, int]:
         return self._job.id, self._job.epoch
 
     def _spawn(self, mark: str) -> guard.Child:
-        folder = self._settings.runs_dir.resolve() / self._job.id / "logs"
-        folder.mkdir(parents=True, exist_ok=True)
         environment = {
             **os.environ,
             **self._environment,
@@ -169,8 +235,16 @@ class _Attempt:
             "PYTHONUNBUFFERED": "1",
         }
         environment.pop("ACCORD_API_KEY", None)
-        with (folder / f"attempt-{self._job.epoch}.log").open("ab") as output:
-            return guard.spawn(list(self._of.command(*self._key)), env=environment, stdout=output)
+        command = list(self._of.command(*self._key))
+        try:
+            folder = self._settings.runs_dir.resolve() / self._job.id / "logs"
+            folder.mkdir(parents=True, exist_ok=True)
+            output = (folder / f"attempt-{self._job.epoch}.log").open("ab")
+        except OSError as error:
+            log.warning("%s, attempt %d runs without a log: %s", *self._key, error)
+            return guard.spawn(command, env=environment, stdout=subprocess.DEVNULL)
+        with output:
+            return guard.spawn(command, env=environment, stdout=output)
 
     def _tick(self, process: guard.Child, stop: threading.Event, deadline: float) -> None:
         now = time.monotonic()
@@ -178,9 +252,10 @@ class _Attempt:
         lease = self._settings.lease_s
         if now - self._last_ok > lease * 2 / 3:
             # Before any beat: after a long pause the lease may be someone else's already.
-            self._ask(process, Stop.FENCED)
+            self._ask(process, Stop.SILENT)
         elif now - self._last_try > lease / 3:
             self._beat(process, now)
+            self._of.gate.missing()  # for the metrics
         if now > deadline:
             self._ask(process, Stop.TIMEOUT)
         if stop.is_set():
@@ -195,8 +270,8 @@ class _Attempt:
             answer = self._store.beat(*self._key, self._settings.lease_s)
         except JobNotFound:
             answer = Beat.FENCED
-        except StoreUnavailable as error:
-            log.warning("no heartbeat: %s", error)
+        except Exception as error:  # whatever the store said, it was not that the lease is extended
+            self._of.survived("heartbeat", error)
             self._last_try = now - self._settings.lease_s / 4  # again in a twelfth of the lease
             return
         self._last_ok = self._last_try = now
@@ -211,33 +286,40 @@ class _Attempt:
             log.info("%s, attempt %d: stopping it, %s", *self._key, why.value)
             self._kill_at = time.monotonic() + self._settings.grace_s
             process.terminate()
-        if self._stop is None or why is Stop.FENCED:
+        if self._stop is None or why in _DISOWNED:
             self._stop = why
-        if why is Stop.FENCED:
+        if why in _DISOWNED:
             self._kill_at = 0.0
 
     def _tail(self) -> None:
-        """Read what the attempt reported since the last look."""
+        """Read what the attempt reported since the last look. Only metrics hang on it, and why an attempt failed."""
         try:
             for entry in self._store.events(self._job.id, self._cursor):
                 self._cursor = entry.id
-                self._of.training.observe(self._job.id, entry.event)
-                if isinstance(entry.event, Failed):
-                    self._failed = entry.event
-        except StoreError as error:
+                self._observe(entry.event)
+        except StoreUnavailable as error:
             log.debug("events not read: %s", error)
+        except Exception as error:
+            self._of.survived("events", error)
 
-    def _report(self, status: int, stop: threading.Event) -> None:
-        if self._stop is Stop.FENCED or status == FENCED:
-            self._of.metrics.counter("accord_lease_fenced_writes_total").inc()
-            return
-        job = self._insist(self._outcome(status), stop)
-        if job is not None:
-            self._of.ended(job)
+    def _observe(self, event: JobEvent) -> None:
+        if isinstance(event, Failed):
+            self._failed = event
+        try:
+            self._of.training.observe(self._job.id, event)
+        except Exception as error:  # an event of another release may lack what a metric needs
+            self._of.survived("metrics", error)
 
-    def _outcome(self, status: int) -> Callable[[], Job]:
-        """What to tell the store. A result wins over a wish to stop; a wish to stop wins over a failure."""
+    def _outcome(self, status: int) -> Callable[[], Job] | None:
+        """What to tell the store. A result wins over a wish to stop; a wish to stop wins over a failure.
+
+        None when the attempt has no say any more.
+        """
         store, key, said = self._store, self._key, self._failed.message if self._failed else ""
+        if self._stop is Stop.FENCED or status == FENCED:
+            return None
+        if self._stop is Stop.SILENT:
+            return self._give_back(self._stop.value)
         if status == SUCCEEDED:
             return lambda: store.finish(*key, JobState.SUCCEEDED, Reason.NONE)
         if status == USER_ERROR:
@@ -248,13 +330,42 @@ class _Attempt:
             return lambda: store.finish(*key, JobState.FAILED, Reason.TIMEOUT, self._timeout_message())
         if self._stop is Stop.DRAIN:
             return lambda: store.release(*key)
+        away = (said or "something it needs is away") if status == UNAVAILABLE else self._missing()
+        if away:
+            return self._give_back(away)
         reason, message = self._loss(status, said)
-        return lambda: store.lose(*key, reason, message, self._of.backoff_s())
+        return self._lose(reason, message)
+
+    def _missing(self) -> str:
+        """What the attempt needed and does not find any more: then it is not the job's fault."""
+        try:
+            self._of.gate.reach(self._environment)
+            self._of.gate.volume()
+        except AccordError as error:
+            return str(error)
+        return ""
+
+    def _after_fault(self, error: Exception) -> Callable[[], Job]:
+        """The supervisor itself could not run or watch the attempt."""
+        message = f"the runner could not run it: {type(error).__name__}: {error}"
+        return self._give_back(message) if no_room(error) else self._lose(Reason.INFRASTRUCTURE, message)
+
+    def _lose(self, reason: Reason, message: str) -> Callable[[], Job]:
+        return lambda: self._store.lose(*self._key, reason, message[:2000], self._of.backoff_s())
+
+    def _give_back(self, why: str, delay_s: float | None = None, *, bounded: bool = True) -> Callable[[], Job]:
+        """Release the job without a lost attempt, unless that was done too often."""
+        released = self._job.epoch - 1 - self._job.lost_attempts
+        if bounded and released >= MAX_RELEASES:
+            return self._lose(Reason.INFRASTRUCTURE, why)
+        delay = max(1.0, self._of.backoff_s()) if delay_s is None else delay_s
+        return lambda: self._store.release(*self._key, delay_s=delay, message=why[:2000])
 
     def _loss(self, status: int, said: str) -> tuple[Reason, str]:
         place = f"see logs/attempt-{self._job.epoch}.log"
-        if status == RETRYABLE:
-            return Reason.INFRASTRUCTURE, said or place
+        if status in {RETRYABLE, UNAVAILABLE}:
+            rewards = self._failed is not None and self._failed.reason == RewardError.reason
+            return Reason.REWARD if rewards else Reason.INFRASTRUCTURE, said or place
         if status < 0:
             return Reason.KILLED, f"the attempt was killed by {signal.Signals(-status).name}; {place}"
         return Reason.CRASHED, f"the attempt ended with status {status}; {place}"
@@ -272,8 +383,12 @@ class _Attempt:
                 log.warning("%s", error)
                 self._of.metrics.counter("accord_lease_fenced_writes_total").inc()
                 return None
-            except StoreUnavailable as error:
+            except (JobNotFound, Conflict) as error:
+                log.warning("the outcome of %s, attempt %d has no place: %s", *self._key, error)
+                return None
+            except Exception as error:  # the store did not answer, or not in a way that says it has the outcome
                 if time.monotonic() > deadline or stop.is_set():
                     log.warning("the outcome of %s, attempt %d could not be stored: %s", *self._key, error)
                     return None
-                time.sleep(0.2)
+                self._of.survived("outcome", error)
+                time.sleep(0.5)

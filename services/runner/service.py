@@ -14,10 +14,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from wsgiref.simple_server import WSGIServer
 
 import uvicorn
-from prometheus_client import start_http_server
 
 from accord.config.settings import Settings
 from accord.errors import ServiceError
@@ -29,7 +27,9 @@ from services.jobs.redis_store import open_store, store_url, without_password
 from services.jobs.store import JobStore
 from services.runner.client import base_url
 from services.runner.embedded import EmbeddedRay, EmbeddedStore, ray_environment
+from services.runner.gate import Gate
 from services.runner.runner import Supervisor
+from services.runner.runner_port import watched_at
 from services.runner.signals import Signals
 
 log = logging.getLogger("accord.service")
@@ -166,7 +166,9 @@ class Service:
         supervisor = Supervisor(
             settings, store, metrics, environment=lambda: ray_environment(settings), hurry=self._signals.hurry
         )  # fmt: skip
-        api = Api(settings, store, metrics, {"ray": self._ray_is_up})
+        gate = supervisor.gate
+        checks = {"ray": lambda: self._ray_is_up(gate), "runs": gate.volume, "runner": supervisor.turns}
+        api = Api(settings, store, metrics, checks)
         stack.callback(api.stop)
         api.start()
         self._say(f"API is up at {base_url(settings)}; starting Ray ...")
@@ -187,9 +189,10 @@ class Service:
             if not thread.is_alive() and not self._signals.stop.is_set():
                 raise ServiceError(f"{thread.name} ended unexpectedly; its error is above")
 
-    def _ray_is_up(self) -> None:
+    def _ray_is_up(self, gate: Gate) -> None:
         if not self._settings.ray_address and (self._ray is None or not self._ray.up):
             raise ServiceError("Ray is starting")
+        gate.ray()
 
     def _ready(self) -> None:
         settings = self._settings
@@ -223,24 +226,9 @@ def run_runner(settings: Settings, signals: Signals, say: Say) -> None:
     store.ready()
     ray_environment(settings)
     metrics = Metrics(store)
-    server = _metrics_server(settings, metrics)
-    say(f"Runner is up on {without_password(store_url(settings))}")
-    try:
-        Supervisor(
-            settings, store, metrics, environment=lambda: ray_environment(settings), hurry=signals.hurry
-        ).run(signals.stop)  # fmt: skip
-    finally:
-        if server is not None:
-            server.shutdown()
-
-
-def _metrics_server(settings: Settings, metrics: Metrics) -> WSGIServer | None:
-    if not settings.metrics_port:
-        return None
-    try:
-        return start_http_server(settings.metrics_port, settings.host, registry=metrics.registry)[0]
-    except OSError as error:
-        raise ServiceError(
-            f"port {settings.metrics_port} of {settings.host} cannot be used: {error.strerror}; "
-            "choose another ACCORD_METRICS_PORT"
-        ) from error
+    supervisor = Supervisor(
+        settings, store, metrics, environment=lambda: ray_environment(settings), hurry=signals.hurry
+    )  # fmt: skip
+    with watched_at(settings, metrics, supervisor.gate):
+        say(f"Runner is up on {without_password(store_url(settings))}")
+        supervisor.run(signals.stop)
