@@ -3,6 +3,8 @@
 An application is called like its reward, or like its reward with a short digest when options of its model differ from
 the defaults (another CLAP checkpoint, say), so jobs that want different models never replace each other's. Fields that
 only concern a job (weight, route, required, deadline) do not make a different server.
+
+An application lives while an attempt uses it, and an idle time longer, so that the next job finds it; see owners.py.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +27,12 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
+from accord import errors
 from accord.config.rewards import RewardSpec
-from accord.errors import DeadlineExceeded, RewardError
+from accord.errors import AccordError, DeadlineExceeded, RewardError, SpecError, UserError
 from accord.plugins import names, spec_class
-from reward_servers.deployment import DEPLOYMENT
+from reward_servers import owners
+from reward_servers.deployment import DEPLOYMENT, retire
 
 __all__ = [
     "BackPressureError",
@@ -84,20 +88,56 @@ def app_name(spec: RewardSpec) -> str:
     return f"{spec.name}-{digest}"
 
 
-def deploy(specs: Sequence[RewardSpec], *, http_port: int | None = HTTP_PORT, timeout_s: float = 300.0) -> list[str]:
+def deploy(
+    specs: Sequence[RewardSpec],
+    *,
+    http_port: int | None = HTTP_PORT,
+    timeout_s: float = 300.0,
+    idle_s: float = owners.IDLE_S,
+) -> list[str]:
     """Start the servers of `specs` on the connected cluster and wait until all of them answer.
 
-    What runs already is left alone, scaled or not. `http_port=None` starts no HTTP proxy, nor does a port in use; a
-    Serve instance that is up keeps the port it has. Returns the application names, in the order of `specs`.
+    This process is an owner of them until it ends, and they stay `idle_s` after their last one. What runs already is
+    left alone, scaled or not. `http_port=None` starts no HTTP proxy, nor does a port in use; a Serve instance that is
+    up keeps the port it has. Returns the application names, in the order of `specs`.
 
     Raises:
-        RewardError: a server cannot be built (its own words are in the message).
+        SpecError: a model refuses its options (a wrong path, say); the pointer is the reward's place in `specs`.
+        RewardError: a server cannot be built for another reason (its own words are in the message).
         DeadlineExceeded: the servers were not up within `timeout_s`.
     """
+    deadline = time.monotonic() + timeout_s
     _start(http_port)
     wanted = {app_name(spec): spec for spec in specs}
-    up = {status.name for status in status() if status.status in {"RUNNING", "DEPLOYING"}}
-    missing = {name: spec for name, spec in wanted.items() if name not in up}
+    pointers = {app_name(spec): f"/rewards/{index}" for index, spec in enumerate(specs)}
+    owners.hold(wanted, idle_s)
+    _retire_leftovers(wanted)
+    _run(_missing(wanted, deadline))
+    try:
+        _wait(set(wanted), max(0.0, deadline - time.monotonic()), pointers=pointers)
+    except AccordError:
+        for name in wanted:
+            owners.let_go(name)
+        _retire_leftovers(())
+        raise
+    return [app_name(spec) for spec in specs]
+
+
+def _missing(wanted: Mapping[str, RewardSpec], deadline: float) -> dict[str, RewardSpec]:
+    """Those of `wanted` that are to be started, once none of them is on its way down any more."""
+    while True:
+        current = {entry.name: entry.status for entry in status()}
+        leaving = [name for name in wanted if current.get(name) == "DELETING" or owners.closing(name)]
+        leaving = [name for name in leaving if name in current]
+        if not leaving or time.monotonic() > deadline:
+            break
+        time.sleep(_POLL_S)
+    for name in wanted:
+        owners.clear_closing(name)
+    return {name: spec for name, spec in wanted.items() if current.get(name) not in {"RUNNING", "DEPLOYING"}}
+
+
+def _run(missing: Mapping[str, RewardSpec]) -> None:
     if missing:
         serve.run_many(
             [
@@ -107,8 +147,15 @@ def deploy(specs: Sequence[RewardSpec], *, http_port: int | None = HTTP_PORT, ti
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )  # fmt: skip
-    _wait(set(wanted), timeout_s)
-    return [app_name(spec) for spec in specs]
+
+
+def _retire_leftovers(wanted: Collection[str]) -> None:
+    """Take down what nobody uses and no replica watches: applications that failed, or were scaled to none."""
+    for entry in status():
+        if entry.name in wanted or entry.replicas_ready:
+            continue
+        if entry.status == "DEPLOY_FAILED" or (entry.status == "RUNNING" and not entry.replicas_target):
+            retire(entry.name)
 
 
 def scale(name: str, replicas: int, *, timeout_s: float = 120.0) -> None:
@@ -214,14 +261,16 @@ def _application(spec: RewardSpec, low: int, high: int) -> serve.Application:
     return application
 
 
-def _wait(wanted: set[str], timeout_s: float, replicas: int | None = None) -> None:
-    """Wait until the applications run (with exactly `replicas`, if given)."""
+def _wait(
+    wanted: set[str], timeout_s: float, replicas: int | None = None, pointers: Mapping[str, str] | None = None
+) -> None:
+    """Wait until the applications run (with exactly `replicas`, if given). `pointers`: their places in the job."""
     deadline = time.monotonic() + timeout_s
     while True:
         current = {entry.name: entry for entry in status() if entry.name in wanted}
         for entry in current.values():
             if entry.status == "DEPLOY_FAILED":
-                raise RewardError(f"reward {entry.name} could not be started: {_cause(entry.message)}")
+                raise _refusal(entry, (pointers or {}).get(entry.name, ""))
         waiting = sorted(name for name in wanted if not _there(current.get(name), replicas))
         if not waiting:
             return
@@ -229,6 +278,16 @@ def _wait(wanted: set[str], timeout_s: float, replicas: int | None = None) -> No
             seen = ", ".join(f"{name}: {current[name].status if name in current else 'absent'}" for name in waiting)
             raise DeadlineExceeded(f"rewards not ready after {timeout_s:g} s ({seen}); raise the limit or add CPUs")
         time.sleep(_POLL_S)
+
+
+def _refusal(entry: RewardStatus, pointer: str) -> AccordError:
+    """Why an application could not be started. Serve hands on text alone, so the class is found by its name."""
+    cause = _cause(entry.message)
+    kind = getattr(errors, cause.partition(":")[0].removeprefix(f"{errors.__name__}."), None)
+    message = f"reward {entry.name} could not be started: {cause}"
+    if isinstance(kind, type) and issubclass(kind, UserError):
+        return SpecError([(pointer, message)]) if pointer else UserError(message)
+    return RewardError(message)
 
 
 def _cause(message: str) -> str:

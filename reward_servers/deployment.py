@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
+import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +17,11 @@ from starlette.responses import JSONResponse
 
 from accord.plugins import spec_class
 from accord.types import Clip, Prompt, RewardScores
+from reward_servers import owners
 from reward_servers.base import build, score_groups
 from reward_servers.wire import BadBody, read_body
+
+log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 512 * 1024 * 1024
 
@@ -24,7 +30,8 @@ class RewardServer:
     """Holds one RewardModel. Called by handle in the cluster, and over HTTP by people.
 
     The constructor raises when the model cannot be built, and the deployment then fails instead of trying again and
-    again. Calls wait for each other for up to `batch_wait_s` and reach the model as one batch.
+    again. Calls wait for each other for up to `batch_wait_s` and reach the model as one batch. An application that
+    nobody has used for its idle time takes itself down.
     """
 
     def __init__(self, name: str, spec_json: str) -> None:
@@ -37,9 +44,28 @@ class RewardServer:
             return await asyncio.to_thread(score_groups, self._model, prompts, groups)
 
         self._together: Any = together
+        self._served_at = time.time()
+        application = serve.get_replica_context().app_name
+        threading.Thread(target=self._end_when_idle, args=(application,), name="idle", daemon=True).start()
+
+    def _end_when_idle(self, application: str) -> None:
+        """Look now and then whether anybody uses the application, and retire it when nobody has for its idle time."""
+        idle_s, told = owners.wish(application), self._served_at
+        while True:
+            time.sleep(min(15.0, max(0.5, idle_s / 4)))
+            try:
+                idle_s = owners.idle_time(application) or idle_s
+                if self._served_at > told or owners.idle_time(application) is not None:
+                    told = time.time()
+                    owners.used(application)
+                elif time.time() - max(told, owners.last_used(application)) > idle_s and retire(application):
+                    return
+            except Exception as error:  # a cluster that does not answer now is asked again
+                log.warning("it could not be seen who uses reward %s: %s", application, error)
 
     async def score(self, prompt: Prompt, clips: Sequence[Clip]) -> RewardScores:
         """Score one group. Object references given at the top level arrive here as their values."""
+        self._served_at = time.time()
         scores: RewardScores = await self._together(prompt, clips)
         return scores
 
@@ -86,6 +112,15 @@ class RewardServer:
                 "components": {key: _plain(values) for key, values in scores.components.items()},
             }
         )  # fmt: skip
+
+
+def retire(application: str) -> bool:
+    """Take an application down unless somebody uses it. Returns at once; whether it goes."""
+    if not owners.mark_closing(application):
+        return False
+    log.warning("nobody uses reward %s any more; it ends", application)
+    serve.delete(application, _blocking=False)
+    return True
 
 
 def _plain(values: Sequence[float]) -> list[float | None]:

@@ -65,6 +65,8 @@ class Settings(BaseSettings):
     """A runner claims no job while the runs directory has less room than this."""
     disk_wait_s: float = Field(default=600.0, ge=0)
     """How long a write of an attempt waits for room in its run folder before the job is given back."""
+    reward_idle_s: float = Field(default=300.0, ge=0)
+    """How long the servers of a reward stay after the last job that used them."""
     max_body_bytes: int = Field(default=1_048_576, gt=0)
     max_header_bytes: int = Field(default=32_768, ge=1024)
     """Request line and headers of one request."""

@@ -170,7 +170,7 @@ def _train(
 
     deadline = started + job.max_runtime_s
     stages.next("starting reward servers")
-    app.deploy(job.rewards)
+    app.deploy(job.rewards, idle_s=settings.reward_idle_s)
     stages.next("loading models into rollout workers and learner ranks")
     stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), sink)
     return group.run(
