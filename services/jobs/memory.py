@@ -172,6 +172,13 @@ class InMemoryJobStore:
             waiting = message if delay_s > 0 else ""
             return self._move(job, JobState.QUEUED, Reason.DRAINED, message, waiting=waiting)
 
+    def explain(self, why: str) -> None:
+        """See JobStore."""
+        with self._lock:
+            now = self.clock()
+            for job_id in [job_id for job_id, at in self._ready_at.items() if at <= now]:
+                self._jobs[job_id] = self._jobs[job_id].model_copy(update={"waiting": why})
+
     def cancel(self, job_id: str) -> Job:
         """See JobStore."""
         with self._lock:

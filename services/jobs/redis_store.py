@@ -224,6 +224,10 @@ class RedisJobStore:
         delay_ms = _ms(delay_s) if delay_s > 0 else 0
         return read_job(Job, self._owned("release", job_id, epoch, delay_ms, message)[1])
 
+    def explain(self, why: str) -> None:
+        """See JobStore."""
+        self._run("explain", why)
+
     def cancel(self, job_id: str) -> Job:
         """See JobStore."""
         word, *rest = self._run("cancel", _known(job_id))

@@ -160,6 +160,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def explain(self, why: str) -> None:
+        """Tell the jobs first in line what they are `waiting` for besides their turn; "" takes it back."""
+        ...
+
     def cancel(self, job_id: str) -> Job:
         """Queued → cancelled, starting/running → cancelling; repeating it is fine. Raises Conflict once finished."""
         ...

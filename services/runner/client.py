@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +29,8 @@ class ApiClient:
     def __init__(self, url: str, key: str) -> None:
         self.url, self._key = url, key
         self._http = httpx.Client(
-            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=httpx.Timeout(30, connect=5)
+            base_url=url, headers={"Authorization": f"Bearer {key}"}, timeout=httpx.Timeout(30, connect=5),
+            trust_env=not on_loopback(url),
         )  # fmt: skip
 
     @classmethod
@@ -129,6 +131,15 @@ class ApiClient:
         if answer.status_code in {502, 503, 504}:
             raise Unreachable(f"{self.url}: {message}")
         raise Refused(message)
+
+
+def on_loopback(url: str) -> bool:
+    """Whether an address is this machine's own: no proxy of the environment leads there."""
+    host = httpx.URL(url).host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
 
 
 def base_url(settings: Settings) -> str:

@@ -157,7 +157,7 @@ def _await_ready(process: guard.Child, url: str, data_dir: Path, console: Consol
                 tail = log.read_text(errors="replace").strip().splitlines()[-5:]
                 raise Unreachable("the service did not start: " + " / ".join(tail))
             with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(url + "/readyz", timeout=5).status_code == 200:
+                if httpx.get(url + "/readyz", timeout=5, trust_env=False).status_code == 200:
                     console.print(f"The service is up after {time.monotonic() - began:.1f} s.", highlight=False)
                     return ApiClient(url, (data_dir / KEY_FILE).read_text(encoding="utf-8").strip())
             time.sleep(0.1)

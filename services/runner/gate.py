@@ -24,6 +24,8 @@ PROBE_S = 2.0
 """Longest wait for Ray's answer."""
 _FRESH_S = 1.0
 """So long an answer of Ray's counts, however many ask."""
+_DYING_S = 1.5
+"""So long after the end of an attempt its Ray may still be found to have died."""
 _NO_PROBE = frozenset({"", "auto", "local"})
 _PROBE_BYTES = 4096
 
@@ -62,14 +64,29 @@ class Gate:
         """Raises AccordError when no Ray answers."""
         self.reach(self._environment())
 
-    def reach(self, environment: Mapping[str, str]) -> None:
+    def outlived(self, environment: Mapping[str, str]) -> str:
+        """What an attempt with this environment needed that is not there any more; "" when all of it is.
+
+        The parts of a Ray do not die at once, and the attempt may be the first to notice: it is asked more than once.
+        """
+        deadline = time.monotonic() + _DYING_S
+        try:
+            self.volume()
+            while environment.get("RAY_ADDRESS", "") not in _NO_PROBE and time.monotonic() < deadline:
+                self.reach(environment, fresh=True)
+                time.sleep(_DYING_S / 4)
+        except AccordError as error:
+            return str(error)
+        return ""
+
+    def reach(self, environment: Mapping[str, str], *, fresh: bool = False) -> None:
         """Ask the Ray of an environment whether it is there. Raises Unreachable."""
         address = environment.get("RAY_ADDRESS", "")
         if address in _NO_PROBE:
             return
         with self._lock:
             known, at, why = self._asked
-            if known != address or time.monotonic() - at > _FRESH_S:
+            if fresh or known != address or time.monotonic() - at > _FRESH_S:
                 why = probe_ray(address, min(PROBE_S, self._settings.lease_s / 6))
                 self._asked = (address, time.monotonic(), why)
         if why:

@@ -17,6 +17,8 @@ from typing import IO, Any
 
 _PR_SET_PDEATHSIG = 1
 
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
 Child = subprocess.Popen[bytes]
 
 
@@ -28,12 +30,25 @@ def spawn(
     stdin: int | IO[Any] = subprocess.DEVNULL,
     stdout: int | IO[Any] | None = None,
 ) -> Child:
-    """Start `command` in its own session, tied to the calling thread's life. Its stderr goes where stdout goes."""
+    """Start `command` in its own session, tied to the calling thread's life. Its stderr goes where stdout goes.
+
+    Proxies of the environment are not for loopback, where our processes speak to each other.
+    """
     prefix = [sys.executable, "-m", "services.runner.guard", str(os.getpid()), str(int(when_orphaned))]
+    env = without_loopback_proxy(os.environ if env is None else env)
     return subprocess.Popen(
         [*prefix, *command], env=env, stdin=stdin, stdout=stdout, stderr=subprocess.STDOUT if stdout else None,
         start_new_session=True,
     )  # fmt: skip
+
+
+def without_loopback_proxy(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with loopback in `no_proxy`, in both spellings: some libraries read one, some the other."""
+    changed = dict(environment)
+    for name in ("no_proxy", "NO_PROXY"):
+        known = [host for host in environment.get(name, "").split(",") if host.strip()]
+        changed[name] = ",".join([*known, *(host for host in _LOOPBACK if host not in known)])
+    return changed
 
 
 def main(arguments: list[str]) -> None:

@@ -54,6 +54,8 @@ MAX_RELEASES = 20
 OTHER_RELEASE_S = 60.0
 """Pause before a job that this release cannot read is offered again."""
 _TICK_S = 0.1
+_TELL_S = 15.0
+"""So often it is said again why nothing is claimed, also to jobs that came meanwhile."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 
 
@@ -95,7 +97,8 @@ class Supervisor:
     def __post_init__(self) -> None:
         self.training = TrainingMetrics(self.metrics)
         self.gate = Gate(self.settings, self.environment, self.metrics)
-        self._closed = ""
+        self._closed: str | None = None
+        self._told = 0.0
 
     def run(self, stop: threading.Event) -> None:
         """Claim and run jobs until `stop` is set; the running attempt is then drained and requeued. Never raises."""
@@ -138,11 +141,12 @@ class Supervisor:
 
     def _open(self) -> bool:
         """Whether a claimed job could run here now; a change is told once."""
-        missing = self.gate.missing()
-        if missing and missing != self._closed:
-            log.warning("claiming no job: %s", missing)
-        elif self._closed and not missing:
-            log.info("claiming jobs again")
+        missing, now = self.gate.missing(), time.monotonic()
+        if missing != self._closed or (missing and now > self._told + _TELL_S):
+            if missing:
+                log.warning("claiming no job: %s", missing)
+            self.store.explain(missing[:500])  # those that are queued learn what they wait for
+            self._told = now
         self._closed = missing
         return not missing
 
@@ -330,20 +334,15 @@ class _Attempt:
             return lambda: store.finish(*key, JobState.FAILED, Reason.TIMEOUT, self._timeout_message())
         if self._stop is Stop.DRAIN:
             return lambda: store.release(*key)
-        away = (said or "something it needs is away") if status == UNAVAILABLE else self._missing()
+        away = (
+            (said or "something it needs is away")
+            if status == UNAVAILABLE
+            else self._of.gate.outlived(self._environment)
+        )
         if away:
             return self._give_back(away)
         reason, message = self._loss(status, said)
         return self._lose(reason, message)
-
-    def _missing(self) -> str:
-        """What the attempt needed and does not find any more: then it is not the job's fault."""
-        try:
-            self._of.gate.reach(self._environment)
-            self._of.gate.volume()
-        except AccordError as error:
-            return str(error)
-        return ""
 
     def _after_fault(self, error: Exception) -> Callable[[], Job]:
         """The supervisor itself could not run or watch the attempt."""

@@ -346,3 +346,15 @@ def test_a_mark_is_set_once_and_passes(store: JobStore) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     assert store.mark("ended:a", 60)
+
+
+def test_those_in_line_are_told_what_they_wait_for(store: JobStore) -> None:
+    running, first, second = (submit(store) for _ in range(3))
+    store.claim("a", LEASE, BACKOFF)
+    store.explain("the disk is full")
+    assert [store.get(job_id).waiting for job_id in (running, first, second)] == ["", *["the disk is full"] * 2]
+    store.explain("")
+    assert store.get(second).waiting == ""
+    store.explain("Ray is away")
+    claimed = store.claim("a", LEASE, BACKOFF).job
+    assert claimed is not None and (claimed.id, claimed.waiting) == (first, "")

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import ray
 
+from accord.config.clap_dir import SHIPPED
 from accord.config.job import JobSpec
 from accord.config.rewards import AudioAestheticsReward, ClapReward, SyncReward
 from accord.errors import ModelError, SpecError
@@ -22,7 +23,6 @@ from accord.ids import PolicyVersion
 from accord.types import PolicyState
 from learner import group
 from reward_servers import app, owners
-from reward_servers.models.clap import BUILT_IN
 from rollout_workers.actor import start_stream
 from tests.integration.service import small_job
 
@@ -104,7 +104,7 @@ def test_a_reward_that_cannot_load_its_model_names_its_place_and_leaves_nothing(
 
 def test_rewards_end_with_the_last_job_that_uses_them(cluster, tmp_path):
     """Another job shares one reward with this one and has a model of its own; it is killed the hard way."""
-    checkpoint = shutil.copytree(BUILT_IN["builtin:tiny-clap"], tmp_path / "clap")
+    checkpoint = shutil.copytree(SHIPPED["builtin:tiny-clap"], tmp_path / "clap")
     other = subprocess.Popen(
         [sys.executable, "-c", ANOTHER_JOB, cluster, checkpoint], stdout=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},

@@ -224,7 +224,8 @@ class TestApiProcess:
     @pytest.mark.timeout(120)
     def test_submit_watch_cancel_from_the_command_line(self, tmp_path: Path, server: EmbeddedStore) -> None:
         port = free_port()
-        settings = {"REDIS_URL": server.url, "ACCORD_PORT": str(port)}
+        proxies = dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9")  # nobody listens
+        settings = {"REDIS_URL": server.url, "ACCORD_PORT": str(port), **proxies, "no_proxy": ""}
         job = tmp_path / "job.toml"
         job.write_text(JOB)
         prompts(tmp_path)
