@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from accord.config.backbones import LoRASpec
-from accord.config.model_dir import weight_files
+from accord.config.weights import weight_files
 from accord.errors import ModelError
 
 MERGED = "transformer"

@@ -28,12 +28,15 @@ from transformers.utils import logging as transformers_logging
 
 from accord.backbones.adapters import ADAPTER_ROLES, add_roles, load_adapter_state
 from accord.backbones.base import Conditions, Latents, VelocityModel
+from accord.backbones.components import load_component
 from accord.backbones.text_cache import TextCache, content_digest
 from accord.config.backbones import LTX2Spec, SamplingSpec
 from accord.config.lora_file import read_lora_file
-from accord.config.model_dir import ModelFacts, inspect_model_dir
+from accord.config.model_dir import WEIGHTS, ModelFacts, inspect_model_dir
 from accord.config.settings import Settings
+from accord.config.weights import read_json
 from accord.diffusion.schedule import ScheduleConfig, sigma_schedule
+from accord.errors import ModelError
 from accord.types import MODALITIES, Clip, Modality
 
 _ROW = ("video", "audio", "mask")
@@ -221,13 +224,24 @@ def _quiet() -> Iterator[None]:
 
 
 def _read(spec: LTX2Spec, facts: ModelFacts, device: str, left_out: Sequence[str]) -> Any:
-    """Load a pipeline without some of its components: frozen, on the device, decoders in float32."""
-    dtypes = {name: torch.float32 for name in DECODERS if name not in left_out}
+    """Load a pipeline without some of its components: frozen, on the device, decoders in float32.
+
+    Raises ModelError when a component lacks weights or cannot be loaded.
+    """
+    index, dtype = read_json(facts.path / "model_index.json"), getattr(torch, spec.dtype)
     with _quiet():
-        pipeline: Any = LTX2Pipeline.from_pretrained(
-            facts.path, dtype={"default": getattr(torch, spec.dtype), **dtypes}, use_safetensors=True,
-            local_files_only=True, **dict.fromkeys(left_out),
-        )  # fmt: skip
+        parts = {
+            name: load_component(facts.path / name, index[name], torch.float32 if name in DECODERS else dtype)
+            for name in WEIGHTS
+            if name not in left_out
+        }
+        unused = (*left_out, *LTX2Pipeline._optional_components)
+        try:
+            pipeline: Any = LTX2Pipeline.from_pretrained(
+                facts.path, local_files_only=True, **parts, **dict.fromkeys(unused)
+            )
+        except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+            raise ModelError(f"{facts.path}: cannot be loaded as a pipeline: {error}") from error
     pipeline.set_progress_bar_config(disable=True)
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,14 @@ from torch import Tensor, nn
 
 from accord.backbones.adapters import adapter_parameters, add_roles
 from accord.backbones.base import Conditions
+from accord.backbones.components import component_class
 from accord.backbones.ltx2 import DECODERS, TEXT_TOKENS, LTX2Velocity
 from accord.backbones.sizes import Activations, ModelSizes, kept_bytes, peak_bytes
 from accord.config.backbones import LTX2Spec, SamplingSpec
-from accord.config.model_dir import WEIGHTS, ModelFacts, read_model_configs, read_safetensors_header, weight_files
+from accord.config.model_dir import WEIGHTS, ModelFacts, read_model_configs
+from accord.config.weights import read_safetensors_header, weight_files
 from accord.errors import ModelError
 from accord.types import Modality
-
-_MODULES = {"diffusers": "diffusers", "transformers": "transformers", "ltx2": "diffusers.pipelines.ltx2"}
-"""Where the libraries that model_index.json names have their classes."""
 
 
 def model_sizes(spec: LTX2Spec, sampling: SamplingSpec) -> ModelSizes:
@@ -85,19 +83,18 @@ def numbers_in(component: Path, entry: Sequence[str]) -> int:
 
     `entry` is its library and class as in model_index.json. Raises ModelError.
     """
+    config = _json(component / "config.json")
     files = [file for file in weight_files(component) if file.is_file()]
     if files:
         headers = [read_safetensors_header(file, whole=False) for file in files]
         return sum(prod(tensor["shape"]) for header in headers for tensor in header.values())
-    model = _on_meta(entry[0], entry[1], _json(component / "config.json"))
+    model = _on_meta(entry[0], entry[1], config)
     return sum(tensor.numel() for tensors in (model.parameters(), model.buffers()) for tensor in tensors)
 
 
 def _on_meta(library: str, name: str, config: Mapping[str, Any]) -> Any:
     """Make a class from its config, without memory. Raises ModelError."""
-    kind = getattr(import_module(_MODULES[library]), name, None)
-    if kind is None:
-        raise ModelError(f"the installed {library} has no {name}")
+    kind = component_class(library, name)
     try:
         with torch.device("meta"):
             if library == "transformers":

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import accord
-from accord.config.model_dir import read_json, read_safetensors_header
 from accord.config.paths import BUILT_IN
+from accord.config.weights import read_json, read_safetensors_header
 from accord.errors import ModelError
 
 TINY = f"{BUILT_IN}tiny-clap"

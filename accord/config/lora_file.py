@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from accord.config.backbones import LoRASpec
-from accord.config.model_dir import ModelFacts, read_safetensors_header, weight_files
+from accord.config.model_dir import ModelFacts
+from accord.config.weights import read_safetensors_header, weight_files
 from accord.errors import ModelError
 
 _KEY = re.compile(r"(transformer|diffusion_model)\.(.+)\.lora_([AB])\.weight")

@@ -1,23 +1,21 @@
 """What can be known about a model directory without loading it: is it whole, is it safe, what are its sizes.
 
-Reads JSON and safetensors headers (8 bytes of length, then JSON) with the standard library alone, so that a job is
-refused in the control plane, before any process with an ML framework starts.
+Reads JSON and safetensors headers with the standard library alone, so that a job is refused in the control plane,
+before any process with an ML framework starts.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import accord
-from accord.config.files import JSON_BYTES, files_below, open_file, read_bytes
-from accord.config.model_shapes import Shapes, check_transformer, check_vae
-from accord.config.paths import BUILT_IN, LORA_BYTES
+from accord.config.files import files_below
+from accord.config.model_shapes import check_complete, check_transformer, check_vae
+from accord.config.paths import BUILT_IN
+from accord.config.weights import Shapes, component_shapes, read_json
 from accord.errors import InputError, ModelError
 from accord.types import MODALITIES, Modality
 
@@ -35,11 +33,8 @@ _UNSAFE = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), "a pickle, which can run code when opened"),
     **dict.fromkeys((".py", ".pyc", ".so"), "code"),
 }
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _BLOCKS = "transformer_blocks."
-_MAX_HEADER = 100_000_000
-_WEIGHT_BYTES = 1024 * LORA_BYTES
-_DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
-               "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +99,17 @@ def inspect_model_dir(path: str) -> ModelFacts:
         index = read_json(root / "model_index.json")
     except ModelError as error:
         raise ModelError(f"{error}; give the folder of a pipeline, which holds model_index.json") from error
-    _refuse_unsafe_files(root)
+    files = _files(root)
+    _refuse_unsafe_files(files)
     _check_index(root, index)
-    shapes = {component: _check_weights(root / component) for component in WEIGHTS}
-    check_transformer(root / "transformer", read_json(root / "transformer" / "config.json"), shapes["transformer"])
-    check_vae(root / "vae", read_json(root / "vae" / "config.json"), shapes["vae"])
-    if not any((root / "tokenizer" / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    configs = {component: read_json(root / component / "config.json") for component in WEIGHTS}
+    shapes = {component: component_shapes(root / component) for component in WEIGHTS}
+    check_transformer(root / "transformer", configs["transformer"], shapes["transformer"])
+    check_vae(root / "vae", configs["vae"], shapes["vae"])
+    for component in WEIGHTS:
+        check_complete(root / component, configs[component], shapes[component])
+    _check_optional(root, index, files)
+    if not {root / "tokenizer" / name for name in _TOKENIZERS} & {*files}:
         raise ModelError(f"{root / 'tokenizer'}: holds neither tokenizer.json nor tokenizer.model")
     try:
         return _facts(root, shapes["transformer"])
@@ -127,36 +127,6 @@ def read_model_configs(path: str) -> ModelFacts:
         raise ModelError(f"{root}: a config holds a value of the wrong kind ({error})") from error
 
 
-def read_safetensors_header(path: Path, *, whole: bool = True) -> dict[str, Any]:
-    """Return the header of a safetensors file, name to entry. Raises ModelError when it is torn or is no such file.
-
-    With `whole = False` the tensors behind the header may be missing.
-    """
-    with _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > min(size - 8, _MAX_HEADER):
-            raise ModelError(f"{path}: torn; the file ends inside its header ({size} bytes). Copy it again")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"{path}: not a safetensors file (its header is not JSON)") from error
-    if not isinstance(header, dict):
-        raise ModelError(f"{path}: not a safetensors file (its header is not an object)")
-    header.pop("__metadata__", None)
-    if whole:
-        _check_extents(path, header, size - 8 - length)
-    return header
-
-
-def _opened(path: Path) -> BinaryIO:
-    try:
-        return open_file(path, _WEIGHT_BYTES)
-    except InputError as error:
-        raise ModelError(str(error)) from error
-
-
 def _files(root: Path) -> list[Path]:
     try:
         return files_below(root)
@@ -164,34 +134,30 @@ def _files(root: Path) -> list[Path]:
         raise ModelError(str(error)) from error
 
 
-def _check_extents(path: Path, header: Mapping[str, Any], available: int) -> None:
-    end = 0
-    for name, entry in header.items():
-        try:
-            begin, stop = entry["data_offsets"]
-            count = 1
-            for side in entry["shape"]:
-                count *= side
-            bits = _DTYPE_BITS.get(entry["dtype"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise ModelError(f"{path}: header entry {name!r} is malformed") from error
-        if begin > stop or (bits is not None and (stop - begin) * 8 != count * bits):
-            raise ModelError(f"{path}: tensor {name!r} does not have the bytes its shape needs")
-        end = max(end, stop)
-    if end != available:
-        raise ModelError(f"{path}: torn; its tensors need {end} bytes, the file has {available}. Copy it again")
-
-
-def _refuse_unsafe_files(root: Path) -> None:
-    for file in _files(root):
+def _refuse_unsafe_files(files: Sequence[Path]) -> None:
+    for file in files:
         reason = _UNSAFE.get(file.suffix.lower())
         if reason:
             raise ModelError(f"{file}: is {reason}; a model directory may hold safetensors and JSON only")
-        if file.name.endswith(".json") and "tokenizer" not in file.name and "index" not in file.name:
+        if (
+            file.name.endswith(".json") and "tokenizer" not in file.name and "index" not in file.name
+        ) or file.name == "tokenizer_config.json":
             _refuse_auto_map(file, read_json(file))
-    tokenizer = root / "tokenizer" / "tokenizer_config.json"
-    if tokenizer.is_file():
-        _refuse_auto_map(tokenizer, read_json(tokenizer))
+
+
+def _check_optional(root: Path, index: Mapping[str, Any], files: Sequence[Path]) -> None:
+    """Components that jobs do without, but that others who load the directory need whole."""
+    for name in ("prompt_enhancer", "duration_head"):
+        if (index.get(name) or [None, None])[1] is not None:
+            read_json(root / name / "config.json")
+            component_shapes(root / name)
+    if (index.get("processor") or [None, None])[1] is not None:
+        there = {file.name for file in files if file.parent == root / "processor"}
+        if not there & {*_TOKENIZERS} or not there & {"processor_config.json", "preprocessor_config.json"}:
+            raise ModelError(
+                f"{root / 'processor'}: is no whole processor (it lacks its config or a tokenizer); copy it again, or "
+                "set it to [null, null] in model_index.json"
+            )
 
 
 def _refuse_auto_map(file: Path, config: Any) -> None:
@@ -214,31 +180,6 @@ def _check_index(root: Path, index: Mapping[str, Any]) -> None:
             raise ModelError(f"{root}: component {name!r} is missing; an LTX2Pipeline has {', '.join(WEIGHTS)}")
         if classes and entry[1] not in classes:
             raise ModelError(f"{where}: {name} is a {entry[1]}; expected {' or '.join(classes)}")
-
-
-def _check_weights(component: Path) -> Shapes:
-    """Check every weight file of a component; return the shapes of its tensors by name."""
-    read_json(component / "config.json")
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in weight_files(component):
-        if not file.is_file():
-            raise ModelError(f"{file}: missing, though the index of {component.name} lists it. Copy it again")
-        shapes |= {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(file).items()}
-    if not shapes:
-        raise ModelError(f"{component}: holds no .safetensors weights")
-    return shapes
-
-
-def weight_files(component: Path) -> Iterator[Path]:
-    """Weight files of a component: those its index lists, whether they exist or not, else all there are."""
-    indexes = sorted(component.glob("*.safetensors.index.json"))
-    for index in indexes:
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise ModelError(f"{index}: has no weight_map")
-        yield from (component / str(name) for name in sorted({*weight_map.values()}))
-    if not indexes:
-        yield from sorted(component.glob("*.safetensors"))
 
 
 def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
@@ -281,16 +222,3 @@ def _compression(vae: Mapping[str, Any]) -> tuple[int, int]:
     temporal = vae.get("temporal_compression_ratio") or int(vae.get("patch_size_t", 1)) * 2**levels
     spatial = vae.get("spatial_compression_ratio") or int(vae.get("patch_size", 4)) * 2**levels
     return int(temporal), int(spatial)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a config. Raises ModelError when it is not there, too big, or no JSON object."""
-    try:
-        tree = json.loads(read_bytes(path, JSON_BYTES))
-    except InputError as error:
-        raise ModelError(str(error)) from error
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(tree, dict):
-        raise ModelError(f"{path}: holds no JSON object")
-    return tree

@@ -1,18 +1,19 @@
-"""Do the weights of a pipeline have the sizes that its configs promise? Names and shapes only, from file headers.
+"""Are the weights of a pipeline all there, with the sizes that its configs promise? From file headers alone.
 
-A config beside weights of another model loads until the first layer that does not fit, minutes into a job. What a
-config does not state is not checked.
+A config beside weights of another model loads until the first layer that does not fit, minutes into a job; and a tensor
+that is missing is filled with random numbers, other ones in each process. What a config does not state is not checked
+here: loading compares every name and shape with the class itself (`accord/backbones/components.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accord.config.weights import Shapes
 from accord.errors import ModelError
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 _WIDTHS = {
     "video": ("num_attention_heads", "attention_head_dim"),
@@ -38,6 +39,155 @@ _BLOCK = {
     "video_to_audio_attn.to_k.weight": ("audio", "video"),
 }
 """Tensor -> what its (rows, columns) are: a stream's width, or a field of the config."""
+
+_LINEAR = ("weight", "bias")
+_MODULATIONS = tuple(
+    f"{name}.{layer}.{part}"
+    for name in (
+        "time_embed", "audio_time_embed", "av_cross_attn_video_scale_shift", "av_cross_attn_audio_scale_shift",
+        "av_cross_attn_video_a2v_gate", "av_cross_attn_audio_v2a_gate",
+    )
+    for layer in ("emb.timestep_embedder.linear_1", "emb.timestep_embedder.linear_2", "linear")
+    for part in _LINEAR
+)  # fmt: skip
+_HALVES = ("encoder", "decoder")
+REQUIRED: Mapping[str, Sequence[str]] = {
+    "transformer": (
+        *(f"{name}.{part}" for name in ("proj_in", "audio_proj_in", "proj_out", "audio_proj_out") for part in _LINEAR),
+        "scale_shift_table", "audio_scale_shift_table", *_MODULATIONS,
+    ),
+    "vae": (
+        "latents_mean", "latents_std",
+        *(f"{half}.{end}.conv.{part}" for half in _HALVES for end in ("conv_in", "conv_out") for part in _LINEAR),
+    ),
+    "audio_vae": (
+        "latents_mean", "latents_std",
+        *(f"{half}.{end}.conv.{part}" for half in _HALVES for end in ("conv_in", "conv_out") for part in _LINEAR),
+        *(
+            f"{half}.mid.block_{block}.conv{conv}.conv.{part}"
+            for half in _HALVES for block in (1, 2) for conv in (1, 2) for part in _LINEAR
+        ),
+    ),
+}  # fmt: skip
+"""Tensors that a component of this family has whatever its config says."""
+_GEMMA = ("embed_tokens.weight", "norm.weight")
+_GEMMA_EYES = (
+    "mm_input_projection_weight", "mm_soft_emb_norm.weight", "patch_embedding.weight", "position_embedding.weight",
+    "post_layernorm.weight",
+)  # fmt: skip
+"""Last parts of names that a Gemma 3 has, wherever releases of transformers put its two halves."""
+_STACKS = ("transformer_blocks", "layers")
+"""Lists of equal blocks."""
+_COUNTS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "connectors": {
+        "video_connector.transformer_blocks": ("video_connector_num_layers",),
+        "audio_connector.transformer_blocks": ("audio_connector_num_layers",),
+    },
+    "text_encoder": {
+        "language_model.model.layers": ("text_config", "num_hidden_layers"),
+        "model.language_model.layers": ("text_config", "num_hidden_layers"),
+        "vision_tower.encoder.layers": ("vision_config", "num_hidden_layers"),
+        "model.vision_tower.encoder.layers": ("vision_config", "num_hidden_layers"),
+        "vision_tower.vision_model.encoder.layers": ("vision_config", "num_hidden_layers"),
+        "model.vision_tower.vision_model.encoder.layers": ("vision_config", "num_hidden_layers"),
+    },
+}
+"""Where a config says how many blocks a stack has."""
+
+
+def check_complete(component: Path, config: Mapping[str, Any], shapes: Shapes) -> None:
+    """Find tensors that are missing, as far as names tell. Raises ModelError that names the first and their number.
+
+    Missing is what the family always has, the weight of a layer whose bias is there, what other blocks of the same
+    stack have, and what other layers of the same kind have.
+    """
+    missing = {
+        *(name for name in _required(component.name, config, shapes) if name not in shapes),
+        *(f"{name.removesuffix('bias')}weight" for name in shapes if name.endswith(".bias")),
+        *(_unlike_their_stack(shapes) if _blocks_are_equal(component.name, config) else ()),
+        *_unlike_their_kind(shapes),
+    } - shapes.keys()
+    if missing:
+        first = min(missing)
+        raise ModelError(
+            f"{component}: lacks {first} ({len(missing)} such); an interrupted or pruned copy? Copy it again"
+        )
+    for stack, fields in _COUNTS.get(component.name, {}).items():
+        _check_count(component, config, shapes, stack, fields)
+
+
+def _required(name: str, config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
+    yield from REQUIRED.get(name, ())
+    if name == "transformer" and config.get("use_prompt_embeddings", True):
+        for stream in ("caption_projection", "audio_caption_projection"):
+            yield from (f"{stream}.linear_{layer}.{part}" for layer in (1, 2) for part in _LINEAR)
+    if name == "text_encoder" and config.get("model_type") == "gemma3":
+        yield from _of_gemma(config, shapes)
+    if name == "vocoder" and config.get("_class_name", "LTX2Vocoder") == "LTX2Vocoder":
+        yield from ("conv_in.weight", "conv_in.bias", "conv_out.weight")
+        yield from ("conv_out.bias",) if config.get("final_bias", True) else ()
+    if name == "connectors":
+        both = config.get("per_modality_projections", False)
+        ends = ("video_text_proj_in", "audio_text_proj_in") if both else ("text_proj_in",)
+        yield from (f"{end}.{part}" for end in ends for part in (_LINEAR if config.get("proj_bias") else ("weight",)))
+        for stream, other in (("video", "audio"), ("audio", "video")):
+            if config.get(f"{stream}_connector_num_learnable_registers", 128) is not None:
+                yield f"{stream}_connector.learnable_registers"
+            here, there = f"{stream}_connector.transformer_blocks.0.", f"{other}_connector.transformer_blocks.0."
+            yield from (here + name.removeprefix(there) for name in shapes if name.startswith(there) and _plain(name))
+
+
+def _of_gemma(config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
+    outside = {name for name in shapes if ".layers." not in name}
+    for ending in (*_GEMMA, *(_GEMMA_EYES if "vision_config" in config else ())):
+        if not any(name.endswith(f".{ending}") for name in outside):
+            yield ending
+    for name in shapes:
+        if "vision_tower." in name and name.endswith(".weight") and "position_embedding" not in name:
+            yield f"{name.removesuffix('weight')}bias"
+
+
+def _blocks_are_equal(name: str, config: Mapping[str, Any]) -> bool:
+    """Text encoders after Gemma 3 may leave projections out of some of their layers."""
+    return name != "text_encoder" or config.get("model_type") == "gemma3"
+
+
+def _plain(name: str) -> bool:
+    return "to_gate_logits" not in name  # one stream may be gated and the other not
+
+
+def _unlike_their_stack(shapes: Shapes) -> Iterator[str]:
+    """What a block lacks that another block of its stack has; blocks count from 0 without a gap."""
+    stacks: dict[str, dict[int, set[str]]] = {}
+    for name in shapes:
+        for match in re.finditer(rf"(?:^|\.)(?:{'|'.join(_STACKS)})\.(\d+)\.", name):
+            stack = stacks.setdefault(name[: match.start(1)], {})
+            stack.setdefault(int(match[1]), set()).add(name[match.end() :])
+    for prefix, blocks in stacks.items():
+        whole = set.union(*blocks.values())
+        for index in range(max(blocks) + 1) if max(blocks) < len(shapes) else ():
+            yield from (f"{prefix}{index}.{name}" for name in whole - blocks.get(index, set()))
+
+
+def _unlike_their_kind(shapes: Shapes) -> Iterator[str]:
+    """Biases that a layer lacks while others have one whose name differs by numbers only."""
+    kinds: dict[str, list[str]] = {}
+    for name in shapes:
+        if name.endswith(".weight"):
+            kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".#", name), []).append(name.removesuffix("weight"))
+    for layers in kinds.values():
+        if any(f"{layer}bias" in shapes for layer in layers):
+            yield from (f"{layer}bias" for layer in layers)
+
+
+def _check_count(component: Path, config: Mapping[str, Any], shapes: Shapes, stack: str, fields: Sequence[str]) -> None:
+    wanted: Any = config
+    for field in fields:
+        wanted = wanted.get(field) if isinstance(wanted, Mapping) else None
+    found = {name[len(stack) + 1 :].split(".")[0] for name in shapes if name.startswith(f"{stack}.")}
+    if isinstance(wanted, int) and found and len(found) != wanted:
+        where = ".".join(fields)
+        raise ModelError(f"{component}: {where} is {wanted} by config.json, the weights hold {len(found)} of {stack}")
 
 
 def check_transformer(directory: Path, config: Mapping[str, Any], shapes: Shapes) -> None:

@@ -24,6 +24,7 @@ import torch
 from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 from typing_extensions import override
 
+from accord.backbones.components import refuse_partial
 from accord.config.clap_dir import inspect_clap_dir
 from accord.config.rewards import ClapReward
 from accord.errors import ModelError
@@ -103,12 +104,10 @@ class ClapRewardModel(RewardModel):
 
 
 def load_model(directory: Path) -> Any:
-    """Load the weights. Raises ValueError when some are absent or of another shape: they would stay random."""
+    """Load the weights. Raises ModelError when some are absent, unknown or of another shape."""
     loaded: Any = ClapModel.from_pretrained(
         directory, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
     )
     model, report = loaded
-    wanting = sorted(set(report["missing_keys"]) - _DERIVED) + sorted(str(key) for key in report["mismatched_keys"])
-    if wanting:
-        raise ValueError(f"{len(wanting)} weights are missing or of another shape, such as {wanting[0]}")
+    refuse_partial(directory, report, _DERIVED)
     return model.eval()

@@ -9,8 +9,9 @@ import pytest
 
 from accord.config.job import JobSpec
 from accord.config.lora_file import read_lora_file
-from accord.config.model_dir import inspect_model_dir, read_safetensors_header
+from accord.config.model_dir import inspect_model_dir
 from accord.config.preflight import preflight
+from accord.config.weights import read_safetensors_header
 from accord.errors import ModelError, SpecError
 
 PARTS = ("attn1", "audio_to_video_attn", "ff")
@@ -30,7 +31,9 @@ def write(path: Path, shapes: dict, metadata: dict | None = None) -> Path:
 def adapter(model: str, rank: int = 4, prefix: str = "transformer", parts=PARTS) -> dict[str, tuple[int, ...]]:
     """Shapes of an adapter on `parts` of every block of a model."""
     shapes = {}
-    for name, entry in read_safetensors_header(Path(model) / "transformer" / "model.safetensors").items():
+    for name, entry in read_safetensors_header(
+        Path(model) / "transformer" / "diffusion_pytorch_model.safetensors"
+    ).items():
         pieces = name.split(".")
         if len(pieces) > 3 and pieces[2] in parts and len(entry["shape"]) == 2:
             layer = f"{prefix}.{name.removesuffix('.weight')}"

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from accord.config.model_dir import inspect_model_dir, read_safetensors_header, resolve_model_path
+from accord.config.model_dir import inspect_model_dir, resolve_model_path
+from accord.config.model_shapes import REQUIRED
+from accord.config.weights import read_safetensors_header
 from accord.errors import ModelError
 
 CLASSES = {
@@ -55,8 +57,29 @@ def safetensors(shapes) -> bytes:
     return struct.pack("<Q", len(text)) + text + bytes(end)
 
 
+CONNECTORS = (
+    "text_proj_in.weight",
+    *(
+        f"{stream}_connector.{name}" for stream in ("video", "audio")
+        for name in ("learnable_registers", "transformer_blocks.0.to_q.weight", "transformer_blocks.0.to_q.bias")
+    ),
+)  # fmt: skip
+CAPTIONS = tuple(
+    f"{stream}caption_projection.linear_{layer}.{part}"
+    for stream in ("", "audio_") for layer in (1, 2) for part in ("weight", "bias")
+)  # fmt: skip
+
+
 def transformer_shapes(depth: int = 3) -> dict[str, tuple[int, ...]]:
-    return ENDS | {f"transformer_blocks.{b}.{name}": shape for b in range(depth) for name, shape in BLOCK.items()}
+    return (
+        dict.fromkeys((*REQUIRED["transformer"], *CAPTIONS), (2,))
+        | ENDS
+        | {f"transformer_blocks.{b}.{name}": shape for b in range(depth) for name, shape in BLOCK.items()}
+    )
+
+
+def weights_of(component: str) -> str:
+    return "model.safetensors" if component == "text_encoder" else "diffusion_pytorch_model.safetensors"
 
 
 def write_model(root: Path, depth: int = 3) -> Path:
@@ -72,12 +95,17 @@ def write_model(root: Path, depth: int = 3) -> Path:
         "connectors": {},
         "text_encoder": {},
     }
-    shapes = {"transformer": transformer_shapes(depth), "vae": {"latents_mean": (8,)}}
+    shapes = {
+        "transformer": transformer_shapes(depth), "vae": {**dict.fromkeys(REQUIRED["vae"], (2,)), "latents_mean": (8,)},
+        "audio_vae": dict.fromkeys(REQUIRED["audio_vae"], (2,)),
+        "vocoder": dict.fromkeys(("conv_in.weight", "conv_in.bias", "conv_out.weight", "conv_out.bias"), (2,)),
+        "connectors": dict.fromkeys(CONNECTORS, (2,)),
+    }  # fmt: skip
     for component, config in configs.items():
         (root / component).mkdir()
         (root / component / "config.json").write_text(json.dumps(config))
         weights = safetensors(shapes.get(component, {"weight": (2, 3)}))
-        (root / component / "model.safetensors").write_bytes(weights)
+        (root / component / weights_of(component)).write_bytes(weights)
     (root / "scheduler").mkdir()
     (root / "scheduler" / "scheduler_config.json").write_text(
         json.dumps({"use_dynamic_shifting": True, "shift_terminal": 0.1})
@@ -119,6 +147,13 @@ def drop(path: Path) -> None:
     path.rmdir()
 
 
+def shard(component: Path, weight_map: dict[str, str], keep: bool = False) -> None:
+    if not keep:
+        (component / weights_of(component.name)).unlink()
+    index = component / f"{weights_of(component.name)}.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+
+
 BREAK = {
     "no index": (lambda m: (m / "model_index.json").unlink(), "give the folder of a pipeline"),
     "index is not JSON": (lambda m: (m / "model_index.json").write_text("{"), "not readable as JSON"),
@@ -135,14 +170,40 @@ BREAK = {
     ),
     "component missing": (lambda m: drop(m / "vocoder"), "'vocoder' is missing"),
     "config missing": (lambda m: (m / "vae" / "config.json").unlink(), "config.json: No such file"),
-    "weights missing": (lambda m: (m / "vae" / "model.safetensors").unlink(), "no .safetensors weights"),
+    "weights missing": (lambda m: (m / "vae" / weights_of("vae")).unlink(), "no .safetensors weights"),
     "tokenizer empty": (lambda m: (m / "tokenizer" / "tokenizer.json").unlink(), "neither tokenizer.json"),
     "scheduler config missing": (
         lambda m: (m / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json: No such file"
     ),
     "shard missing": (
-        lambda m: (m / "vae" / "x.safetensors.index.json").write_text('{"weight_map": {"a": "gone.safetensors"}}'),
-        "gone.safetensors: missing",
+        lambda m: shard(m / "vae", {"a": "gone.safetensors"}), r"gone\.safetensors: No such file",
+    ),
+    "shard elsewhere": (lambda m: shard(m / "vae", {"a": "../text_encoder/model.safetensors"}), "no weight_map from"),
+    "index beside a whole file": (lambda m: shard(m / "vae", {"a": "b.safetensors"}, keep=True), "keep one of them"),
+    "index of nothing": (lambda m: shard(m / "vae", {}), "no weight_map"),
+    "only a variant": (
+        lambda m: (m / "vae" / weights_of("vae")).rename(m / "vae" / "diffusion_pytorch_model.fp16.safetensors"),
+        r"holds diffusion_pytorch_model\.fp16\.safetensors, but what is loaded is diffusion_pytorch_model\.safetensors",
+    ),
+    "shards without an index": (
+        lambda m: (m / "vae" / weights_of("vae")).rename(
+            m / "vae" / "diffusion_pytorch_model-00001-of-00002.safetensors"
+        ),
+        "without diffusion_pytorch_model.safetensors.index.json",
+    ),
+    "a name of transformers": (
+        lambda m: (m / "vae" / weights_of("vae")).rename(m / "vae" / "model.safetensors"), "but what is loaded is"
+    ),
+    "half a processor": (
+        lambda m: (
+            rewrite(m / "model_index.json", processor=["transformers", "Gemma4Processor"]),
+            (m / "processor").mkdir(), (m / "processor" / "processor_config.json").write_text("{}"),
+        ),
+        "no whole processor",
+    ),
+    "half a prompt enhancer": (
+        lambda m: rewrite(m / "model_index.json", prompt_enhancer=["transformers", "Gemma4ForConditionalGeneration"]),
+        "prompt_enhancer/config.json",
     ),
     "pickle": (lambda m: (m / "vae" / "pytorch_model.bin").write_bytes(b"x"), "pytorch_model.bin: is a pickle"),
     "pickle deep down": (lambda m: (m / "vae" / "extra.PT").write_bytes(b"x"), "is a pickle"),
@@ -174,7 +235,7 @@ def test_missing_directory(tmp_path):
 def reshape(model: Path, **changes) -> None:
     """Give tensors other shapes; None drops one."""
     kept = {name: shape for name, shape in (transformer_shapes() | changes).items() if shape is not None}
-    (model / "transformer" / "model.safetensors").write_bytes(safetensors(kept))
+    (model / "transformer" / weights_of("transformer")).write_bytes(safetensors(kept))
 
 
 MISFIT = {
@@ -229,10 +290,10 @@ def test_only_parts_with_matrices_can_be_adapted_and_edges_are_seen(model):
 
 @pytest.mark.parametrize("kept", [0, 5, 40, -1, -30])
 def test_torn_weights_at_any_length(model, kept):
-    file = model / "transformer" / "model.safetensors"
+    file = model / "transformer" / weights_of("transformer")
     whole = file.read_bytes()
     file.write_bytes(whole[:kept])
-    with pytest.raises(ModelError, match=r"model.safetensors: (torn|not a safetensors)"):
+    with pytest.raises(ModelError, match=r"model\.safetensors: (torn|not a safetensors)"):
         inspect_model_dir(str(model))
     file.write_bytes(whole + b"tail")
     with pytest.raises(ModelError, match="torn"):

@@ -64,7 +64,7 @@ def test_a_block_beyond_the_depth_that_the_user_wrote_is_the_users(job_tree):
 )
 @pytest.mark.parametrize("name", ["omninft", "awm"])
 def test_a_technique_without_its_attention_names_its_switch(job_tree, missing, technique, name):
-    weights = Path(job_tree["backbone"]["path"]) / "transformer" / "model.safetensors"
+    weights = Path(job_tree["backbone"]["path"]) / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes().replace(missing.encode(), b"x" * len(missing)))
     job_tree["backbone"]["lora"] = {"targets": ["attn1"]}
     job_tree["algorithm"] = {"name": name, "surgery": {"enabled": True}, "region": {"enabled": True}}

@@ -1,0 +1,97 @@
+"""Every tensor of the shipped model is missed when it is gone: by its header, before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+
+import pytest
+
+from accord.config.model_dir import WEIGHTS, inspect_model_dir, resolve_model_path
+from accord.config.model_shapes import check_complete
+from accord.config.weights import component_shapes, read_json, read_safetensors_header, weight_files
+from accord.errors import ModelError
+
+TINY = resolve_model_path("builtin:tiny-ltx2")
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+def test_no_tensor_is_missing_without_a_word(component: str) -> None:
+    shapes, config = component_shapes(TINY / component), read_json(TINY / component / "config.json")
+    check_complete(TINY / component, config, shapes)
+    for name in shapes:
+        with pytest.raises(ModelError, match=r"lacks .* such"):
+            check_complete(TINY / component, config, {other: shapes[other] for other in shapes if other != name})
+
+
+@pytest.mark.parametrize(
+    ("component", "stack", "field"),
+    [
+        ("transformer", "transformer_blocks.3.", "4 blocks"),
+        ("text_encoder", "language_model.model.layers.1.", "text_config.num_hidden_layers is 2"),
+    ],
+)
+def test_a_whole_block_that_is_gone_is_missed(tmp_path: Path, component: str, stack: str, field: str) -> None:
+    model = copied(tmp_path)
+    (file,) = weight_files(model / component)
+    rename(file, {name: None for name in read_safetensors_header(file) if name.startswith(stack)})
+    with pytest.raises(ModelError, match=field):
+        inspect_model_dir(str(model))
+
+
+def test_shards_hold_what_their_index_says(tmp_path: Path) -> None:
+    model = copied(tmp_path)
+    (file,) = weight_files(model / "vae")
+    names = sorted(read_safetensors_header(file))
+    first = file.with_name("diffusion_pytorch_model-00001-of-00002.safetensors")
+    second = file.with_name("diffusion_pytorch_model-00002-of-00002.safetensors")
+    shutil.copy(file, second)
+    file.rename(first)
+    rename(first, dict.fromkeys(names[9:]))
+    rename(second, dict.fromkeys(names[:9]))
+    index = file.with_name(f"{file.name}.index.json")
+    place = {name: first.name if name in names[:9] else second.name for name in names}
+
+    def say(**changes: str) -> None:
+        index.write_text(json.dumps({"metadata": {}, "weight_map": place | changes}))
+
+    say()
+    inspect_model_dir(str(model))
+    say(**{names[0]: second.name})
+    with pytest.raises(ModelError, match=f"00001-of-00002.safetensors: holds {names[0]} .*index does not know"):
+        inspect_model_dir(str(model))
+    say(more=second.name)
+    with pytest.raises(ModelError, match=r"00002-of-00002.safetensors: lacks more \(1 such\)"):
+        inspect_model_dir(str(model))
+    say()
+    rename(second, {names[-1]: names[0]})
+    with pytest.raises(ModelError, match=f"holds {names[0]}, which another file of vae holds, too"):
+        inspect_model_dir(str(model))
+    rename(second, {names[0]: names[-1]})
+    inspect_model_dir(str(model))
+    second.unlink()
+    with pytest.raises(ModelError, match=r"00002-of-00002\.safetensors: No such file"):
+        inspect_model_dir(str(model))
+
+
+def copied(folder: Path) -> Path:
+    return Path(shutil.copytree(TINY, folder / "model"))
+
+
+def rename(file: Path, names: dict[str, str | None]) -> None:
+    """Give tensors other names, or none: then their bytes go, too."""
+    content = file.read_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    kept, body = {}, b""
+    for name, entry in header.items():
+        new = names.get(name, name)
+        if name == "__metadata__" or new is None:
+            continue
+        begin, end = entry["data_offsets"]
+        kept[new] = {**entry, "data_offsets": [len(body), len(body) + end - begin]}
+        body += data[begin:end]
+    text = json.dumps(kept).encode()
+    file.write_bytes(struct.pack("<Q", len(text)) + text + body)
