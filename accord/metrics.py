@@ -40,6 +40,7 @@ TABLE: tuple[Metric, ...] = (
     Metric(
         "accord_http_request_duration_seconds", "histogram", "API latency.", ("route", "method", "status"), _SECONDS
     ),
+    Metric("accord_event_streams", "gauge", "Event streams that are open."),
     # training (per running job)
     Metric("accord_train_step", "gauge", "Last completed optimizer step.", ("job_id",)),
     Metric("accord_train_last_step_timestamp_seconds", "gauge", "Unix time of the last completed step.", ("job_id",)),

@@ -19,6 +19,7 @@ from services.api.edge import Edge
 from services.api.metrics import Metrics
 from services.api.preflight import SpecCheck
 from services.api.state import ApiState
+from services.api.streams import Hub
 from services.jobs.store import JobStore
 
 
@@ -40,10 +41,11 @@ def create_app(
         title="Accord", version=accord.__version__, docs_url=None, redoc_url=None, openapi_url=None,
         redirect_slashes=False, summary="Distributed RL post-training for joint audio-video diffusion models",
     )  # fmt: skip
-    closing = threading.Event()
+    closing, metrics = threading.Event(), metrics or Metrics(store)
     state = ApiState(
-        settings, store, Keeper(api_key(settings)), Sessions(store), metrics or Metrics(store),
-        check_spec or SpecCheck(settings, closing), dict(checks or {}), StoreCalls(store), closing,
+        settings, store, Keeper(api_key(settings)), Sessions(store), metrics,
+        check_spec or SpecCheck(settings, closing), dict(checks or {}), StoreCalls(store),
+        Hub(store, metrics, closing), closing,
     )  # fmt: skip
     app.state.accord = state
     routers = [module.router for module in (health, jobs, results, pages, contract)]

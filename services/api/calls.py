@@ -31,13 +31,13 @@ TOGETHER = 64
 class StoreCalls:
     """Awaitable calls of one store. Belongs to one event loop at a time."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, *, threads: int = THREADS, waiting: int | None = None) -> None:
         # A thread that comes back from the store waits for the event loop to let go, 5 ms each time unless told less.
         sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_S))
         self._store = store
-        self._readers = ThreadPoolExecutor(THREADS, thread_name_prefix="accord-store")
+        self._readers = ThreadPoolExecutor(threads, thread_name_prefix="accord-store")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="accord-submit")
-        self._waiting = 0
+        self._waiting, self._most = 0, waiting or WAITING
         self._pending: list[tuple[Submission, asyncio.Future[tuple[Job, bool]]]] = []
         self._writing: asyncio.Task[None] | None = None
 
@@ -82,7 +82,6 @@ class StoreCalls:
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._writer.shutdown(wait=False, cancel_futures=True)
 
-    @staticmethod
-    def _admit(waiting: int) -> None:
-        if waiting >= WAITING:
+    def _admit(self, waiting: int) -> None:
+        if waiting >= self._most:
             raise StoreUnavailable(f"{waiting} calls already wait for the job store; try again in a moment")

@@ -6,22 +6,19 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Annotated, TypeVar
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import EventSourceResponse
 
 from accord.config.job import JobSpec
-from accord.errors import StoreUnavailable
-from accord.events import StateChanged
 from accord.ids import new_job_id
 from services.api.path_types import EVENT_ID_SCHEMA, JobId, ListCursor, event_cursor
 from services.api.state import state_of
 from services.api.views import EventPage, EventView, JobDetail, JobPage
-from services.jobs.job import TERMINAL, Job, JobState
-from services.jobs.store import JobStore, StoredEvent, Submission
+from services.jobs.job import Job, JobState
+from services.jobs.store import JobStore, Submission
 
 router = APIRouter(prefix="/v1/jobs")
 
@@ -29,8 +26,6 @@ T = TypeVar("T")
 
 SMALL_BODY = 16_384
 """Bytes up to which a body is parsed on the event loop."""
-POLL_S = 0.2
-HEARTBEAT_S = 10.0
 
 
 @router.post("", status_code=202, response_model=JobDetail)
@@ -129,10 +124,8 @@ async def events(
     if "application/json" in request.headers.get("accept", ""):
         page = await state.calls.run(_event_page, state.store, job_id, cursor, limit)
         return _json(page.model_dump_json().encode())
-    await state.calls.run(state.store.get, job_id)
-    return EventSourceResponse(_follow(state.store, job_id, cursor, state.closing.is_set), headers={
-        "X-Accel-Buffering": "no",
-    })  # fmt: skip
+    await state.hub.find(job_id)
+    return EventSourceResponse(state.hub.follow(job_id, cursor), headers={"X-Accel-Buffering": "no"})
 
 
 def _event_page(store: JobStore, job_id: str, cursor: str, limit: int) -> EventPage:
@@ -143,33 +136,3 @@ def _event_page(store: JobStore, job_id: str, cursor: str, limit: int) -> EventP
         next=found[-1].id if found else cursor,
         finished=finished and len(found) < limit,
     )
-
-
-async def _follow(store: JobStore, job_id: str, cursor: str, closing: object) -> AsyncIterator[bytes]:
-    """Events as they come, a comment when it is quiet, and `end` after the last one of a finished job."""
-    assert callable(closing)
-    said, progress = time.monotonic(), None
-    while not closing():
-        try:
-            job = await asyncio.to_thread(store.get, job_id)
-            found = await asyncio.to_thread(store.events, job_id, cursor)
-        except StoreUnavailable:
-            return  # the client comes back with its Last-Event-ID
-        if job.progress is not None and job.progress != progress:
-            progress, said = job.progress, time.monotonic()
-            yield format_sse_event(data_str=progress.model_dump_json(), event=progress.type)
-        for entry in found:
-            cursor, said = entry.id, time.monotonic()
-            yield format_sse_event(data_str=entry.event.model_dump_json(), event=entry.event.type, id=entry.id)
-        if (job.finished and not found) or (found and _ends(found[-1])):
-            yield format_sse_event(data_str="{}", event="end")
-            return
-        if time.monotonic() - said > HEARTBEAT_S:
-            said = time.monotonic()
-            yield KEEPALIVE_COMMENT
-        if not found:
-            await asyncio.sleep(POLL_S)
-
-
-def _ends(entry: StoredEvent) -> bool:
-    return isinstance(entry.event, StateChanged) and entry.event.state in TERMINAL

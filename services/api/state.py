@@ -14,6 +14,7 @@ from accord.config.settings import Settings
 from services.api.auth import Keeper, Sessions
 from services.api.calls import StoreCalls
 from services.api.metrics import Metrics
+from services.api.streams import Hub
 from services.jobs.store import JobStore
 
 
@@ -32,6 +33,8 @@ class ApiState:
     """Further readiness checks by name; each raises AccordError."""
     calls: StoreCalls
     """The store, for code on the event loop."""
+    hub: Hub
+    """Event streams."""
     closing: threading.Event = field(default_factory=threading.Event)
     """Set when the service goes down: streams end."""
     submitting: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(64, "accord-submit"))
