@@ -18,6 +18,7 @@ from accord.config.settings import Settings
 from accord.errors import Conflict, Fenced, JobNotFound, StoreError, StoreUnavailable
 from accord.events import Event, Progress, StepCompleted
 from accord.ids import JOB_ID
+from services.jobs.address import hidden, secrets_in, without_password
 from services.jobs.job import Job, JobState, JobSummary, Reason
 from services.jobs.records import (
     SUMMARY_FIELDS,
@@ -71,25 +72,22 @@ def open_store(settings: Settings) -> JobStore:
     return RedisJobStore(store_url(settings), timeout_s=min(5.0, max(0.5, settings.lease_s / 3)))
 
 
-def without_password(url: str) -> str:
-    """The address as it may be shown to people."""
-    head, at, tail = url.rpartition("@")
-    return f"{head.split('://', 1)[0]}://{tail}" if at else url
-
-
 class RedisJobStore:
     """Thread-safe; each call borrows a connection from a pool. A call is never retried silently: the caller decides."""
 
     def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
-        self._shown = without_password(url)
+        self._shown, self._secrets = without_password(url), secrets_in(url)
         self._timeout_s = timeout_s
         try:
             self._redis: Any = redis.Redis.from_url(
                 url, decode_responses=True, socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),
             )  # fmt: skip
-        except ValueError as error:
-            raise StoreUnavailable(f"REDIS_URL is not usable ({error}); expected redis://host:port/0") from error
+        except ValueError:  # its words may hold a part of the password
+            raise StoreUnavailable(
+                f"REDIS_URL is not usable ({self._shown}); expected redis://user:password@host:port/0, with special "
+                "characters of the password percent-encoded"
+            ) from None
         self._scripts = {name: self._redis.register_script(text) for name, text in scripts().items()}
         self._unreadable = Unreadable()
 
@@ -128,7 +126,7 @@ class RedisJobStore:
 
     def _enqueued(self, answer: Any) -> tuple[Job, bool] | StoreError:
         if isinstance(answer, redis.RedisError):
-            return StoreUnavailable(f"the job store at {self._shown} refused: {answer}")
+            return self._unavailable("refused", answer)
         word, *rest = answer
         if word == "CONFLICT":
             return Conflict(_OTHER_JOB)
@@ -322,9 +320,13 @@ class RedisJobStore:
         try:
             return call()
         except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise StoreUnavailable(f"the job store at {self._shown} does not answer: {error}") from error
+            raise self._unavailable("does not answer", error) from None
         except redis.ResponseError as error:
-            raise StoreUnavailable(f"the job store at {self._shown} refused: {error}") from error
+            raise self._unavailable("refused", error) from None
+
+    def _unavailable(self, what: str, error: Exception) -> StoreUnavailable:
+        """A server may repeat what it was sent, a client what it was given: the password goes no further."""
+        return StoreUnavailable(f"the job store at {self._shown} {what}: {hidden(str(error), self._secrets)}")
 
 
 def _known(job_id: str) -> str:

@@ -23,7 +23,8 @@ from services.api.app import create_app
 from services.api.auth import KEY_FILE
 from services.api.metrics import Metrics
 from services.api.protocol import bounded_protocol
-from services.jobs.redis_store import open_store, store_url, without_password
+from services.jobs.address import without_password
+from services.jobs.redis_store import open_store, store_url
 from services.jobs.store import JobStore
 from services.runner.client import base_url
 from services.runner.embedded import EmbeddedRay, EmbeddedStore, ray_environment
