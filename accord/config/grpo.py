@@ -85,6 +85,9 @@ class GRPOLossSpec(Spec):
     """Advantages are cut to [-advantage_clip, advantage_clip]."""
     kl_weight: float = Field(default=0.04, ge=0)
     """Weight of the KL divergence of the step to that of the base model; 0 saves a forward."""
+    kl_variance: Literal["rate", "step"] = "rate"
+    """What that divergence divides by: `rate` is g^2, the variance per unit of sigma, for which the released weights
+    were chosen; `step` is g^2 (sigma - sigma_next), the step's own variance, which makes it the KL of the step."""
     reduction: Literal["sum", "mean"] = "mean"
     """How the modalities' losses combine."""
 

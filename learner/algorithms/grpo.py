@@ -31,7 +31,8 @@ def grpo_loss(
         rho  = exp(log p(x'; v_theta) - log p_stored)
         A    = clip(advantage, -advantage_clip, advantage_clip)
         loss = max(-A rho, -A clip(rho, 1 - clip_range, 1 + clip_range))
-        ref  = mean_TC (mean(v_theta) - mean(v_ref))^2 / (2 std^2)       the steps' KL divergence per element
+        ref  = mean_TC (mean(v_theta) - mean(v_ref))^2 / (2 std^2)       the steps' KL divergence per element,
+               times (sigma - sigma_next) for `kl_variance = "rate"`: divided by g^2 instead of std^2
 
     Other parts, without gradient: `ratio`, rho; `clipped`, 1 where the clip took the gradient away; `kl`, the second
     order estimate (log rho)^2 / 2 of the divergence from the policy that sampled.
@@ -52,7 +53,8 @@ def grpo_loss(
     }
     if ref_BTC is not None:
         ref_mean, _ = sde_moments(dynamics, x, ref_BTC.to(dtype), *levels)
-        terms["reference"] = ((mean - ref_mean) / std).square().mean((1, 2)) / 2
+        away = ((mean - ref_mean) / std).square().mean((1, 2)) / 2
+        terms["reference"] = away * (levels[0] - levels[1]) if spec.kl_variance == "rate" else away
     return terms
 
 

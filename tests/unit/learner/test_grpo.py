@@ -46,7 +46,8 @@ def reference(spec: GRPOLossSpec, dynamics, before, after, velocity, ref, stored
     away = 0.0
     for x, v, base in zip(each(before, b), each(velocity, b), each(ref, b), strict=True):
         (mean, std), (base_mean, _) = moments(dynamics, x, v, b), moments(dynamics, x, base, b)
-        away += (mean - base_mean) ** 2 / (2 * std**2)
+        variance = std**2 / (SIGMA[b] - SIGMA_NEXT[b] if spec.kl_variance == "rate" else 1)
+        away += (mean - base_mean) ** 2 / (2 * variance)
     return max(-advantage * ratio, -advantage * bound), away / before[b].numel()
 
 
@@ -76,9 +77,10 @@ LOSS = GRPOLossSpec(clip_range=0.05, advantage_clip=5.0, kl_weight=0.3)
 
 
 @pytest.mark.parametrize("dynamics", [FLOW, DANCE], ids=lambda spec: spec.kind)
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_loss_and_gradient_equal_loops(dynamics, reduction):
-    spec = FlowGRPOSpec(dynamics=dynamics, loss=LOSS.model_copy(update={"reduction": reduction}))
+@pytest.mark.parametrize(("reduction", "kl_variance"), [("mean", "rate"), ("sum", "step")])
+def test_loss_and_gradient_equal_loops(dynamics, reduction, kl_variance):
+    changed = LOSS.model_copy(update={"reduction": reduction, "kl_variance": kl_variance})
+    spec = FlowGRPOSpec(dynamics=dynamics, loss=changed)
     batch, predictions = batch_of(dynamics)
     terms = FlowGRPO(spec).loss(batch, predictions)
     share = 0.5 if reduction == "mean" else 1.0
@@ -88,7 +90,7 @@ def test_loss_and_gradient_equal_loops(dynamics, reduction):
 
         def total(moved, b, given=(before, after, ref, stored)):
             before, after, ref, stored = given
-            loss, away = reference(LOSS, dynamics, before, after, moved, ref, stored, b)
+            loss, away = reference(changed, dynamics, before, after, moved, ref, stored, b)
             return share * (loss + LOSS.kl_weight * away)
 
         expected += torch.tensor([total(velocity, b) for b in range(B)], dtype=torch.float64)
@@ -122,6 +124,25 @@ def test_metrics_say_how_far_the_policy_is_from_the_one_that_sampled():
     assert all(value.shape == (B,) and not value.requires_grad for value in terms.metrics_B.values())
     names = {f"{name}/{m}" for name in ("loss", "ratio", "clipped", "kl", "loss/reference") for m in SHAPES}
     assert set(terms.metrics_B) == names | {"loss/total"}
+
+
+@pytest.mark.parametrize(
+    ("levels", "released"),
+    # g = 0.7 sqrt(0.8 / 0.2) = 1.4, so g^2 = 1.96, and the means differ by (1 + 1.96 * 0.2 / 1.6) * -0.2 = -0.249 where
+    # the velocities differ by 1: 0.249^2 / (2 * 1.96). At sigma 1: g^2 = 0.49 * 1 / 0.1 = 4.9 and -0.1: 0.01 / 9.8.
+    [((0.8, 0.6), 0.015816582), ((1.0, 0.9), 0.0010204082)],
+)
+def test_the_released_weight_meets_the_divergence_it_was_chosen_for(levels, released):
+    sigma, sigma_next = (torch.tensor([level], dtype=torch.float64) for level in levels)
+    zero = torch.zeros(1, 1, 1, dtype=torch.float64)
+    transition = Transition(zero, zero, torch.zeros(1, dtype=torch.float64), sigma, sigma_next)
+    advantage = torch.zeros(1, dtype=torch.float64)
+
+    def divergence(**chosen) -> float:
+        return float(grpo_loss(GRPOLossSpec(**chosen), FLOW, transition, zero + 1, zero, advantage)["reference"])
+
+    assert FlowGRPOSpec().loss.kl_weight == 0.04 and divergence() == pytest.approx(released, rel=1e-6)
+    assert divergence(kl_variance="step") == pytest.approx(released / (levels[0] - levels[1]), rel=1e-6)
 
 
 def test_the_base_is_read_only_where_it_has_a_weight():
