@@ -33,22 +33,33 @@ def read_safetensors_header(path: Path, *, whole: bool = True) -> dict[str, Any]
 
     With `whole = False` the tensors behind the header may be missing.
     """
+    text, behind = _header_of(path)
+    try:
+        header = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ModelError(f"{path}: not a safetensors file (its header is not JSON)") from error
+    if not isinstance(header, dict):
+        raise ModelError(f"{path}: not a safetensors file (its header is not an object)")
+    header.pop("__metadata__", None)
+    if whole:
+        _check_extents(path, header, behind)
+    return header
+
+
+def header_bytes(path: Path) -> bytes:
+    """Return a file's header as written. Raises ModelError when it is torn."""
+    return _header_of(path)[0]
+
+
+def _header_of(path: Path) -> tuple[bytes, int]:
+    """The header, and how many bytes come behind it."""
     with _opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         head = file.read(8)
         length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
         if length > min(size - 8, _MAX_HEADER):
             raise ModelError(f"{path}: torn; the file ends inside its header ({size} bytes). Copy it again")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError) as error:
-            raise ModelError(f"{path}: not a safetensors file (its header is not JSON)") from error
-    if not isinstance(header, dict):
-        raise ModelError(f"{path}: not a safetensors file (its header is not an object)")
-    header.pop("__metadata__", None)
-    if whole:
-        _check_extents(path, header, size - 8 - length)
-    return header
+        return file.read(length), size - 8 - length
 
 
 def _opened(path: Path) -> BinaryIO:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from accord import logs
+from accord.config.files import reading
 from accord.config.job import JobSpec
 from accord.config.preflight import preflight
 from accord.config.prompts import load_prompts
@@ -36,7 +37,7 @@ from accord.errors import (
 )
 from accord.events import Failed, Progress, Warned
 from services.runner.embedded import ray_address
-from services.runner.inputs import pin_inputs
+from services.runner.inputs import Pins, pin_inputs
 from services.runner.sink import StoreEventSink
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     preflight(job, settings.roots)
     run_dir = (settings.runs_dir / job_id).resolve()
     write = partial(patiently, warn=partial(_warn, sink), wait_s=settings.disk_wait_s)
-    write(partial(_prepare, job, run_dir))
+    write(partial(_prepare, settings, job, run_dir)).complete_in_background()
     stages = Stages(sink)
     stages.next("connecting to Ray")
     address = ray_address(settings)  # before Ray is imported: it also tells Ray its token
@@ -135,10 +136,12 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     log.info("version %d, adapter %s", result.policy_version, result.adapter_sha256)
 
 
-def _prepare(job: JobSpec, run_dir: Path) -> None:
+def _prepare(settings: Settings, job: JobSpec, run_dir: Path) -> Pins:
     run_dir.mkdir(parents=True, exist_ok=True)
-    pin_inputs(job, run_dir)
+    with reading(settings.roots):
+        pins = pin_inputs(job, run_dir)
     (run_dir / "spec.json").write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return pins
 
 
 def _warn(sink: StoreEventSink, code: str, message: str) -> None:
