@@ -90,6 +90,12 @@ class Settings(BaseSettings):
     """Where the commands find the API; default: http://host:port."""
     retry_backoff_s: float = Field(default=5.0, ge=0)
     """Wait before the second attempt; doubles with each lost one."""
+    max_attempts: int = Field(default=10, ge=1)
+    """Most attempts of any job, whatever it asks for."""
+    job_retention_s: float = Field(default=30 * 86_400.0, gt=0)
+    """How long the record of a job stays after its end; its run folder stays longer."""
+    allow_volatile_store: bool = False
+    """Work with a store that may lose what it acknowledged, or that is too old."""
     ray_cpus: int | None = Field(default=None, gt=0)
     """Logical CPUs of the embedded Ray; default: the machine's, but at least 8, because small jobs share cores well."""
 

@@ -36,6 +36,7 @@ _HERE: dict[tuple[str, str], dict[int, str]] = {
         413: "The body is too large.",
         507: "The job store is nearly full; it takes no new jobs until there is room.",
     },
+    ("/v1/jobs/{job_id}", "delete"): {409: "The job has not ended."},
     ("/v1/jobs/{job_id}/cancel", "post"): {409: "The job has finished.", 413: "The body is too large."},
     ("/v1/jobs/{job_id}/artifacts/{artifact_id}", "get"): {416: "The file has no such bytes."},
 }

@@ -46,7 +46,7 @@ async def submit(request: Request, idempotency_key: Annotated[str, Header(max_le
             name=spec.name,
             spec_json=spec.model_dump_json(),
             steps=spec.steps,
-            max_attempts=spec.max_attempts,
+            max_attempts=min(spec.max_attempts, state.settings.max_attempts),
             key=idempotency_key,
             fingerprint=fingerprint,
         )
@@ -106,6 +106,13 @@ async def cancel(request: Request, job_id: JobId) -> Response:
     if job.finished:  # it was still in line, so no runner will count it
         state.metrics.counter("accord_jobs_finished_total").labels(outcome=job.state, reason=job.reason).inc()
     return _json(JobDetail.json_of(job), 202)
+
+
+@router.delete("/{job_id}", status_code=204)
+async def delete(request: Request, job_id: JobId) -> None:
+    """Remove a job that has ended, and its run folder soon after."""
+    state = state_of(request)
+    await state.calls.run(state.store.delete, job_id)
 
 
 @router.get("/{job_id}/events", response_model=None)

@@ -15,7 +15,16 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
 from accord.config.base import bounded, pointer
-from accord.errors import AccordError, Conflict, JobNotFound, Overloaded, SpecError, StoreUnavailable, UserError
+from accord.errors import (
+    AccordError,
+    Conflict,
+    JobNotFound,
+    Overloaded,
+    SpecError,
+    StoreFull,
+    StoreUnavailable,
+    UserError,
+)
 
 MEDIA_TYPE = "application/problem+json"
 _INSTANCE = 300
@@ -27,6 +36,7 @@ STATUS: tuple[tuple[type[AccordError], int], ...] = (
     (UserError, 422),
     (JobNotFound, 404),
     (Conflict, 409),
+    (StoreFull, 507),
     (StoreUnavailable, 503),
     (Overloaded, 503),
 )

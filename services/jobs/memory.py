@@ -15,6 +15,7 @@ from accord.events import Event, Gap, Progress, StateChanged, StepCompleted, rea
 from services.jobs.job import ACTIVE, TERMINAL, TRANSITIONS, Job, JobState, JobSummary, Reason
 from services.jobs.records import order_of
 from services.jobs.store import (
+    ALIVE,
     FEED_KEPT,
     IDEMPOTENCY_TTL_S,
     STEPS_KEPT,
@@ -51,6 +52,7 @@ class InMemoryJobStore:
     _events: dict[str, list[StoredEvent]] = field(default_factory=lambda: defaultdict(list))
     _dropped: dict[str, tuple[str, int]] = field(default_factory=dict)
     _feed: deque[FeedEntry] = field(default_factory=lambda: deque(maxlen=FEED_KEPT))
+    _folders: set[str] = field(default_factory=set)
     _marks: dict[str, float] = field(default_factory=dict)
     _sequence: int = 0
     _places: int = 0
@@ -188,6 +190,38 @@ class InMemoryJobStore:
             if job.state == JobState.QUEUED:
                 return self._move(job, JobState.CANCELLED, Reason.CANCELLED, "")
             return self._move(job, JobState.CANCELLING, Reason.CANCELLED, "")
+
+    def delete(self, job_id: str) -> None:
+        """See JobStore."""
+        with self._lock:
+            job = self._find(job_id)
+            if not job.finished:
+                raise Conflict(ALIVE.format(job_id=job_id, state=job.state))
+            self._forget(job_id)
+            self._folders.add(job_id)
+
+    def sweep(self, retention_s: float, limit: int = 500) -> int:
+        """See JobStore."""
+        with self._lock:
+            latest = self.clock() - retention_s
+            old = [job.id for job in self._jobs.values() if job.finished_at is not None and job.finished_at <= latest]
+            for job_id in old[:limit]:
+                self._forget(job_id)
+            return len(old[:limit])
+
+    def _forget(self, job_id: str) -> None:
+        for kept in (self._jobs, self._events, self._dropped, self._order):
+            kept.pop(job_id, None)  # type: ignore[attr-defined]
+
+    def folders_to_remove(self, limit: int = 100) -> list[str]:
+        """See JobStore."""
+        with self._lock:
+            return sorted(self._folders)[:limit]
+
+    def folder_removed(self, job_id: str) -> None:
+        """See JobStore."""
+        with self._lock:
+            self._folders.discard(job_id)
 
     def append(self, job_id: str, epoch: int, event: Event) -> str:
         """See JobStore."""

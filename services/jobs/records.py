@@ -19,6 +19,7 @@ from services.jobs.store import FeedEntry, StoredEvent
 
 log = logging.getLogger("accord.store")
 
+KINDS = ("missing_job", "job", "event")
 SUMMARY_FIELDS = tuple(JobSummary.model_fields)
 _TIMES = ("created_at", "updated_at", "started_at", "finished_at")
 _SAID_AT_MOST = 1000
@@ -31,7 +32,7 @@ class Unreadable:
     """What this process could not read, by kind. Thread-safe."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts = Counter(dict.fromkeys(KINDS, 0))
         self._said: set[tuple[str, str]] = set()
         self._lock = threading.Lock()
 

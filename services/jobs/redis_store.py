@@ -7,7 +7,9 @@ for the keys.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import logging
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import redis
@@ -15,11 +17,11 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from accord.config.settings import Settings
-from accord.errors import Conflict, Fenced, JobNotFound, StoreError, StoreUnavailable
+from accord.errors import Conflict, Fenced, JobNotFound, StoreError, StoreFull, StoreUnavailable, UnsafeStore
 from accord.events import Event, Progress, StepCompleted
-from accord.ids import JOB_ID
+from accord.ids import JOB_ID, job_id_stamp
 from services.jobs.address import hidden, secrets_in, without_password
-from services.jobs.job import Job, JobState, JobSummary, Reason
+from services.jobs.job import TERMINAL, Job, JobState, JobSummary, Reason
 from services.jobs.records import (
     SUMMARY_FIELDS,
     Unreadable,
@@ -30,8 +32,11 @@ from services.jobs.records import (
     read_jobs,
 )
 from services.jobs.scripts import scripts
+from services.jobs.server import complaints, room
 from services.jobs.store import (
+    ALIVE,
     IDEMPOTENCY_TTL_S,
+    PREFIX,
     STOPPED,
     Beat,
     Claimed,
@@ -43,12 +48,20 @@ from services.jobs.store import (
     Submission,
 )
 
-PREFIX = "accord:{jobs}:"
 URL_FILE = "store.url"
 """File in the data directory where an embedded store leaves its address (mode 0600: it holds the password)."""
 _UNREADABLE_WAIT_S = 60.0
 
+_LOOK_S = 0.25
+_RECORD_BYTES = 2000
+"""What a job takes besides its spec, about."""
+_FULL = (
+    "the job store is nearly full and takes no new jobs: delete finished jobs (`accord delete JOB`), let them expire "
+    "sooner (ACCORD_JOB_RETENTION_S), or raise the server's maxmemory"
+)
 _OTHER_JOB = "this Idempotency-Key was used with another job; use a new key for a new job"
+
+log = logging.getLogger("accord.store")
 
 
 def store_url(settings: Settings) -> str:
@@ -69,31 +82,72 @@ def store_url(settings: Settings) -> str:
 
 def open_store(settings: Settings) -> JobStore:
     """Return the store that the settings point at. Connects on first use."""
-    return RedisJobStore(store_url(settings), timeout_s=min(5.0, max(0.5, settings.lease_s / 3)))
+    return RedisJobStore(
+        store_url(settings), timeout_s=min(5.0, max(0.5, settings.lease_s / 3)),
+        allow_volatile=settings.allow_volatile_store,
+    )  # fmt: skip
 
 
 class RedisJobStore:
     """Thread-safe; each call borrows a connection from a pool. A call is never retried silently: the caller decides."""
 
-    def __init__(self, url: str, *, timeout_s: float = 5.0) -> None:
-        self._shown, self._secrets = without_password(url), secrets_in(url)
-        self._timeout_s = timeout_s
-        try:
-            self._redis: Any = redis.Redis.from_url(
-                url, decode_responses=True, socket_timeout=timeout_s, socket_connect_timeout=timeout_s,
-                retry=Retry(NoBackoff(), 0),
-            )  # fmt: skip
-        except ValueError:  # its words may hold a part of the password
-            raise StoreUnavailable(
-                f"REDIS_URL is not usable ({self._shown}); expected redis://user:password@host:port/0, with special "
-                "characters of the password percent-encoded"
-            ) from None
-        self._scripts = {name: self._redis.register_script(text) for name, text in scripts().items()}
+    def __init__(self, url: str, *, timeout_s: float = 5.0, allow_volatile: bool = False) -> None:
+        self._url, self._shown, self._secrets = url, without_password(url), secrets_in(url)
+        self._timeout_s, self._allow_volatile = timeout_s, allow_volatile
         self._unreadable = Unreadable()
+        self._room, self._look_again = float("inf"), 0.0
+        self._blind = False
+        self._connect()
+
+    def _connect(self) -> None:
+        try:
+            client: Any = redis.Redis.from_url(
+                self._url, decode_responses=True, socket_timeout=self._timeout_s,
+                socket_connect_timeout=self._timeout_s, retry=Retry(NoBackoff(), 0),
+            )  # fmt: skip
+            client.connection_pool.connection_class(**client.connection_pool.connection_kwargs)
+        except (ValueError, TypeError):  # its text may hold a piece of the password
+            raise StoreUnavailable(
+                "REDIS_URL is not usable: expected redis://host:port/0, rediss://… or unix://path with known "
+                "options, and characters like / and # in a password written as %2F and %23"
+            ) from None
+        self._redis = client
+        self._scripts = {name: client.register_script(text) for name, text in scripts().items()}
 
     def ready(self) -> None:
         """See JobStore."""
+        info = self._info()
+        if info.get("loading"):  # it answers INFO already, and says wrong things of itself
+            raise StoreUnavailable(f"the job store at {self._shown} is reading its files")
+        found = complaints(info)
+        if found and not self._allow_volatile:
+            raise UnsafeStore(
+                f"the job store at {self._shown} would lose jobs or cannot be used: {'; '.join(found)}. "
+                "ACCORD_ALLOW_VOLATILE_STORE=1 uses it all the same"
+            )
         self._guard(lambda: self._redis.set(PREFIX + "ready-check", "1", ex=60))
+
+    def _info(self, *sections: str) -> dict[str, Any]:
+        """INFO; empty where this account may not ask, which is logged once."""
+        try:
+            return dict(self._guard(lambda: self._redis.info(*sections)))
+        except _Forbidden:
+            if not self._blind:
+                log.warning(
+                    "this account of the job store may not call INFO: persistence, eviction, role, version and memory "
+                    "of %s are not checked", self._shown,
+                )  # fmt: skip
+            self._blind = True
+            return {}
+
+    def _full(self, submission: Submission) -> bool:
+        """True when a new job would take the room that running ones need. The server is asked a few times a second."""
+        now = time.monotonic()
+        if now >= self._look_again:
+            self._look_again = now + _LOOK_S
+            self._room = room(self._info("memory"))
+        self._room -= len(submission.spec_json) + _RECORD_BYTES
+        return self._room < 0
 
     def enqueue(self, submission: Submission) -> tuple[Job, bool]:
         """See JobStore."""
@@ -104,14 +158,14 @@ class RedisJobStore:
 
     def enqueue_all(self, submissions: Sequence[Submission]) -> list[tuple[Job, bool] | StoreError]:
         """See JobStore. One round trip."""
-        script = self._scripts["enqueue"]
+        client, script = self._redis, self._scripts["enqueue"]
 
         def send(asked: Sequence[Submission]) -> list[Any]:
-            pipe = self._redis.pipeline(transaction=False)
+            pipe = client.pipeline(transaction=False)
             for one in asked:
                 pipe.evalsha(
                     script.sha, 1, PREFIX, one.id, one.name, one.spec_json, one.steps, one.max_attempts,
-                    _digest(one.key), one.fingerprint, IDEMPOTENCY_TTL_S, "0",
+                    _digest(one.key), one.fingerprint, IDEMPOTENCY_TTL_S, "1" if self._full(one) else "0",
                 )  # fmt: skip
             answers: list[Any] = self._guard(lambda: pipe.execute(raise_on_error=False))
             return answers
@@ -119,15 +173,17 @@ class RedisJobStore:
         answers = send(submissions)
         unknown = [index for index, answer in enumerate(answers) if isinstance(answer, redis.exceptions.NoScriptError)]
         if unknown:  # a server that began anew
-            self._guard(lambda: self._redis.script_load(script.script))
+            self._guard(lambda: client.script_load(script.script))
             for index, answer in zip(unknown, send([submissions[index] for index in unknown]), strict=True):
                 answers[index] = answer
-        return [self._enqueued(answer) for answer in answers]
+        return [self._enqueued(client, answer) for answer in answers]
 
-    def _enqueued(self, answer: Any) -> tuple[Job, bool] | StoreError:
+    def _enqueued(self, client: Any, answer: Any) -> tuple[Job, bool] | StoreError:
         if isinstance(answer, redis.RedisError):
-            return self._unavailable("refused", answer)
+            return self._meaning(client, answer)
         word, *rest = answer
+        if word == "FULL":
+            return StoreFull(_FULL)
         if word == "CONFLICT":
             return Conflict(_OTHER_JOB)
         try:
@@ -236,6 +292,37 @@ class RedisJobStore:
             raise Conflict(f"{job_id} is {job.state}, which cannot become {JobState.CANCELLING}")
         return job
 
+    def delete(self, job_id: str) -> None:
+        """See JobStore."""
+        word, *rest = self._run("delete", _known(job_id), "", "1")
+        if word == "MISSING":
+            raise JobNotFound(f"no job {job_id!r}")
+        if word == "ACTIVE":
+            raise Conflict(ALIVE.format(job_id=job_id, state=rest[0]))
+
+    def sweep(self, retention_s: float, limit: int = 500) -> int:
+        """See JobStore. Ids sort by creation, so only those made before the limit can have ended before it."""
+        seconds, microseconds = self._guard(self._redis.time)
+        latest = max(0.0, seconds + microseconds / 1e6 - retention_s)
+        removed = 0
+        for state in sorted(TERMINAL):
+            index = f"{PREFIX}in:{state.value}"
+            old = self._guard(lambda: self._redis.zrangebylex(index, "-", f"({job_id_stamp(latest)}", 0, 2 * limit))  # noqa: B023
+            for job_id in old:
+                if removed == limit:
+                    return removed
+                removed += self._run("delete", job_id, int(latest * 1000), "")[0] == "OK"
+        return removed
+
+    def folders_to_remove(self, limit: int = 100) -> list[str]:
+        """See JobStore."""
+        found = self._guard(lambda: self._redis.srandmember(PREFIX + "folders", limit))
+        return sorted(job_id for job_id in found if JOB_ID.fullmatch(job_id))
+
+    def folder_removed(self, job_id: str) -> None:
+        """See JobStore."""
+        self._guard(lambda: self._redis.srem(PREFIX + "folders", job_id))
+
     def append(self, job_id: str, epoch: int, event: Event) -> str:
         """See JobStore."""
         kind = "progress" if isinstance(event, Progress) else "step" if isinstance(event, StepCompleted) else "event"
@@ -316,17 +403,32 @@ class RedisJobStore:
         answer: list[Any] = self._guard(lambda: self._scripts[name](keys=[PREFIX], args=list(arguments)))
         return answer
 
-    def _guard(self, call: Any) -> Any:
+    def _guard(self, call: Callable[[], Any]) -> Any:
+        client = self._redis
         try:
             return call()
-        except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-            raise self._unavailable("does not answer", error) from None
-        except redis.ResponseError as error:
-            raise self._unavailable("refused", error) from None
+        except (redis.RedisError, OSError) as error:
+            raise self._meaning(client, error) from None
 
-    def _unavailable(self, what: str, error: Exception) -> StoreUnavailable:
-        """A server may repeat what it was sent, a client what it was given: the password goes no further."""
-        return StoreUnavailable(f"the job store at {self._shown} {what}: {hidden(str(error), self._secrets)}")
+    def _meaning(self, client: Any, error: Exception) -> StoreError:
+        """What an error of the server or of the way to it means."""
+        message, where = hidden(str(error), self._secrets), f"the job store at {self._shown}"
+        if isinstance(error, redis.exceptions.NoPermissionError):
+            return _Forbidden(f"{where} refused: {message}")
+        # Of a script, older servers put the word that tells into the middle of the text.
+        if isinstance(error, redis.exceptions.OutOfMemoryError) or "-OOM " in message:
+            return StoreFull(_FULL)
+        if isinstance(error, redis.ReadOnlyError) or "-READONLY " in message:
+            # After a failover behind one address, old connections still lead to what was the primary.
+            if client is self._redis:
+                self._connect()
+            client.connection_pool.disconnect(inuse_connections=False)
+        refused = isinstance(error, redis.ResponseError | redis.exceptions.DataError)
+        return StoreUnavailable(f"{where} {'refused' if refused else 'does not answer'}: {message}")
+
+
+class _Forbidden(StoreUnavailable):
+    """The account may not call this command."""
 
 
 def _known(job_id: str) -> str:

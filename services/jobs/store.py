@@ -15,11 +15,14 @@ from accord.errors import StoreError
 from accord.events import Event, JobEvent
 from services.jobs.job import Job, JobState, JobSummary, Reason
 
+PREFIX = "accord:{jobs}:"
+"""Of all keys; its hash tag keeps them in one cluster slot."""
 IDEMPOTENCY_TTL_S = 24 * 3600
 STEPS_KEPT = 2_000
 """Newest step events kept per job; all other events are kept as long as the job."""
 FEED_KEPT = 4_000
 """Newest entries of the feed, about."""
+ALIVE = "{job_id} is {state}; cancel it and wait for its end before deleting it"
 STOPPED = "the runner was stopped"
 
 
@@ -101,13 +104,13 @@ class JobStore(Protocol):
     """Jobs, leases and events. Every call raises StoreUnavailable when the store does not answer or takes no writes."""
 
     def ready(self) -> None:
-        """Return when the store answers and accepts writes."""
+        """Return when the store answers, accepts writes, and keeps them. Raises UnsafeStore when it would not."""
         ...
 
     def enqueue(self, submission: Submission) -> tuple[Job, bool]:
         """Store a job and return (job, created). The same key and fingerprint within 24 h return the first job.
 
-        Raises Conflict when the key came with another fingerprint.
+        Raises Conflict when the key came with another fingerprint, StoreFull when there is no room for a new job.
         """
         ...
 
@@ -166,6 +169,22 @@ class JobStore(Protocol):
 
     def cancel(self, job_id: str) -> Job:
         """Queued → cancelled, starting/running → cancelling; repeating it is fine. Raises Conflict once finished."""
+        ...
+
+    def delete(self, job_id: str) -> None:
+        """Remove a job that has ended, and have its run folder removed. Raises JobNotFound; Conflict while it lives."""
+        ...
+
+    def sweep(self, retention_s: float, limit: int = 500) -> int:
+        """Remove up to `limit` jobs that ended longer ago than `retention_s`, return how many; run folders stay."""
+        ...
+
+    def folders_to_remove(self, limit: int = 100) -> list[str]:
+        """Ids of deleted jobs whose run folders are still to be removed."""
+        ...
+
+    def folder_removed(self, job_id: str) -> None:
+        """The run folder of a deleted job is gone."""
         ...
 
     def append(self, job_id: str, epoch: int, event: Event) -> str:

@@ -69,6 +69,10 @@ class ApiClient:
         """Ask a job to stop."""
         return self._call("POST", f"/v1/jobs/{job_id}/cancel")
 
+    def delete(self, job_id: str) -> None:
+        """Remove a job that has ended, with its run folder."""
+        self._call("DELETE", f"/v1/jobs/{job_id}")
+
     def follow(
         self, job_id: str, *, patience_s: float = 60.0, quiet: Callable[[str], None] = lambda _: None
     ) -> Iterator[JobEvent]:
@@ -118,7 +122,7 @@ class ApiClient:
             ) from error  # fmt: skip
         if answer.status_code >= 400:
             self._raise(answer)
-        return dict(answer.json())
+        return dict(answer.json()) if answer.content else {}
 
     def _raise(self, answer: httpx.Response) -> None:
         try:

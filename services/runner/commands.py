@@ -28,6 +28,7 @@ from accord.errors import (
     SpecError,
     StoreUnavailable,
     Unreachable,
+    UnsafeStore,
     UserError,
 )
 from services.runner.client import ApiClient, base_url
@@ -72,7 +73,7 @@ def _told() -> Iterator[None]:
     except (Unreachable, StoreUnavailable, DeadlineExceeded) as error:
         _complain(error)
         raise typer.Exit(UNREACHABLE) from error
-    except (UserError, ServiceError, CheckpointError) as error:
+    except (UserError, ServiceError, CheckpointError, UnsafeStore) as error:
         _complain(error)
         raise typer.Exit(USAGE) from error
     except AccordError as error:
@@ -216,6 +217,14 @@ def sign_in() -> None:
     """Print a link that signs a browser in: it works once, within two minutes, and holds no key."""
     with _told():
         _say(_client().sign_in_link())
+
+
+@app.command()
+def delete(job: JobId) -> None:
+    """Remove a job that has ended: its record at once, its run folder, adapter and clips included, within seconds."""
+    with _told():
+        _client().delete(job)
+        _say(f"{job} is deleted")
 
 
 @app.command()

@@ -41,6 +41,7 @@ from services.jobs.store import Beat, JobStore
 from services.runner import guard, processes
 from services.runner.conclude import conclude_unfinished
 from services.runner.gate import Gate
+from services.runner.janitor import keep_clean
 from services.runner.prometheus import TrainingMetrics
 
 log = logging.getLogger("accord.runner")
@@ -102,6 +103,10 @@ class Supervisor:
 
     def run(self, stop: threading.Event) -> None:
         """Claim and run jobs until `stop` is set; the running attempt is then drained and requeued. Never raises."""
+        janitor = threading.Thread(
+            target=keep_clean, args=(self.settings, self.store, stop), name="accord-janitor", daemon=True
+        )  # fmt: skip
+        janitor.start()
         pause = _FIRST_PAUSE_S
         while not stop.is_set():
             self.last_tick = time.monotonic()

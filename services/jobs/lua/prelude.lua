@@ -4,7 +4,7 @@
 --   job:<id>:ev   STREAM  its history but for steps, whole     job:<id>:st  STREAM  its newest steps
 --   all, in:<state>  ZSET  ids at score 0, so that they list in id (= creation) order
 --   ready ZSET by sequence    delayed ZSET by time    leases ZSET by expiry    idem:<digest> HASH
---   feed STREAM  events of all jobs, bounded, numbered by feed-count
+--   feed STREAM  events of all jobs, bounded, numbered by feed-count    folders SET  ids whose run folder has to go
 -- An id in one of the sets may have lost its hash (an operator's DEL): it is forgotten where it is met. A job in a state
 -- that the table lacks is another release's: it is left as it is.
 local P = KEYS[1]

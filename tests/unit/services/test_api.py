@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
-from accord.errors import ServiceError, StoreUnavailable
+from accord.errors import ServiceError, StoreFull, StoreUnavailable
 from accord.events import Progress, StepCompleted, Warned
 from services.api.app import create_app
 from services.jobs.job import JobState, Reason
@@ -93,6 +93,35 @@ def test_submit_read_list_cancel(client: TestClient, spec: dict[str, Any]) -> No
     assert client.post(f"/v1/jobs/{job['id']}/cancel").json()["state"] == "cancelled"
     body = assert_problem(client.post(f"/v1/jobs/{job['id']}/cancel"), 409)
     assert body["code"] == "conflict"
+
+
+def test_a_job_that_has_ended_can_be_deleted(client: TestClient, spec: dict[str, Any], store: InMemoryJobStore) -> None:
+    job_id = client.post("/v1/jobs", json=spec).json()["id"]
+    assert "cancel it" in assert_problem(client.delete(f"/v1/jobs/{job_id}"), 409)["detail"]
+    client.post(f"/v1/jobs/{job_id}/cancel")
+    answer = client.delete(f"/v1/jobs/{job_id}")
+    assert answer.status_code == 204 and not answer.content
+    assert_problem(client.get(f"/v1/jobs/{job_id}"), 404)
+    assert_problem(client.delete(f"/v1/jobs/{job_id}"), 404)
+    assert store.folders_to_remove() == [job_id]
+
+
+def test_attempts_are_bounded_by_the_service(settings: Settings, spec: dict[str, Any], store: InMemoryJobStore) -> None:
+    client = TestClient(create_app(settings.model_copy(update={"max_attempts": 2}), store))
+    client.headers["Authorization"] = f"Bearer {key_of(settings)}"
+    asked = [client.post("/v1/jobs", json=changed(spec, "/max_attempts", number)).json() for number in (1, 100)]
+    assert [job["max_attempts"] for job in asked] == [1, 2]
+
+
+def test_a_full_store_is_507_and_not_worth_retrying_at_once(
+    client: TestClient, spec: dict[str, Any], store: InMemoryJobStore
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise StoreFull("delete something")
+
+    store.enqueue = full  # type: ignore[assignment, method-assign]
+    body = assert_problem(client.post("/v1/jobs", json=spec), 507)
+    assert body["code"] == "store_full" and "delete something" in body["detail"]
 
 
 def test_idempotency_key(client: TestClient, spec: dict[str, Any]) -> None:
