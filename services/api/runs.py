@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,24 @@ from pydantic import ValidationError
 from accord.errors import JobNotFound
 from services.api.views import ArtifactView, CheckpointView, Series
 
-MAX_STEPS = 100_000
+MAX_STEPS = 20_000
+MAX_BYTES = 32 * 2**20
+"""Newest rows, and newest bytes of the file, that one answer is made of."""
+BLOCK = 65_536
 
 
 def series(folder: Path, names: Sequence[str] = (), since_step: int = 0) -> Series:
-    """Read metrics.jsonl: one StepCompleted per line. A line that is being written is left out."""
-    rows = []
-    for line in _text(folder / "metrics.jsonl").splitlines()[-MAX_STEPS:]:
+    """Curves from metrics.jsonl, one StepCompleted per line, after `since_step`; at most the newest MAX_STEPS."""
+    rows: list[dict[str, Any]] = []
+    for line in _lines_backwards(folder / "metrics.jsonl"):
         row = _object(line)
-        if isinstance(row.get("step"), int) and row["step"] > since_step:
-            rows.append(row)
+        step = row.get("step")
+        if not isinstance(step, int):
+            continue  # being written, or left torn by an attempt that was killed
+        if step <= since_step or len(rows) == MAX_STEPS:
+            break
+        rows.append(row)
+    rows.reverse()
     metrics = {name for row in rows for name in row.get("metrics", {}) if not names or name in names}
     phases = {name for row in rows for name in row.get("phase_seconds", {})}
     return Series(
@@ -73,6 +81,29 @@ def open_artifact(folder: Path, artifact_id: str) -> tuple[ArtifactView, Path, o
     raise JobNotFound(f"no artifact {artifact_id!r}")
 
 
+def _lines_backwards(path: Path) -> Iterator[bytes]:
+    """The lines of a file from its end, read in blocks, as far as MAX_BYTES go."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError:
+        return
+    try:
+        end = os.fstat(descriptor).st_size
+        first, begun = max(0, end - MAX_BYTES), b""
+        while end > first:
+            start = max(first, end - BLOCK)
+            block = os.pread(descriptor, end - start, start)
+            if len(block) < end - start:
+                return  # cut back by an attempt that begins again
+            begun, *lines = (block + begun).split(b"\n")
+            yield from reversed(lines)
+            end = start
+        if first == 0:
+            yield begun
+    finally:
+        os.close(descriptor)
+
+
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
@@ -80,7 +111,7 @@ def _text(path: Path) -> str:
         return ""
 
 
-def _object(text: str) -> dict[str, Any]:
+def _object(text: str | bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
     except ValueError:

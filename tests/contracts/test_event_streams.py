@@ -18,7 +18,7 @@ from services.api.metrics import Metrics
 from services.api.streams import Hub
 from services.jobs.job import JobState, Reason
 from services.jobs.redis_store import RedisJobStore
-from services.jobs.store import FeedEntry, Submission
+from services.jobs.store import FeedEntry, StoredEvent, Submission
 from services.runner.embedded import EmbeddedStore
 
 LEASE_S = 60.0
@@ -67,7 +67,7 @@ def finish(store: RedisJobStore, job_id: str) -> None:
 async def heard(stream: AsyncIterator[bytes]) -> list[str]:
     """Ids of the events of a stream to its end; the last is `end`."""
     found: list[str] = []
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(30):
         async for text in stream:
             for block in text.decode().split("\n\n"):
                 fields = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
@@ -85,6 +85,11 @@ async def follow_all(store: RedisJobStore, clients: list[tuple[str, str]], work:
     await asyncio.sleep(0.1)
     await asyncio.to_thread(work)
     return list(await asyncio.gather(*waiting))
+
+
+@pytest.fixture(autouse=True)
+def only_the_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "LOOK_S", 1e9)
 
 
 def history(store: RedisJobStore, job_id: str) -> list[str]:
@@ -122,8 +127,11 @@ def test_fifty_clients_hear_everything_once(store: RedisJobStore, server: Embedd
 def test_what_the_feed_leaves_out_is_read_from_the_history(server: EmbeddedStore, store: RedisJobStore) -> None:
     class Forgetful(RedisJobStore):
         def feed(self, after: str, wait_s: float = 0.0, limit: int = 500) -> list[FeedEntry]:
-            found = super().feed(after, wait_s, limit)
-            return [entry for entry in found if entry.number % 3] or found[-1:]
+            kept: list[FeedEntry] = []
+            while not kept and (found := super().feed(after, wait_s, limit)):
+                after = found[-1].id
+                kept = [entry for entry in found if entry.number % 3 or entry.number < 6 or '"step"' not in entry.json]
+            return kept
 
     job_id = started(store)
 
@@ -137,6 +145,32 @@ def test_what_the_feed_leaves_out_is_read_from_the_history(server: EmbeddedStore
     found = asyncio.run(follow_all(forgetful, [(job_id, "0-0")] * 3, work))
     assert found == [[*history(store, job_id), "end"]] * 3
     forgetful.close()
+
+
+def test_what_comes_by_both_ways_is_told_once(server: EmbeddedStore, store: RedisJobStore) -> None:
+    job_id = started(store)
+
+    class Late(RedisJobStore):
+        """Something happens between the subscription and the look at the history, each time."""
+
+        looks = 0
+
+        def events(self, job_id: str, after: str = "0-0", limit: int = 500, wait_s: float = 0.0) -> list[StoredEvent]:
+            self.looks += 1
+            store.append(job_id, 1, step(self.looks))
+            time.sleep(0.2)
+            return super().events(job_id, after, limit, wait_s)
+
+    late = Late(server.url)
+
+    def work() -> None:
+        time.sleep(0.8)
+        finish(store, job_id)
+
+    found = asyncio.run(follow_all(late, [(job_id, "0-0")], work))
+    assert late.looks >= 2
+    assert found == [[*history(store, job_id), "end"]]
+    late.close()
 
 
 def test_events_that_the_feed_never_tells_come_when_the_history_is_looked_at(
@@ -168,6 +202,9 @@ def test_a_client_that_reads_slowly_costs_no_memory_and_loses_nothing(
         hub = Hub(store, Metrics(), threading.Event())
         stream = hub.follow(job_id, "0-0")
         first = await anext(stream)
+        await asyncio.sleep(0.2)
+        store.append(job_id, 1, step(99))
+        first += await anext(stream)  # now it follows the feed
         most = 0
 
         def work() -> None:

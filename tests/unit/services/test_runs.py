@@ -1,0 +1,80 @@
+"""Curves are read from the end of their file, and no further than is asked for."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from services.api import runs
+
+
+def written(folder: Path, steps: int, width: int = 30) -> Path:
+    metrics = {f"reward/{index}/mean": index / 7 for index in range(width)}
+    lines = [json.dumps({"step": step, "metrics": metrics, "phase_seconds": {"learn": 1.0}}) for step in
+             range(1, steps + 1)]  # fmt: skip
+    path = folder / "metrics.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    read: list[int] = []
+    real = os.pread
+
+    def counted(descriptor: int, length: int, offset: int) -> bytes:
+        block = real(descriptor, length, offset)
+        read.append(len(block))
+        return block
+
+    monkeypatch.setattr(runs.os, "pread", counted)
+    return read
+
+
+def test_the_last_ten_rows_of_a_long_file_cost_one_block(tmp_path: Path, count: list[int]) -> None:
+    size = written(tmp_path, 20_000).stat().st_size
+    assert runs.series(tmp_path, ["reward/1/mean"], 19_990).steps == list(range(19_991, 20_001))
+    assert 0 < sum(count) <= runs.BLOCK < size / 100
+
+
+def test_nothing_new_costs_one_block(tmp_path: Path, count: list[int]) -> None:
+    written(tmp_path, 5_000)
+    assert runs.series(tmp_path, since_step=5_000).steps == []
+    assert sum(count) <= runs.BLOCK
+
+
+@pytest.mark.parametrize("block", [1, 7, 1000, 2**20])
+@pytest.mark.parametrize("since", [0, 1, 17, 39, 40, 99])
+def test_blocks_do_not_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int, since: int) -> None:
+    monkeypatch.setattr(runs, "BLOCK", block)
+    written(tmp_path, 40, width=3)
+    found = runs.series(tmp_path, since_step=since)
+    assert found.steps == list(range(since + 1, 41))
+    assert all(len(curve) == len(found.steps) for curve in found.metrics.values())
+
+
+def test_torn_lines_are_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path, 5)
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([first, '{"step": 9, "met', "", "[]", *rest, '{"step": 6, "metr']), encoding="utf-8")
+    assert runs.series(tmp_path).steps == [1, 2, 3, 4, 5]
+    assert runs.series(tmp_path, since_step=3).steps == [4, 5]
+
+
+def test_a_file_without_end_is_read_as_far_as_the_bounds_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: list[int]
+) -> None:
+    size = written(tmp_path, 3_000).stat().st_size
+    monkeypatch.setattr(runs, "MAX_STEPS", 100)
+    assert runs.series(tmp_path).steps == list(range(2_901, 3_001))
+    monkeypatch.setattr(runs, "MAX_STEPS", 20_000)
+    monkeypatch.setattr(runs, "MAX_BYTES", size // 3)
+    count.clear()
+    steps = runs.series(tmp_path).steps
+    assert steps == list(range(steps[0], 3_001)) and 900 < len(steps) <= 1_001
+    assert sum(count) <= size // 3
+    (tmp_path / "metrics.jsonl").unlink()
+    assert runs.series(tmp_path).steps == []
