@@ -252,12 +252,15 @@ def _read(spec: LTX2Spec, facts: ModelFacts, device: str, left_out: Sequence[str
 def _read_adapter(spec: LTX2Spec) -> dict[str, np.ndarray]:
     """The tensors of `init_lora` by key, at the scale of the job's alpha. Diffusers knows the original's names."""
     found = read_lora_file(spec.init_lora)
-    factor = found.scale * spec.lora.rank / spec.lora.alpha
-    tensors: Mapping[str, Tensor] = LTX2Pipeline.lora_state_dict(load_file(found.path))
-    return {
-        key.removeprefix("transformer."): (value.float() * (factor if ".lora_B." in key else 1.0)).numpy()
-        for key, value in tensors.items()
-    }
+    content = {key: value for key, value in load_file(found.path).items() if not key.endswith(".alpha")}
+    tensors: Mapping[str, Tensor] = LTX2Pipeline.lora_state_dict(content)
+    start = {}
+    for key, value in tensors.items():
+        name = key.removeprefix("base_model.model.").removeprefix("transformer.")
+        layer, _, part = name.partition(".lora_")
+        factor = found.scales[layer] * spec.lora.rank / spec.lora.alpha if part == "B.weight" else 1.0
+        start[name] = (value.float() * factor).numpy()
+    return start
 
 
 def _text_cache(spec: LTX2Spec, facts: ModelFacts, device: str) -> TextCache | None:

@@ -1,26 +1,28 @@
 """Does a LoRA file fit a job? Read from its safetensors header, so that a job is refused before anything is loaded.
 
-Two ways of naming tensors are known, with `<layer>` the path of a linear layer in the transformer:
-`transformer.<layer>.lora_A.weight` (diffusers, and what Accord exports) and `diffusion_model.<layer>.lora_A.weight`
-(original LTX-2). The layers that carry adapters are called the same in both.
+Three ways of naming tensors are known, with `<layer>` the path of a linear layer in the transformer:
+`transformer.<layer>.lora_A.weight` (diffusers, and what Accord exports), `diffusion_model.<layer>.lora_A.weight`
+(original LTX-2) and `base_model.model.<layer>.lora_A.weight` (PEFT). The layers that carry adapters are called the same
+in all.
 """
 
 from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from accord.config.backbones import LoRASpec
+from accord.config.lora_alpha import read_numbers, scales
 from accord.config.model_dir import ModelFacts
-from accord.config.weights import read_safetensors_header, weight_files
+from accord.config.weights import read_metadata, read_safetensors_header, weight_files
 from accord.errors import ModelError
 
-_KEY = re.compile(r"(transformer|diffusion_model)\.(.+)\.lora_([AB])\.weight")
+_KEY = re.compile(
+    r"(?P<prefix>transformer|diffusion_model|base_model\.model)\.(?P<layer>.+)\.(?:lora_(?P<part>[AB])\.weight|alpha)"
+)
 _NOT_ADAPTED = "to_gate_logits"
 """Per-head gates never carry an adapter; see accord/backbones/adapters.py."""
 Shape = tuple[int, ...]
@@ -34,31 +36,47 @@ class LoRAFile:
     layers: Mapping[str, tuple[Shape, Shape]]
     """Shapes of A [rank, in] and B [out, rank] by layer."""
     rank: int
-    scale: float
-    """What a reader multiplies B A by: alpha / rank where the file states an alpha, else 1."""
+    scales: Mapping[str, float]
+    """What a reader multiplies B A of a layer by: alpha / rank where an alpha is stated, else 1."""
+
+    @property
+    def scale(self) -> float:
+        """The scale of the first layer, which is every layer's where the file states one alpha."""
+        return next(iter(self.scales.values()))
 
 
 def read_lora_file(path: str) -> LoRAFile:
-    """Read a header. Raises ModelError when the file is missing or torn, or holds anything but one LoRA of one rank."""
+    """Read a header, and the alphas if there are any.
+
+    Raises ModelError when the file is missing or torn, holds anything but one LoRA of one rank, or contradicts itself
+    about its strength.
+    """
     file = Path(path)
     header = read_safetensors_header(file)
-    unknown = sorted(name for name in header if not _KEY.fullmatch(name))
+    found = {name: match for name in header if (match := _KEY.fullmatch(name))}
+    unknown = sorted(header.keys() - found.keys())
     if unknown or not header:
         raise ModelError(
             f"{path}: {unknown[0] if unknown else 'nothing'} is no part of an adapter on the transformer; expected are "
-            "transformer.<layer>.lora_A.weight and lora_B (or diffusion_model.…), with alpha multiplied into lora_B"
+            "transformer.<layer>.lora_A.weight and lora_B (or diffusion_model.…, base_model.model.…), and <layer>.alpha"
         )
-    found = [match for match in map(_KEY.fullmatch, header) if match]
-    if len({match[1] for match in found}) > 1:
-        raise ModelError(f"{path}: mixes names under transformer. and diffusion_model.; keep one kind")
-    shapes = {(match[2], match[3]): tuple(header[match[0]]["shape"]) for match in found}
-    layers = {layer: (shapes.get((layer, "A"), ()), shapes.get((layer, "B"), ())) for layer, _ in shapes}
+    if len({match["prefix"] for match in found.values()}) > 1:
+        raise ModelError(
+            f"{path}: mixes names under {', '.join(sorted({m['prefix'] for m in found.values()}))}; keep one"
+        )
+    shapes = {(match["layer"], match["part"]): tuple(header[name]["shape"]) for name, match in found.items()}
+    layers = {layer: (shapes.get((layer, "A"), ()), shapes.get((layer, "B"), ())) for layer, part in shapes if part}
     ranks = {a[0] if len(a) == len(b) == 2 and a[0] == b[1] else 0 for a, b in layers.values()}
     if ranks == {0} or len(ranks) != 1:
         listed = ", ".join(str(rank or "unequal A and B") for rank in sorted(ranks))
         raise ModelError(f"{path}: its layers have different ranks ({listed}); a job's adapter has one")
     rank = ranks.pop()
-    return LoRAFile(file, layers, rank, _scale(file, rank))
+    numbers = {name: match["layer"] for name, match in found.items() if match["part"] is None}
+    for name, layer in numbers.items():
+        if layer not in layers:
+            raise ModelError(f"{path}: {name} is no part of an adapter: {layer} has no lora_A and lora_B")
+    alphas = read_numbers(file, numbers)
+    return LoRAFile(file, layers, rank, scales(file, read_metadata(file), alphas, layers.keys(), rank))
 
 
 def lora_misfits(file: LoRAFile, spec: LoRASpec, facts: ModelFacts) -> list[str]:
@@ -102,20 +120,3 @@ def _linear_layers(facts: ModelFacts) -> dict[str, Shape]:
         for name, entry in read_safetensors_header(file).items()
         if name.endswith(".weight") and len(entry["shape"]) == 2 and not name.endswith(f"{_NOT_ADAPTED}.weight")
     }
-
-
-def _scale(file: Path, rank: int) -> float:
-    """The scale that the file's metadata states in the way of diffusers, else 1."""
-    with file.open("rb") as stream:
-        header = json.loads(stream.read(struct.unpack("<Q", stream.read(8))[0]))
-    try:
-        stated: Any = json.loads(header.get("__metadata__", {}).get("lora_adapter_metadata", "{}"))
-        config = {name.removeprefix("transformer."): value for name, value in stated.items()}
-        if config.get("alpha_pattern") or config.get("rank_pattern"):
-            raise ModelError(f"{file}: states alphas or ranks by layer (alpha_pattern, rank_pattern); not supported")
-        if config.get("use_dora"):
-            raise ModelError(f"{file}: is a DoRA adapter; only LoRA is supported")
-        alpha = float(config.get("lora_alpha", rank))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise ModelError(f"{file}: its metadata lora_adapter_metadata is not a LoRA config ({error})") from error
-    return float(alpha / rank**0.5 if config.get("use_rslora") else alpha / rank)

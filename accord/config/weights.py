@@ -46,6 +46,11 @@ def read_safetensors_header(path: Path, *, whole: bool = True) -> dict[str, Any]
     return header
 
 
+def read_metadata(path: Path) -> Any:
+    """Return what the header of a file that was checked says besides its tensors; None when it says nothing."""
+    return json.loads(header_bytes(path)).get("__metadata__")
+
+
 def header_bytes(path: Path) -> bytes:
     """Return a file's header as written. Raises ModelError when it is torn."""
     return _header_of(path)[0]

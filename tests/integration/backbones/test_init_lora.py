@@ -114,3 +114,23 @@ def test_the_model_is_the_one_diffusers_makes_of_the_file(ltx2_dir, file, tmp_pa
     for modality, value in ours.items():
         torch.testing.assert_close(value, theirs[modality], rtol=1e-4, atol=1e-5)
         assert not torch.allclose(value, base[modality], atol=1e-3)
+
+
+def test_what_peft_and_kohya_write_is_as_strong_as_they_say(worker, state, ltx2_dir, tmp_path):
+    """The same adapter with its scale of 1.5 in lora_B, in alpha tensors, in plain metadata and in PEFT's config."""
+    tensors = {key: torch.from_numpy(value) for key, value in state.items()}
+    worker.load(None)
+    expected = video(worker)
+    alphas = {
+        f"transformer.{key.removesuffix('.lora_A.weight')}.alpha": torch.tensor(6.0) for key in state if "_A" in key
+    }
+    plain = {f"transformer.{key}": value for key, value in tensors.items()}
+    (tmp_path / "peft").mkdir()
+    save_file(plain | alphas, tmp_path / "tensors.safetensors")
+    save_file(plain, tmp_path / "plain.safetensors", metadata={"ss_network_alpha": "6.0", "ss_network_dim": "4"})
+    save_file({f"base_model.model.{key}": value for key, value in tensors.items()}, tmp_path / "peft/a.safetensors")
+    LoraConfig(r=4, lora_alpha=6).save_pretrained(tmp_path / "peft")
+    for name in ("tensors", "plain", "peft/a"):
+        other = RolloutWorker(job(ltx2_dir, tmp_path / f"{name}.safetensors"))
+        other.load(None)
+        np.testing.assert_allclose(video(other), expected, rtol=1e-4, atol=1e-5)

@@ -90,7 +90,7 @@ MISFITS = {
     "alphas": (lambda model: adapter(model) | {"transformer.x.alpha": ()}, "transformer.x.alpha is no part of"),
     "nothing": (lambda model: {}, "nothing is no part of an adapter"),
     "two kinds of names": (
-        lambda model: adapter(model) | adapter(model, prefix="diffusion_model"), "mixes names under transformer."
+        lambda model: adapter(model) | adapter(model, prefix="diffusion_model"), "under diffusion_model, transformer"
     ),
     "several ranks": (
         lambda model: adapter(model) | {k: (2, 8) if "_A" in k else (8, 2) for k in adapter(model, parts=("attn1",))},
@@ -123,27 +123,113 @@ def metadata(**config) -> dict:
     return {"format": "pt", "lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in config.items()})}
 
 
+PEFT = {"r": 4, "lora_alpha": 16, "peft_type": "LORA"}
+
+
 @pytest.mark.parametrize(
     ("stated", "scale"),
     [
         (None, 1.0),
         (metadata(r=4, lora_alpha=6), 1.5),
         (metadata(r=4, lora_alpha=6, use_rslora=True, alpha_pattern={}), 3.0),
+        ({"lora_adapter_metadata": json.dumps(PEFT)}, 4.0),
+        ({"adapter_config": json.dumps(PEFT)}, 4.0),
+        ({"lora_rank": "4", "lora_alpha": "16"}, 4.0),
+        ({"ss_network_dim": "4", "ss_network_alpha": "16"}, 4.0),
+        ({"ss_network_dim": "4", "ss_network_alpha": "None"}, 1.0),
+        ({"network_alpha": "16.0"}, 4.0),
+        ({"transformer.r": "4", "transformer.lora_alpha": "16"}, 4.0),
+        ({"r": "4", "lora_alpha": "16", "use_rslora": "True"}, 8.0),
+        ({"lora_alpha": "16", **metadata(r=4, lora_alpha=16)}, 4.0),
     ],
 )
 def test_the_scale_that_a_file_states(tree, tmp_path, stated, scale):
     file = write(tmp_path / "start.safetensors", adapter(tree["backbone"]["path"]), stated)
-    assert read_lora_file(str(file)).scale == scale
-    assert read_lora_file(str(file)).rank == 4 and inspect_model_dir(tree["backbone"]["path"]).depth == 3
+    found = read_lora_file(str(file))
+    assert found.scale == scale and {*found.scales.values()} == {scale} and found.scales.keys() == found.layers.keys()
+    assert found.rank == 4 and inspect_model_dir(tree["backbone"]["path"]).depth == 3
+    assert problems(tree) == {}
+
+
+def with_alphas(path: Path, model: str, kind: str, value: bytes, layers=None, shape=(), stated=None) -> Path:
+    """An adapter with an alpha tensor for its layers."""
+    shapes = adapter(model)
+    names = [name.removesuffix(".lora_A.weight") for name in shapes if "lora_A" in name][:layers]
+    write(path, shapes, stated)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, data = json.loads(content[8 : 8 + length]), content[8 + length :]
+    for name in names:
+        header[f"{name}.alpha"] = {
+            "dtype": kind, "shape": list(shape), "data_offsets": [len(data), len(data) + len(value)]
+        }  # fmt: skip
+        data += value
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "shape"),
+    [("F32", struct.pack("<f", 16), ()), ("BF16", struct.pack("<f", 16)[2:], ()), ("F16", struct.pack("<e", 16), (1,)),
+     ("F64", struct.pack("<d", 16), ()), ("I64", struct.pack("<q", 16), ())],
+)  # fmt: skip
+def test_alphas_in_tensors(tree, tmp_path, kind, value, shape):
+    file = tmp_path / "start.safetensors"
+    with_alphas(file, tree["backbone"]["path"], kind, value, shape=shape)
+    assert {*read_lora_file(str(file)).scales.values()} == {4.0} and problems(tree) == {}
+    with_alphas(file, tree["backbone"]["path"], kind, value, shape=shape, stated={"ss_network_alpha": "16"})
+    assert {*read_lora_file(str(file)).scales.values()} == {4.0}
+    with_alphas(file, tree["backbone"]["path"], kind, value, shape=shape, stated={"ss_network_alpha": "8"})
+    assert "has the scale 4 by its alpha tensors and 2 by the metadata's" in problems(tree)["/backbone/init_lora"]
+    with_alphas(file, tree["backbone"]["path"], kind, value, layers=2, shape=shape)
+    assert "states no alpha for" in problems(tree)["/backbone/init_lora"]
+    with_alphas(file, tree["backbone"]["path"], kind, value, layers=2, shape=shape, stated={"lora_alpha": "16"})
+    assert problems(tree) == {}
+
+
+def test_alphas_by_layer(tree, tmp_path):
+    pattern = {"attn1.to_q": 8, "transformer_blocks.1.ff.net.2": 2}
+    stated = metadata(r=4, lora_alpha=16, alpha_pattern=pattern)
+    file = write(tmp_path / "start.safetensors", adapter(tree["backbone"]["path"]), stated)
+    found = read_lora_file(str(file)).scales
+    assert {layer: scale for layer, scale in found.items() if scale != 4.0} == {
+        **{f"transformer_blocks.{block}.attn1.to_q": 2.0 for block in range(3)}, "transformer_blocks.1.ff.net.2": 0.5,
+    }  # fmt: skip
+
+
+def test_a_config_beside_the_file(tree, tmp_path):
+    write(tmp_path / "start.safetensors", adapter(tree["backbone"]["path"], prefix="base_model.model"))
+    config = tmp_path / "adapter_config.json"
+    for change, told in (
+        ({}, ""), ({"use_rslora": True}, ""), ({"use_dora": True}, "DoRA"), ({"r": 8}, "says rank 8"),
+        ({"lora_alpha": -1}, "must be positive"), ({"lora_alpha": "x"}, "which is no number"),
+        ({"alpha_pattern": 3}, "is no table"),
+    ):  # fmt: skip
+        config.write_text(json.dumps(PEFT | change))
+        assert told in problems(tree).get("/backbone/init_lora", "")
+        assert bool(told) == bool(problems(tree))
+    config.write_text(json.dumps(PEFT))
+    assert read_lora_file(tree["backbone"]["init_lora"]).scale == 4.0
+    config.write_text("{")
+    assert "not readable as JSON" in problems(tree)["/backbone/init_lora"]
 
 
 @pytest.mark.parametrize(
     ("stated", "message"),
     [
-        (metadata(lora_alpha=6, alpha_pattern={"attn1": 8}), "alpha_pattern"),
         (metadata(use_dora=True), "DoRA"),
-        (metadata(lora_alpha="many"), "not a LoRA config"),
-        ({"lora_adapter_metadata": "{"}, "not a LoRA config"),
+        (
+            metadata(lora_alpha="many"),
+            "lora_adapter_metadata is 'many', which is no number",
+        ),
+        (metadata(lora_alpha=6, alpha_pattern={"attn1": "x"}), "alpha of attn1"),
+        ({"lora_adapter_metadata": "{"}, "is not JSON"),
+        ({"lora_adapter_metadata": "[]"}, "not a LoRA config"),
+        ({"lora_alpha": "16", **metadata(r=4, lora_alpha=8)}, "2 by the metadata's lora_adapter_metadata and 4 by the"),
+        ({"lora_alpha": "16", "lora_rank": "8"}, "lora_rank says rank 8, its tensors have rank 4"),
+        ({"ss_network_alpha": "nan"}, "positive and finite"),
+        ({"ss_network_alpha": "0"}, "positive and finite"),
     ],
 )
 def test_metadata_that_cannot_be_followed(tree, tmp_path, stated, message):
