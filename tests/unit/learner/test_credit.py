@@ -116,6 +116,18 @@ def test_equals_loops(mode, batch_norm, std, seed):
     assert credit.metrics["credit/degenerate_groups"] == degenerate
 
 
+def test_the_second_normalisation_is_over_those_who_earned_credit():
+    """By hand: +-1 in the first group and +-1 in the last, five of nine samples with credit, the middle one 0."""
+    values = {"text_video": [[0.0, None, 2.0], [4.0, 4.0, 4.0], [1.0, 2.0, 3.0]]}
+    spec = CreditSpec(mode="gdpo", std="prompt", batch_norm=True)
+    found = assign_credit(tabulate(scored(values), (TextVideoReward(),)), spec, BOTH).advantages
+    edge = 1.5**0.5  # of 1, 2, 3 in their own standard deviation
+    spread = ((1 + 1 + 1.5 + 0 + 1.5) / 5) ** 0.5
+    wanted = torch.tensor([[-1.0, 0, 1], [0, 0, 0], [-edge, 0, edge]], dtype=torch.float64) / spread
+    for modality in BOTH:
+        torch.testing.assert_close(found[modality], wanted, rtol=1e-3, atol=0)
+
+
 def test_routing_keeps_branches_apart():
     values = {
         "sync": [[1.0, 1.0, 1.0]],

@@ -1,6 +1,7 @@
 """What is drawn for the loss depends on (job seed, step, prompt, sample, draw) alone."""
 
 import json
+from itertools import combinations
 from types import SimpleNamespace
 
 import numpy as np
@@ -92,6 +93,20 @@ def test_every_draw_is_its_own():
     assert all(row[3][:5] != row[4][:5] for row in rows)  # neither does sound get the picture's noise
     for first, second in zip(rows[::2], rows[1::2], strict=True):  # two noise levels of one sample differ
         assert first[0] != second[0]
+
+
+def test_noise_levels_are_drawn_for_each_sample_prompt_and_step():
+    def orders(step):
+        """All five levels in the order in which each of the six samples takes them."""
+        sigmas = next(iter(batches(step=step, per_sample=5, micro_batch=100))).sigmas["video"]
+        return [tuple(row) for row in sigmas.view(6, 5).tolist()]
+
+    found = [orders(step) for step in range(1, 21)]  # of 120 possible orders: few meet by chance
+    assert all(sorted(row, reverse=True) == pytest.approx(SCHEDULE[:-1].tolist()) for rows in found for row in rows)
+    for one, other in combinations(range(6), 2):  # samples of a prompt, and prompts
+        assert sum(rows[one] == rows[other] for rows in found) <= 2
+    for sample in range(6):
+        assert len({rows[sample] for rows in found}) >= 16
 
 
 def test_items_carry_their_own_prompt_credit_and_latents():
