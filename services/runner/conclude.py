@@ -56,9 +56,11 @@ def conclude_unfinished(settings: Settings, job: Job) -> None:
     Nothing is written for a job without a run folder or with a spec that cannot be read.
     """
     run_dir = settings.runs_dir.resolve() / job.id
-    if not job.finished or job.state == JobState.SUCCEEDED or not run_dir.is_dir():
+    if not job.finished or job.state == JobState.SUCCEEDED:
         return
     try:
+        if not run_dir.is_dir():
+            return
         conclude(
             settings, run_dir, job.id, job.spec, state=str(job.state),
             reason=": ".join(part for part in (str(job.reason), job.message) if part),

@@ -171,10 +171,14 @@ class Supervisor:
 
     def ended(self, job: Job) -> None:
         """Count a job that has ended, and leave a report when it ended without success."""
-        if job.finished:
-            outcome = self.metrics.counter("accord_jobs_finished_total")
-            outcome.labels(outcome=str(job.state), reason=str(job.reason)).inc()
+        if not job.finished:
+            return
+        outcome = self.metrics.counter("accord_jobs_finished_total")
+        outcome.labels(outcome=str(job.state), reason=str(job.reason)).inc()
+        try:
             conclude_unfinished(self.settings, job)
+        except Exception as error:
+            self.survived("conclude", error)
 
     def backoff_s(self) -> float:
         """The base of the retry delay, with jitter so that jobs lost together do not come back together."""
@@ -223,11 +227,20 @@ class _Attempt:
         finally:
             processes.signal_group(process, signal.SIGKILL)
             status = process.wait()
-            leaked = processes.end(processes.marked(MARK, mark), 1.0)
-            self._of.training.ended(self._job.id)
-        log.info("%s, attempt %d: exit status %d%s", *self._key, status, f", {leaked} stray" if leaked else "")
-        self._tail()
+            self._clean_up(mark)
+        log.info("%s, attempt %d: exit status %d", *self._key, status)
         return status
+
+    def _clean_up(self, mark: str) -> None:
+        """End what the attempt left and read its last words; nothing here changes how it ended."""
+        try:
+            leaked = processes.end(processes.marked(MARK, mark), 1.0)
+            if leaked:
+                log.warning("%s, attempt %d left %d processes", *self._key, leaked)
+        except Exception as error:
+            self._of.survived("cleanup", error)
+        self._tail()
+        self._of.training.ended(self._job.id)
 
     @property
     def _key(self) -> tuple[str, int]:
