@@ -147,12 +147,13 @@ JOB_EVENT: TypeAdapter[JobEvent] = TypeAdapter(JobEvent)
 
 
 def read_event(text: str | bytes) -> JobEvent:
-    """Parse an event of this or another release. Fields that are not known are kept.
+    """Parse an event of this or another release. One that is not understood stays whole, as an OpaqueEvent; of one that
+    is, fields that are not known are left out.
 
     Raises ValueError when it is no event at all: not a JSON object with a `type`.
     """
     try:
-        return _KNOWN.validate_json(text, extra="allow")
+        return _KNOWN.validate_json(text, extra="ignore")
     except ValidationError:
         return OpaqueEvent.model_validate_json(text)
 

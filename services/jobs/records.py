@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from accord.errors import StoreError
-from accord.events import Gap, Progress, read_event
+from accord.events import Gap, OpaqueEvent, Progress, read_event
 from services.jobs.job import JobSummary
 from services.jobs.store import FeedEntry, StoredEvent
 
@@ -62,7 +62,9 @@ def read_job(kind: type[Record], fields: Mapping[str, Any] | Sequence[Any]) -> R
         return kind.model_validate(values, extra="ignore")
     except ValueError as error:
         name = pairs.get("id", "without an id")
-        raise StoreError(f"the record of job {name} cannot be read; `accord delete` removes it: {error}") from error
+        raise StoreError(
+            f"the record of job {name} cannot be read; `accord delete` removes it: {_why(error)}"
+        ) from error
 
 
 def read_jobs(kind: type[Record], found: Iterable[Any], unreadable: Unreadable) -> list[Record]:
@@ -74,6 +76,12 @@ def read_jobs(kind: type[Record], found: Iterable[Any], unreadable: Unreadable) 
         except StoreError as error:
             unreadable.report("job", str(error), error)
     return jobs
+
+
+def _why(error: ValueError) -> str:
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
+    return str(error)
 
 
 def _progress(text: str | None) -> Progress | None:
@@ -91,9 +99,11 @@ def read_history(
     for entry_id, fields in entries:
         text = _value(fields, "json")
         try:
-            history.append(StoredEvent(str(entry_id), read_event(text)))
-        except ValueError as error:
+            event = read_event(text)
+        except ValueError as error:  # it keeps its place, so that a reader's cursor passes it
             unreadable.report("event", str(entry_id), error)
+            event = OpaqueEvent(at=order_of(str(entry_id))[0] / 1000, type="unreadable")
+        history.append(StoredEvent(str(entry_id), event))
     if dropped_to and order_of(after) < order_of(dropped_to):
         gap = Gap(at=order_of(dropped_to)[0] / 1000, dropped=dropped)
         history.append(StoredEvent(dropped_to, gap))
@@ -101,16 +111,23 @@ def read_history(
 
 
 def read_feed(answer: Any) -> list[FeedEntry]:
-    """Build feed entries from an answer to XREAD, in either protocol version."""
+    """Build feed entries from an answer to XREAD, in either protocol version.
+
+    One that is not understood belongs to no job and breaks the numbering, so that readers look at the store again.
+    """
     if not answer:
         return []
     entries = next(iter(answer.values())) if isinstance(answer, dict) else answer[0][1]
     if entries and isinstance(entries[0], list):  # RESP3 nests one level deeper
         entries = list(itertools.chain.from_iterable(entries))
-    return [
-        FeedEntry(str(entry_id), int(fields["number"]), fields["job"], fields["event"], fields["json"])
-        for entry_id, fields in entries
-    ]
+    return [_feed_entry(str(entry_id), fields) for entry_id, fields in entries]
+
+
+def _feed_entry(entry_id: str, fields: Mapping[str, str]) -> FeedEntry:
+    try:
+        return FeedEntry(entry_id, int(fields["number"]), fields["job"], fields["event"], fields["json"])
+    except (KeyError, ValueError):
+        return FeedEntry(entry_id, -1, "", "", "")
 
 
 def _value(fields: Any, name: str) -> str:

@@ -243,7 +243,7 @@ class RedisJobStore:
             record = dict(zip(fields[::2], fields[1::2], strict=True))
             self._unreadable.report("job", str(error), error)
             if JOB_ID.fullmatch(record.get("id", "")):
-                self.release(record["id"], int(record["epoch"]), delay_s=_UNREADABLE_WAIT_S, message=str(error)[:500])
+                self._owned("release", record["id"], record["epoch"], _ms(_UNREADABLE_WAIT_S), str(error)[:500])
             return None
 
     def unreadable(self) -> dict[str, int]:
@@ -388,7 +388,7 @@ class RedisJobStore:
         """Drop the pooled connections."""
         self._redis.close()
 
-    def _owned(self, name: str, job_id: str, epoch: int, *arguments: str | int) -> list[Any]:
+    def _owned(self, name: str, job_id: str, epoch: int | str, *arguments: str | int) -> list[Any]:
         """Run an epoch-guarded script."""
         answer = self._run(name, _known(job_id), epoch, *arguments)
         if answer[0] == "MISSING":

@@ -112,6 +112,22 @@ def test_lost_attempts_back_off_and_then_fail_the_job(store: JobStore) -> None:
     )  # fmt: skip
 
 
+def test_a_lost_job_goes_to_the_end_of_the_line(store: JobStore) -> None:
+    """Else one that takes its runner down with it is claimed first by the next."""
+    first, second = submit(store), submit(store)
+    store.claim("a", 30, BACKOFF)
+    store.lose(first, 1, Reason.KILLED, "", 0.001)
+    third = submit(store)
+    time.sleep(0.05)
+    assert [store.claim("b", 30, BACKOFF).job.id for _ in range(2)] == [second, first]  # type: ignore[union-attr]
+    assert store.claim("b", 30, BACKOFF).job.id == third  # type: ignore[union-attr]
+    fourth = submit(store)
+    store.lose(second, 1, Reason.KILLED, "", 0.001)
+    fifth = submit(store)
+    time.sleep(0.05)
+    assert [store.claim("b", 30, BACKOFF).job.id for _ in range(3)] == [fourth, second, fifth]  # type: ignore[union-attr]
+
+
 def test_a_graceful_release_requeues_at_once_in_the_old_place_and_costs_no_attempt(store: JobStore) -> None:
     first = submit(store, max_attempts=1)
     submit(store)
