@@ -98,6 +98,7 @@ class SurgerySpec(Spec):
     """Scale the gradient into the audio context before the projections, or into K and V after them."""
     schedule: tuple[BlockScale, ...] = Field(
         default=(BlockScale(start=0.0, stop=0.02, keep=0.0), BlockScale(start=0.02, stop=0.229, keep=0.1)),
+        max_length=1000,
         strict=False,  # a list is a fine tuple once the preset has been laid under it
     )
     """Later entries win where runs overlap; blocks in none keep 1."""

@@ -10,13 +10,15 @@ from accord.config.base import Spec
 from accord.config.paths import LORA_BYTES, InputPath
 from accord.types import MODALITIES, Modality
 
+PartName = Annotated[str, Field(max_length=200)]
+
 
 class LoRASpec(Spec):
     """The trained adapter."""
 
     rank: int = Field(default=16, ge=1, le=512)
     alpha: float = Field(default=32.0, gt=0)
-    targets: Annotated[tuple[str, ...], Field(min_length=1)] = (
+    targets: Annotated[tuple[PartName, ...], Field(min_length=1, max_length=100)] = (
         "attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn", "ff", "audio_ff",
     )  # fmt: skip
     """Sub-modules of each transformer block whose linear layers get an adapter."""
@@ -63,7 +65,7 @@ class SamplingSpec(Spec):
     """Classifier-free guidance scale; 1 = off. Everything off = one conditional forward per step."""
     stg_scale: float = Field(default=0.0, ge=0.0, le=30.0)
     """Spatio-temporal guidance: away from a pass whose self-attention is skipped in `stg_blocks`; 0 = off."""
-    stg_blocks: tuple[Annotated[int, Field(ge=0)], ...] = ()
+    stg_blocks: Annotated[tuple[Annotated[int, Field(ge=0, le=10_000)], ...], Field(max_length=1000)] = ()
     """Transformer blocks, counted from 0."""
     modality_scale: float = Field(default=1.0, ge=1.0, le=30.0)
     """Modality guidance: away from a pass in which video and audio do not see each other; 1 = off."""

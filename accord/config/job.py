@@ -23,6 +23,10 @@ else:
     AnyReward = spec_union("rewards")
 
 
+LabelName = Annotated[str, Field(min_length=1, max_length=63)]
+LabelValue = Annotated[str, Field(max_length=255)]
+
+
 class PromptsSpec(Spec):
     """Where prompts come from: JSON lines with `id`, `prompt_av`, `prompt_v`, `prompt_a`."""
 
@@ -106,7 +110,8 @@ class JobSpec(Spec):
     """Attempts before the job fails; only lost processes and infrastructure use them up."""
     max_runtime_s: float = Field(default=86_400.0, gt=0, le=31_536_000)
     """Wall time of one attempt before it is stopped and the job fails."""
-    labels: dict[str, str] = Field(default_factory=dict, max_length=16)
+    labels: dict[LabelName, LabelValue] = Field(default_factory=dict, max_length=16)
+    """Words of the submitter's own, kept with the job."""
 
     @model_validator(mode="after")
     def _rewards_fit(self) -> Self:

@@ -50,7 +50,9 @@ def live_api(root: Path, **settings: Any) -> Iterator[LiveApi]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = int(probe.getsockname()[1])
-    made = Settings(data_dir=root / "data", runs_dir=root / "runs", api_key=KEY, port=port, **settings)
+    made = Settings(
+        data_dir=root / "data", runs_dir=root / "runs", input_roots=(root,), api_key=KEY, port=port, **settings
+    )  # fmt: skip
     prepare_directories(made)
     with EmbeddedStore(root / "store") as server:
         store = RedisJobStore(server.url)

@@ -109,18 +109,34 @@ async function showResults(tries = 5) {
   byId("results").replaceChildren(list);
 }
 
-const source = new EventSource(base + "/events");
 const handlers = { state: (e) => showState(e.state, e.reason), progress: showPhase, step: showStep };
-for (const type of ["state", "progress", "step", "checkpoint", "evaluation", "process_lost", "warning", "failed"]) {
-  source.addEventListener(type, (message) => {
-    const event = JSON.parse(message.data);
-    handlers[type]?.(event);
-    note(event);
-    byId("trouble").hidden = true;
-  });
+const types = ["state", "progress", "step", "checkpoint", "evaluation", "process_lost", "warning", "failed"];
+let last = "";
+
+function follow() {
+  const source = new EventSource(base + "/events" + (last ? "?after=" + encodeURIComponent(last) : ""));
+  for (const type of types) {
+    source.addEventListener(type, (message) => {
+      const event = JSON.parse(message.data);
+      last = message.lastEventId || last;
+      handlers[type]?.(event);
+      note(event);
+      byId("trouble").hidden = true;
+    });
+  }
+  source.addEventListener("end", () => { source.close(); showResults(); });
+  source.onerror = () => {
+    byId("trouble").textContent = "The connection is gone; trying again.";
+    byId("trouble").hidden = false;
+    if (source.readyState === EventSource.CLOSED) refused();
+  };
 }
-source.addEventListener("end", () => { source.close(); showResults(); });
-source.onerror = () => {
-  byId("trouble").textContent = "The connection is gone; trying again.";
-  byId("trouble").hidden = false;
-};
+
+// After an answer that is no stream (too many of them, a store that is away, signed out) a browser does not come back.
+async function refused() {
+  const answer = await fetch(base).catch(() => null);
+  if (answer?.status === 401) location.reload();
+  else setTimeout(follow, 5000);
+}
+
+follow();

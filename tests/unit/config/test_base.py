@@ -25,7 +25,7 @@ BIG = {
     "a key twice": '{"%s": 1, "%s": 2}' % (("x" * 400_000,) * 2),
     "many fields": json.dumps({f"f{n}": n for n in range(24_000)}),
     "fewer fields": json.dumps({f"f{n}": n for n in range(MAX_FIELDS - 10)}),
-    "a long list": json.dumps({"sampling": {"guidance": {"stg_blocks": ["x"] * 300_000}}}),
+    "a long list": json.dumps({"sampling": {"stg_blocks": ["x"] * 300_000}}),
     "a deep list": "[" * 500_000,
     "a deep object": '{"a":' * 900 + "1" + "}" * 900,
     "a long number": '{"steps": ' + "9" * 4000 + "}",
@@ -70,3 +70,41 @@ def test_a_list_that_is_short_because_its_members_are_wrong_is_told_by_its_membe
     told = [where for where, _ in problems(json.dumps({"rewards": [{"name": "sync", "nope": 1}]}))]
     assert "/rewards/0/nope" in told and "/rewards" not in told
     assert "/rewards" in [where for where, _ in problems(json.dumps({"rewards": []}))]
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ("/labels/a", {"labels": {"a": "x" * 256}}),
+        ("/labels", {"labels": {f"l{n}": "" for n in range(17)}}),
+        ("/labels/" + "x" * 64, {"labels": {"x" * 64: "a"}}),
+        ("/sampling/stg_blocks", {"sampling": {"stg_blocks": [1] * 1001}}),
+        ("/backbone/lora/targets", {"backbone": {"name": "ltx2", "lora": {"targets": ["to_q"] * 101}}}),
+        ("/backbone/lora/targets/0", {"backbone": {"name": "ltx2", "lora": {"targets": ["x" * 201]}}}),
+        ("/rewards", {"rewards": [{"name": "sync"}] * 65}),
+    ],
+)
+def test_lists_and_names_are_bounded(where: str, value: dict[str, object]) -> None:
+    told = [place.replace("/[key]", "") for place, _ in problems(json.dumps(value))]
+    assert where in told, told
+
+
+def test_no_list_or_map_of_a_job_is_unbounded() -> None:
+    """Read from the schema, so that a field of tomorrow is looked at, too."""
+    schema = JobSpec.model_json_schema()
+    loose, left = [], [("job", schema), *schema["$defs"].items()]
+    while left:
+        where, node = left.pop()
+        if isinstance(node, dict):
+            if node.get("type") == "array" and "maxItems" not in node:
+                loose.append(where)
+            if (
+                "additionalProperties" in node
+                and node["additionalProperties"] is not False
+                and "maxProperties" not in node
+            ):
+                loose.append(where)
+            left.extend((f"{where}/{name}", inner) for name, inner in node.items())
+        elif isinstance(node, list):
+            left.extend((where, inner) for inner in node)
+    assert loose == []
