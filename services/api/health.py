@@ -56,4 +56,4 @@ def _failures(request: Request) -> dict[str, str]:
 @router.get("/metrics")
 def metrics(request: Request) -> PlainTextResponse:
     """Prometheus exposition."""
-    return PlainTextResponse(state_of(request).metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+    return PlainTextResponse(state_of(request).metrics.scrape(), media_type=CONTENT_TYPE_LATEST)

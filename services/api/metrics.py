@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from typing import TypeVar
 
@@ -22,6 +24,8 @@ log = logging.getLogger("accord.metrics")
 _AT_SCRAPE = {"accord_queue_jobs", "accord_queue_oldest_age_seconds", "accord_records_unreadable_total"}
 _HELP = {metric.name: metric.help for metric in TABLE}
 
+SCRAPE_S = 1.0
+
 _Kind = TypeVar("_Kind", Counter, Gauge, Histogram)
 
 prometheus_client.disable_created_metrics()
@@ -32,6 +36,8 @@ class Metrics:
 
     def __init__(self, store: JobStore | None = None) -> None:
         self.registry = CollectorRegistry()
+        self._scraping = threading.Lock()
+        self._scraped, self._scraped_at = b"", float("-inf")
         self._by_name = {metric.name: self._build(metric) for metric in TABLE if metric.name not in _AT_SCRAPE}
         self.gauge("accord_build_info").labels(version=accord.__version__).set(1)
         ProcessCollector(registry=self.registry)
@@ -53,6 +59,14 @@ class Metrics:
     def exposition(self) -> bytes:
         """The text that Prometheus scrapes."""
         return prometheus_client.generate_latest(self.registry)
+
+    def scrape(self) -> bytes:
+        """`exposition`, at most SCRAPE_S old: anybody may ask for it, and as often as he likes."""
+        with self._scraping:
+            if time.monotonic() - self._scraped_at > SCRAPE_S:
+                self._scraped = self.exposition()
+                self._scraped_at = time.monotonic()
+            return self._scraped
 
     def _typed(self, name: str, kind: type[_Kind]) -> _Kind:
         metric = self._by_name[name]

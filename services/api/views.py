@@ -49,7 +49,8 @@ class JobView(View):
         root = ROOT.get()
         base = f"{root}/v1/jobs/{job.id}"
         links = {"self": base, "page": f"{root}/jobs/{job.id}", **{name: f"{base}/{name}" for name in _LINKED}}
-        return {**{name: getattr(job, name) for name in _KEPT}, "attempt": job.epoch, "links": links}
+        words = {"state": str(job.state), "reason": str(job.reason)}
+        return {**{name: getattr(job, name) for name in _KEPT}, **words, "attempt": job.epoch, "links": links}
 
 
 _KEPT = tuple(name for name in JobView.model_fields if name not in {"attempt", "links"})
