@@ -18,6 +18,7 @@ from services.api.calls import StoreCalls
 from services.api.edge import Edge
 from services.api.metrics import Metrics
 from services.api.preflight import SpecCheck
+from services.api.readiness import Readiness
 from services.api.state import ApiState
 from services.api.streams import Hub
 from services.jobs.store import JobStore
@@ -34,8 +35,8 @@ def create_app(
     """Build the app.
 
     `metrics` is shared with a supervisor in the same process; `checks` are further readiness checks (each raises
-    AccordError); `check_spec` looks at the files a job names (default: SpecCheck). Raises OSError when the API key
-    cannot be read or made, ServiceError when it is none.
+    AccordError); `check_spec` looks at the files a job names (default: SpecCheck). Raises ServiceError when the API
+    key cannot be read or made, or is none.
     """
     app = FastAPI(
         title="Accord", version=accord.__version__, docs_url=None, redoc_url=None, openapi_url=None,
@@ -44,8 +45,8 @@ def create_app(
     closing, metrics = threading.Event(), metrics or Metrics(store)
     state = ApiState(
         settings, store, Keeper(api_key(settings)), Sessions(store), metrics,
-        check_spec or SpecCheck(settings, closing), dict(checks or {}), StoreCalls(store),
-        Hub(store, metrics, closing), closing,
+        check_spec or SpecCheck(settings, closing), Readiness({"store": lambda: store.ready(), **(checks or {})}),
+        StoreCalls(store), Hub(store, metrics, closing), closing,
     )  # fmt: skip
     app.state.accord = state
     routers = [module.router for module in (health, jobs, results, pages, contract)]

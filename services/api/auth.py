@@ -30,15 +30,21 @@ _PASS = re.compile(r"([0-9a-f]{32})\.([0-9]{1,12})\.[0-9a-f]{64}")
 def api_key(settings: Settings) -> str:
     """The key from ACCORD_API_KEY, else from `<data_dir>/api-key`, which is made (mode 0600) when it is not there.
 
-    Raises OSError when the data directory cannot be written, ServiceError for a key file without a usable key.
+    Raises ServiceError when that file cannot be made or read, or holds no usable key.
     """
     if settings.api_key is not None:
         return settings.api_key.get_secret_value()
     path = settings.data_dir / KEY_FILE
-    settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not path.exists():
-        _make_key(path)
-    return read_key(path)
+    try:
+        settings.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            _make_key(path)
+        return read_key(path)
+    except OSError as error:
+        raise ServiceError(
+            f"the API key in {path.absolute()} cannot be read or made: {error.strerror or error}; give the service's "
+            "user access, or put a key into ACCORD_API_KEY"
+        ) from error
 
 
 def read_key(path: Path) -> str:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from accord.errors import AccordError
 from services.api.problems import problem
 from services.api.state import state_of
 
@@ -28,7 +25,7 @@ async def readyz(request: Request) -> Response | dict[str, str]:
     Everybody learns which check failed; why it did is for those who send the key.
     """
     state = state_of(request)
-    failures = await asyncio.to_thread(_failures, request)
+    failures = await state.readiness.failures()
     if not failures:
         return {"status": "ready"}
     if state.keeper.has_key(request.headers):
@@ -39,18 +36,6 @@ async def readyz(request: Request) -> Response | dict[str, str]:
         503, detail, code="not_ready", context=(str(request.scope["accord_request_id"]), "/readyz"),
         headers={"Retry-After": "2"},
     )  # fmt: skip
-
-
-def _failures(request: Request) -> dict[str, str]:
-    """What each failed check said."""
-    state = state_of(request)
-    failures = {}
-    for name, check in {"store": state.store.ready, **state.checks}.items():
-        try:
-            check()
-        except AccordError as error:
-            failures[name] = str(error)
-    return failures
 
 
 @router.get("/metrics")

@@ -6,6 +6,7 @@ for all clients together.
 
 from __future__ import annotations
 
+import logging
 from asyncio import TimerHandle, Transport
 from typing import Any, ClassVar
 
@@ -22,9 +23,17 @@ _LINGER_S = 0.5
 
 
 def bounded_protocol(settings: Settings) -> type[HttpToolsProtocol]:
-    """The protocol class for one server; its connections share one count."""
+    """The protocol class for one server; its connections share one count.
+
+    What strangers send is not logged line by line: it would fill a disk.
+    """
+    logging.getLogger("uvicorn.error").addFilter(_is_ours)
     slots = Slots(settings.max_connections, settings.max_connections_per_client)
     return type("BoundedProtocol", (_Bounded,), {"settings": settings, "slots": slots})
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(("Invalid HTTP request", "Unsupported upgrade", "No supported WebSocket"))
 
 
 class _Bounded(HttpToolsProtocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -14,6 +14,7 @@ from accord.config.settings import Settings
 from services.api.auth import Keeper, Sessions
 from services.api.calls import StoreCalls
 from services.api.metrics import Metrics
+from services.api.readiness import Readiness
 from services.api.streams import Hub
 from services.jobs.store import JobStore
 
@@ -29,8 +30,7 @@ class ApiState:
     metrics: Metrics
     preflight: Callable[[JobSpec], object]
     """Checks files that a valid spec names; raises SpecError."""
-    checks: Mapping[str, Callable[[], None]]
-    """Further readiness checks by name; each raises AccordError."""
+    readiness: Readiness
     calls: StoreCalls
     """The store, for code on the event loop."""
     hub: Hub

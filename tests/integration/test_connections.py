@@ -161,6 +161,18 @@ def test_a_stream_ends_with_its_connection_whatever_was_sent_behind_it(api: Live
         time.sleep(0.05)
 
 
+def test_a_stream_from_a_moment_that_has_not_come_stays_open(api: LiveApi) -> None:
+    soon = int((time.time() + 600) * 1000)
+    with connections(api, 1) as (connection,):
+        path = f"/v1/jobs/{api.jobs['running']}/events?after={soon}"
+        connection.sendall(f"GET {path} HTTP/1.1\r\n{HEAD}\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.settimeout(1)
+        with pytest.raises(TimeoutError):
+            while True:
+                assert connection.recv(65536), "it ended, and its client would come back at once, for ever"
+
+
 def test_a_client_that_takes_nothing_is_left(api: LiveApi) -> None:
     path = f"/v1/jobs/{api.jobs['succeeded']}/artifacts/big"
     with connections(api, MANY) as held:

@@ -19,6 +19,7 @@ from accord.ids import new_job_id
 from services.api.app import create_app
 from services.api.auth import KEY_FILE, Keeper, api_key
 from services.api.limits import Refusal, Slots
+from services.api.readiness import Readiness
 from services.jobs.job import JobState, Reason
 from services.jobs.memory import InMemoryJobStore
 from services.jobs.store import Submission
@@ -162,7 +163,7 @@ class TestKeyFile:
         settings = Settings(data_dir=tmp_path)
         with monkeypatch.context() as broken:
             broken.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("power cut")))
-            with pytest.raises(OSError, match="power cut"):
+            with pytest.raises(ServiceError, match="power cut"):
                 api_key(settings)
         assert list(tmp_path.iterdir()) == []
 
@@ -182,6 +183,19 @@ class TestKeyFile:
         (tmp_path / KEY_FILE).write_text(text)
         with pytest.raises(ServiceError, match="remove the file"):
             create_app(Settings(data_dir=tmp_path), InMemoryJobStore())
+
+
+def test_a_readiness_check_runs_once_however_many_ask() -> None:
+    gate, asked = threading.Event(), []
+    readiness = Readiness({"slow": lambda: (asked.append(1), gate.wait(20), None)[2]})
+
+    async def ask_all() -> list[dict[str, str]]:
+        tasks = [asyncio.ensure_future(readiness.failures()) for _ in range(50)]
+        await asyncio.sleep(0.1)
+        gate.set()
+        return await asyncio.gather(*tasks)
+
+    assert asyncio.run(ask_all()) == [{}] * 50 and asked == [1]
 
 
 class TestSessions:
