@@ -34,11 +34,13 @@ from accord.config.job import JobSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "base"
+SURGERY = {"schedule": [{"start": 0.0, "stop": 0.5, "keep": 0.1}]}
+"""That of the demo: of four blocks the default scales one edge, through which hardly any gradient comes."""
 ARMS: dict[str, dict[str, Any]] = {
     "+GDPO": {"name": "diffusion_nft", "credit": {"mode": "gdpo"}},
     "+routing": {"name": "diffusion_nft", "credit": {"mode": "routed"}},
-    "+surgery": {"name": "omninft", "region": {"enabled": False}},
-    "+region": {"name": "omninft"},
+    "+surgery": {"name": "omninft", "region": {"enabled": False}, "surgery": SURGERY},
+    "+region": {"name": "omninft", "surgery": SURGERY},
     "Flow-GRPO": {"name": "flow_grpo"},
 }
 """Each arm of the first four adds one technique to the arm before it; `+region` is OmniNFT whole."""

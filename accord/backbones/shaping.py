@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from accord.backbones.base import VelocityModel
-from accord.config.algorithms import BlockScale, RegionSpec, SurgerySpec
+from accord.config.algorithms import RegionSpec, SurgerySpec
 from accord.errors import SpecError
 from accord.types import Modality
 
@@ -25,23 +25,6 @@ _BLOCK_PART = re.compile(r"[^.]+\.(\d+)\.([^.]+)\.")
 _BRIDGE = re.compile(r"(?:audio|video)_to_(audio|video)_")
 _EDGE = 1e-9
 """Tolerance of products such as 10/48 * 48."""
-
-
-def block_factors(schedule: Sequence[BlockScale], depth: int) -> list[float]:
-    """What is left of the gradient at each block [depth]. Later entries win; blocks in none keep 1.
-
-    Raises SpecError for a block number beyond the depth.
-    """
-    factors = [1.0] * depth
-    for index, run in enumerate(schedule):
-        if run.unit == "block" and run.stop > depth:
-            where = f"/algorithm/surgery/schedule/{index}/stop"
-            raise SpecError([(where, f"{run.stop:g} is beyond the model's {depth} blocks; use unit = 'depth'")])
-        scale = depth if run.unit == "depth" else 1
-        for block in range(depth):
-            if run.start * scale - _EDGE <= block < run.stop * scale - _EDGE:
-                factors[block] = run.keep
-    return factors
 
 
 @contextmanager
@@ -54,7 +37,11 @@ def gradient_surgery(attentions: Sequence[nn.Module], spec: SurgerySpec) -> Iter
     """
     if spec.enabled and not attentions:
         raise SpecError([("/algorithm/surgery", "the backbone has no audio-to-video cross-attention to operate on")])
-    factors = block_factors(spec.schedule if spec.enabled else (), len(attentions))
+    try:
+        factors = spec.factors(len(attentions))
+    except ValueError as error:
+        pointer, _, message = str(error).partition(": ")
+        raise SpecError([(f"/algorithm/surgery{pointer}", message)]) from None
     with ExitStack() as stack:
         for attention, keep in zip(attentions, factors, strict=True):
             for handle in _surgery_hooks(attention, spec.tensor, keep) if keep != 1.0 else ():

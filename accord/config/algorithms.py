@@ -5,12 +5,14 @@ A preset fills fields that the user left out; anything written beside it wins. T
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from accord.config.base import Spec
-from accord.config.presets import PRESETS, PresetName, filled
+from accord.config.presets import PRESET_SAMPLING, PRESETS, PresetName, filled
 
 
 class CreditSpec(Spec):
@@ -97,11 +99,24 @@ class SurgerySpec(Spec):
     tensor: Literal["context", "kv"] = "context"
     """Scale the gradient into the audio context before the projections, or into K and V after them."""
     schedule: tuple[BlockScale, ...] = Field(
-        default=(BlockScale(start=0.0, stop=0.02, keep=0.0), BlockScale(start=0.02, stop=0.229, keep=0.1)),
+        default=(BlockScale(start=0.0, stop=1 / 48, keep=0.0), BlockScale(start=1 / 48, stop=11 / 48, keep=0.1)),
         max_length=1000,
         strict=False,  # a list is a fine tuple once the preset has been laid under it
     )
-    """Later entries win where runs overlap; blocks in none keep 1."""
+    """Later entries win where runs overlap; the rest of the depth keeps 1. A block that runs cover in part keeps the
+    mean over its stretch of the depth, so a schedule in fractions takes the same share from a model of any depth."""
+
+    def factors(self, depth: int) -> list[float]:
+        """What is left of the gradient at each block [depth]. Raises ValueError for a block number beyond the depth."""
+        runs = []
+        for index, run in enumerate(self.schedule if self.enabled else ()):
+            if run.unit == "block" and run.stop > depth:
+                raise ValueError(
+                    f"/schedule/{index}/stop: {run.stop:g} is beyond the model's {depth} blocks; use unit = 'depth'"
+                )
+            scale = depth if run.unit == "depth" else 1
+            runs.append((_snapped(run.start * scale), _snapped(run.stop * scale), run.keep))
+        return [_mean_keep(runs, block) for block in range(depth)]
 
     @model_validator(mode="after")
     def _cuts_something(self) -> Self:
@@ -110,6 +125,23 @@ class SurgerySpec(Spec):
                 "/schedule: empty, so nothing would be cut; give a range of blocks, or set enabled = false"
             )
         return self
+
+
+def _snapped(edge: float) -> float:
+    """A fraction of the depth in blocks; products such as 11/48 * 48 are whole numbers."""
+    return float(round(edge)) if abs(edge - round(edge)) < 1e-6 else edge
+
+
+def _mean_keep(runs: Sequence[tuple[float, float, float]], block: int) -> float:
+    """Mean over [block, block + 1) of what runs of (start, stop, keep) leave; the last over a point wins."""
+    ends = {min(max(end, block), block + 1) for start, stop, _ in runs for end in (start, stop)}
+    edges = sorted(ends | {block, block + 1})
+    pieces: dict[float, float] = {}
+    for low, high in pairwise(edges):
+        middle = (low + high) / 2
+        keep = next((keep for start, stop, keep in reversed(runs) if start <= middle < stop), 1.0)
+        pieces[keep] = pieces.get(keep, 0.0) + high - low
+    return next(iter(pieces)) if len(pieces) == 1 else sum(keep * length for keep, length in pieces.items())
 
 
 class RegionSpec(Spec):
@@ -149,11 +181,13 @@ class OldPolicySpec(Spec):
     start: float = Field(default=0.0, ge=0, le=1)
     rate: float = Field(default=0.001, ge=0, le=1)
     maximum: float = Field(default=0.5, ge=0, le=1)
-    """eta(step) = min(start + rate * step, maximum); eta = 0 copies the policy."""
+    """eta(step) = min(start + rate * (step - delay), maximum); eta = 0 copies the policy."""
+    delay: int = Field(default=0, ge=0)
+    """eta is 0 before this step."""
 
     def share(self, step: int) -> float:
         """Return eta(step)."""
-        return min(self.start + self.rate * step, self.maximum)
+        return min(self.start + self.rate * (step - self.delay), self.maximum) if step >= self.delay else 0.0
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -167,6 +201,8 @@ class DiffusionNFTSpec(Spec):
 
     impl: ClassVar[str] = "learner.algorithms.nft:NFT"
     presets: ClassVar[dict[PresetName, dict[str, Any]]] = PRESETS["diffusion_nft"]
+    preset_sampling: ClassVar[dict[PresetName, dict[str, Any]]] = PRESET_SAMPLING["diffusion_nft"]
+    """What a preset needs of the sampler; `JobSpec` lays it under the job's own `sampling`."""
 
     name: Literal["diffusion_nft"] = "diffusion_nft"
     preset: PresetName = "accord"
@@ -185,6 +221,7 @@ class OmniNFTSpec(DiffusionNFTSpec):
     """OmniNFT (arXiv 2605.12480): routed advantages, gradient surgery, region-wise reweighting over DiffusionNFT."""
 
     presets: ClassVar[dict[PresetName, dict[str, Any]]] = PRESETS["omninft"]
+    preset_sampling: ClassVar[dict[PresetName, dict[str, Any]]] = PRESET_SAMPLING["omninft"]
 
     name: Literal["omninft"] = "omninft"  # type: ignore[assignment]
     credit: CreditSpec = CreditSpec(mode="routed")

@@ -22,6 +22,7 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
         "dynamics": {"kind": "dance", "eta": 0.25},
         "loss": {"kl_weight": 0.0},
         "initial_noise": "shared",
+        "trained_share": 1 / 3,
     },
     "fast_grpo": {
         "old_policy": {"rate": 0.0},
@@ -37,6 +38,9 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
     },
 }
 """The released constants where there are any. `flow_grpo` is the field defaults, sampled on policy."""
+
+RECIPE_SAMPLING: dict[RecipeName, dict[str, Any]] = {"flow_grpo": {"num_steps": 10}, "dance_grpo": {"num_steps": 16}}
+"""Fields of `sampling` that belong to a recipe."""
 
 
 class DynamicsSpec(Spec):
@@ -97,6 +101,7 @@ class FlowGRPOSpec(Spec):
 
     impl: ClassVar[str] = "learner.algorithms.grpo:FlowGRPO"
     presets: ClassVar[dict[RecipeName, dict[str, Any]]] = RECIPES
+    preset_sampling: ClassVar[dict[RecipeName, dict[str, Any]]] = RECIPE_SAMPLING
 
     name: Literal["flow_grpo"] = "flow_grpo"
     preset: RecipeName = "flow_grpo"
@@ -105,6 +110,9 @@ class FlowGRPOSpec(Spec):
     window: WindowSpec = WindowSpec()
     initial_noise: Literal["independent", "shared"] = "independent"
     """`shared`: the samples of a group start from the same noise and differ by their stochastic steps alone."""
+    trained_share: float = Field(default=1.0, gt=0, le=1)
+    """Share of each group that is trained, per modality: half of it the best, half the worst by advantage; the others
+    earn 0. At least one of each."""
     loss: GRPOLossSpec = GRPOLossSpec()
     old_policy: OldPolicySpec = OldPolicySpec(rate=0.0)
     """Who samples; by default the policy itself."""

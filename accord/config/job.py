@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from accord.config.backbones import SamplingSpec
-from accord.config.base import Spec
+from accord.config.base import Spec, problems_of
+from accord.config.departures import preset_sampling
 from accord.config.grpo import WindowSpec
 from accord.config.paths import PROMPT_BYTES, InputPath
 from accord.plugins import spec_union
@@ -112,6 +113,20 @@ class JobSpec(Spec):
     """Wall time of one attempt before it is stopped and the job fails."""
     labels: dict[LabelName, LabelValue] = Field(default_factory=dict, max_length=16)
     """Words of the submitter's own, kept with the job."""
+
+    @model_validator(mode="after")
+    def _sampling_of_the_preset(self) -> Self:
+        """Fields of `sampling` that the user left out are those of the algorithm's preset, where it has any."""
+        under = preset_sampling(self.algorithm)
+        own = {name: getattr(self.sampling, name) for name in self.sampling.model_fields_set}
+        if under.keys() - own.keys():
+            try:
+                object.__setattr__(self, "sampling", SamplingSpec.model_validate(under | own))  # the spec is frozen
+            except ValidationError as error:
+                pointer, message = problems_of(error)[0]
+                origin = f"what the job leaves out is that of preset {self.algorithm.preset!r}"
+                raise ValueError(f"/sampling{pointer}: {message} ({origin})") from None
+        return self
 
     @model_validator(mode="after")
     def _rewards_fit(self) -> Self:

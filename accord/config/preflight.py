@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 from accord.config.algorithms import BlockScale, RegionSpec, SigmaSpec, SurgerySpec
+from accord.config.departures import preset_sampling
 from accord.config.files import Roots, Seen, files_below, open_file, reading, remembered
 from accord.config.job import JobSpec
 from accord.config.lora_file import lora_misfits, read_lora_file
@@ -108,10 +109,15 @@ def _size_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
 
 def _guidance_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     beyond = [index for index in job.sampling.stg_blocks if index >= facts.depth]
-    if not beyond:
+    carried = preset_sampling(job.algorithm).get("stg_blocks") == job.sampling.stg_blocks
+    off = max(job.sampling.scales("stg_scale").values()) == 0
+    if not beyond or (carried and off):
         return []
     named = ", ".join(map(str, beyond))
-    return [("/sampling/stg_blocks", f"{named}: beyond the model's {facts.depth} blocks; use 0 to {facts.depth - 1}")]
+    why = f"{named}: beyond the model's {facts.depth} blocks; use 0 to {facts.depth - 1}"
+    if carried:
+        why += f"; this is the sampling of preset {job.algorithm.preset!r}, made for a deeper model"
+    return [("/sampling/stg_blocks", why)]
 
 
 def _target_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:

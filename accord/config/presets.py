@@ -25,7 +25,10 @@ PRESETS: dict[str, dict[PresetName, dict[str, Any]]] = {
     "diffusion_nft": {
         "accord": {},
         "paper": {"loss": _PAPER_LOSS},
-        "published": {"loss": {**_PUBLISHED_LOSS, "normaliser": "detached", "reference_space": "velocity"}},
+        "published": {
+            "credit": {"mode": "sum"},
+            "loss": {**_PUBLISHED_LOSS, "normaliser": "detached", "reference_space": "velocity"},
+        },
     },
     "omninft": {
         "accord": {},
@@ -56,6 +59,22 @@ PRESETS: dict[str, dict[PresetName, dict[str, Any]]] = {
         },
     },
 }  # fmt: skip
+
+_UNGUIDED = {
+    "guidance": 1.0, "stg_scale": 0.0, "stg_blocks": (), "modality_scale": 1.0, "guidance_rescale": 0.0,
+    "audio_guidance": None, "audio_stg_scale": None, "audio_modality_scale": None, "audio_guidance_rescale": None,
+}  # fmt: skip
+
+PRESET_SAMPLING: dict[str, dict[PresetName, dict[str, Any]]] = {
+    "diffusion_nft": {"published": {**_UNGUIDED, "num_steps": 10}},
+    "omninft": {
+        "published": {
+            **_UNGUIDED, "num_steps": 20, "shift": 2.05, "guidance": 1.5, "audio_guidance": 3.0, "stg_scale": 1.0,
+            "stg_blocks": (29,),
+        },
+    },
+}  # fmt: skip
+"""Fields of `sampling` that belong to a preset. A preset that is missing says nothing of the sampler."""
 
 
 def filled(value: Any, presets: Mapping[Any, Mapping[str, Any]], default: str = "accord") -> Any:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -58,6 +60,19 @@ def grpo_loss(
     return terms
 
 
+def best_and_worst(advantages_PG: Tensor, share: float) -> Tensor:
+    """Keep `share` of each group, half from either end, at least one of each; the advantage of the others becomes 0.
+
+    With G samples, max(1, round(share G / 2)) are kept at each end, halves rounded up; of equals, the earlier sample
+    counts as the lower.
+    """
+    size = advantages_PG.shape[1]
+    ends = min(max(1, math.floor(share * size / 2 + 0.5)), (size + 1) // 2)
+    order = advantages_PG.argsort(dim=1, stable=True)
+    chosen = torch.cat([order[:, :ends], order[:, size - ends :]], dim=1)
+    return torch.zeros_like(advantages_PG).scatter(1, chosen, advantages_PG.gather(1, chosen))
+
+
 class FlowGRPO:
     """The algorithm of `FlowGRPOSpec`: every recipe is this with other numbers."""
 
@@ -71,8 +86,16 @@ class FlowGRPO:
     def credit(
         self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
     ) -> Credit:
-        """Scores to advantages, see `learner.algorithms.credit`. Raises RewardError when a required reward is down."""
-        return assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
+        """Scores to advantages, see `learner.algorithms.credit`; those in the middle of a group earn 0.
+
+        Raises RewardError when a required reward is down.
+        """
+        credit = assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
+        if self.spec.trained_share == 1.0:
+            return credit
+        share = self.spec.trained_share
+        kept = {modality: best_and_worst(value, share) for modality, value in credit.advantages.items()}
+        return replace(credit, advantages=kept)
 
     def loss(self, batch: TransitionBatch, predictions: Predictions) -> LossTerms:
         """Combine the modalities: L = reduce_m (loss_m + kl_weight * ref_m), reduce = mean or sum.

@@ -229,14 +229,20 @@ def delete(job: JobId) -> None:
 
 @app.command()
 def validate(job_file: JobFile, set_: Overrides = []) -> None:  # noqa: B006
-    """Check a job file and the files it names, and print the job with every default filled in."""
+    """Check a job file and the files it names, and print the job with every default filled in.
+
+    What the job departs from, and what its surgery means for its model, goes to stderr.
+    """
     from accord.config.job import JobSpec
     from accord.config.preflight import preflight
+    from services.runner.remarks import remarks
 
     with _told():
         spec = JobSpec.parse(shown(read_job(job_file, set_)))
         preflight(spec)
         print(shown(spec.model_dump(mode="json")))
+        for remark in remarks(spec):
+            err.print(remark, markup=False, highlight=False, soft_wrap=True, style="dim")
 
 
 @app.command()

@@ -40,7 +40,7 @@ def _shown(value: object) -> str:
     if isinstance(value, tuple):
         scale = {"depth": (100, " %"), "block": (1, "")}
         return ", ".join(
-            f"{run.start * scale[run.unit][0]:g}–{run.stop * scale[run.unit][0]:g}{scale[run.unit][1]}: {run.keep}"
+            f"{run.start * scale[run.unit][0]:.3g}–{run.stop * scale[run.unit][0]:.3g}{scale[run.unit][1]}: {run.keep}"
             for run in value
         )
     return str(round(value, 4) if value < 0.01 else round(value, 3)) if isinstance(value, float) else str(value)

@@ -12,7 +12,6 @@ from accord.backbones.adapters import adapter_parameters
 from accord.backbones.shaping import (
     RegionCapture,
     audio_to_video,
-    block_factors,
     capture_region,
     gradient_surgery,
     region_weights,
@@ -255,23 +254,13 @@ def test_scaled_gradient_of_identity_is_exact():
     torch.testing.assert_close(x.grad, torch.full((3,), 0.1))
 
 
-def test_schedules_of_the_presets_at_full_depth():
-    def factors(preset):
-        return block_factors(OmniNFTSpec.model_validate({"preset": preset}).surgery.schedule, 48)
-
-    published = factors("published")
-    assert published == [0.0] + [0.1] * 10 + [1.0] * 29 + [0.3] * 8
-    assert factors("paper") == [0.9] * 10 + [1.0] * 38
-    accord = factors("accord")
-    assert accord[0] == 0.0 and set(accord[1:11]) == {0.1} and set(accord[12:]) == {1.0}
-
-
-def test_schedules_scale_with_depth_later_runs_win_and_numbers_are_checked():
-    runs = (BlockScale(start=0.0, stop=0.5, keep=0.5), BlockScale(start=0.25, stop=0.5, keep=0.1))
-    assert block_factors(runs, 4) == [0.5, 0.1, 1.0, 1.0]
-    assert block_factors(runs, 1) == [0.5]
-    with pytest.raises(SpecError, match="/algorithm/surgery/schedule/0/stop: 48 is beyond"):
-        block_factors((BlockScale(start=40, stop=48, keep=0.3, unit="block"),), 4)
+def test_block_numbers_are_checked_where_surgery_is_done():
+    deep = SurgerySpec(schedule=(BlockScale(start=40, stop=48, keep=0.3, unit="block"),))
+    with (
+        pytest.raises(SpecError, match="/algorithm/surgery/schedule/0/stop: 48 is beyond"),
+        gradient_surgery([nn.Linear(2, 2)] * 4, deep),
+    ):
+        pass
 
 
 def test_a_model_without_the_edge_is_refused():

@@ -36,6 +36,7 @@ def test_a_job_that_fits_passes(job_tree):
         ("algorithm.sigmas", {"low": 0.01, "high": 0.02}, "/algorithm/sigmas/low", "no sigma of the schedule"),
         ("algorithm.preset", "published", "/algorithm/surgery/schedule/2/start", "schedule of preset 'published'"),
         ("algorithm.preset", "paper", "/algorithm/surgery/schedule/0/stop", "10 is beyond the model's 3 blocks"),
+        ("algorithm.preset", "published", "/sampling/stg_blocks", "this is the sampling of preset 'published'"),
         ("backbone.lora", {"targets": ["attn1", "attn7"]}, "/backbone/lora/targets", "attn7: no such part"),
         ("backbone.lora", {"targets": ["scale_shift_table"]}, "/backbone/lora/targets", "the model has attn1, attn2"),
         ("backbone.lora", {"targets": [""]}, "/backbone/lora/targets", "no such part"),
@@ -54,6 +55,7 @@ def test_a_misfit_names_its_field(job_tree, path, value, pointer, message):
 def test_a_block_beyond_the_depth_that_the_user_wrote_is_the_users(job_tree):
     run = {"start": 3, "stop": 4, "keep": 0.1, "unit": "block"}
     job_tree["algorithm"] |= {"preset": "published", "surgery": {"schedule": [run]}}
+    job_tree["sampling"]["stg_scale"] = 0.0
     problems = dict(check(job_tree))
     assert problems.keys() == {f"/algorithm/surgery/schedule/0/{end}" for end in ("start", "stop")}
     assert not any("preset" in message for message in problems.values())
@@ -83,6 +85,7 @@ def test_all_problems_come_at_once(job_tree):
 
 def test_surgery_that_is_off_is_not_checked(job_tree):
     job_tree["algorithm"] = {"name": "omninft", "preset": "published", "surgery": {"enabled": False}}
+    job_tree["sampling"]["stg_scale"] = 0.0
     assert check(job_tree) == []
     job_tree["algorithm"] = {"name": "diffusion_nft"}
     assert check(job_tree) == []

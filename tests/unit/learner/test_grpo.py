@@ -5,11 +5,12 @@ import math
 import pytest
 import torch
 
+from accord.config.algorithms import OldPolicySpec
 from accord.config.grpo import DynamicsSpec, FlowGRPOSpec, GRPOLossSpec
 from accord.config.rewards import AudioAestheticsReward, TextVideoReward
 from accord.types import Prompt, RewardScores, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.base import Transition, TransitionBatch
-from learner.algorithms.grpo import FlowGRPO, grpo_loss
+from learner.algorithms.grpo import FlowGRPO, best_and_worst, grpo_loss
 
 SIGMA, SIGMA_NEXT = [1.0, 0.8, 0.8, 0.5, 0.5, 0.2], [0.9, 0.6, 0.6, 0.3, 0.3, 0.1]
 ADVANTAGE = [1.5, 1.5, -2.0, -2.0, 7.0, 0.0]
@@ -187,3 +188,30 @@ def test_by_default_the_policy_itself_samples_the_next_step():
     assert [FlowGRPO(FlowGRPOSpec()).eta(step) for step in (1, 10, 1000)] == [0.0, 0.0, 0.0]
     slow = FlowGRPO(FlowGRPOSpec.model_validate({"old_policy": {"start": 0.1, "rate": 0.01}}))
     assert [slow.eta(step) for step in (1, 10, 400)] == pytest.approx([0.11, 0.2, 0.5])
+
+
+def test_the_best_and_the_worst_of_a_group_are_trained():
+    group = torch.tensor([[0.5, -1.0, 2.0, 0.1, -0.2, -2.0, 0.3, 0.3], [1.0, 1.0, 1.0, -1.0, -1.0, -1.0, 0.0, 0.0]])
+    half = [[0.5, -1.0, 2.0, 0, 0, -2.0, 0, 0], [0, 1.0, 1.0, -1.0, -1.0, 0, 0, 0]]
+    assert torch.equal(best_and_worst(group, 0.5), torch.tensor(half))
+    assert best_and_worst(group, 0.01)[0].tolist() == [0, 0, 2.0, 0, 0, -2.0, 0, 0]  # one of each at least
+    assert torch.equal(best_and_worst(group, 1.0), group)
+    assert torch.equal(best_and_worst(group[:, :3], 1.0), group[:, :3])
+    dance = FlowGRPOSpec.model_validate({"preset": "dance_grpo"})  # of 24 clips its script trains 8
+    assert (best_and_worst(torch.arange(24.0)[None] - 11.5, dance.trained_share) != 0).sum() == 8
+
+
+def test_only_the_recipe_that_selects_selects():
+    rewards = [TextVideoReward(name="text_video"), AudioAestheticsReward(name="audio_aesthetics")]
+    values = (0.1, 0.9, 0.3, 0.5, 0.2, 0.4)
+    group = scored({"audio_aesthetics": values, "text_video": values[::-1]})
+    for preset, trained in (("flow_grpo", 6), ("dance_grpo", 2)):
+        credit = FlowGRPO(FlowGRPOSpec.model_validate({"preset": preset})).credit([group], rewards, ("video", "audio"))
+        assert [int((credit.advantages[m] != 0).sum()) for m in ("video", "audio")] == [trained, trained]
+
+
+def test_a_delayed_old_policy_copies_until_its_step():
+    spec = OldPolicySpec(delay=75, rate=0.0075, maximum=0.999)
+    assert [spec.share(step) for step in (1, 74, 75, 76, 175, 1000)] == pytest.approx([0, 0, 0, 0.0075, 0.75, 0.999])
+    started = OldPolicySpec(delay=3, start=0.2, rate=0.1)
+    assert [started.share(step) for step in (2, 3, 4)] == pytest.approx([0.0, 0.2, 0.3])

@@ -116,6 +116,21 @@ def test_validate_names_the_field(accord: Any, job_file: Path, tmp_path: Path) -
     assert "/prompts/train" in missing.stderr and "/prompts/held_out" in missing.stderr
 
 
+def test_validate_says_what_a_job_departs_from_and_what_its_surgery_means(accord: Any) -> None:
+    example = str(Path(__file__).parents[3] / "examples" / "tiny_omninft.toml")
+    runs = "{start = 0, stop = 1, keep = 0.0, unit = 'block'}, {start = 0.25, stop = 0.375, keep = 0.1}"
+    changes = ("algorithm.preset=published", "sampling.stg_scale=0.0", f"algorithm.surgery.schedule=[{runs}]")
+    published = accord("validate", example, *(word for change in changes for word in ("--set", change)))
+    assert published.exit_code == 0, published.stderr
+    spec = json.loads(published.stdout)
+    assert (spec["sampling"]["shift"], spec["sampling"]["num_steps"]) == (2.05, 8)
+    told = " ".join(published.stderr.split())
+    assert "Departs from its preset: /sampling/num_steps: 8, and preset 'published' has 20." in told
+    assert "surgery on the 4 blocks of this model: block 0 keeps 0 %, block 1 keeps 55 %, blocks 2-3 keep 100 %" in told
+    assert "of what video sends into the sound; 63.7 % on average." in told
+    assert "Departs" not in accord("validate", example).stderr
+
+
 def test_export_names_what_is_missing(accord: Any, tmp_path: Path) -> None:
     one_line(accord("export", "job-x"), 2, "no job 'job-x'", str(tmp_path / "runs"))
     assert accord("export", "job-x", "--to", "pickle").exit_code == 2

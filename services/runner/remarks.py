@@ -1,0 +1,34 @@
+"""What `accord validate` and the report say beside a resolved job: what it departs from, and what its surgery means."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+
+from accord.config.algorithms import SurgerySpec
+from accord.config.departures import departures
+from accord.config.job import JobSpec
+from accord.plugins import resolve
+
+
+def remarks(job: JobSpec) -> list[str]:
+    """A sentence each. Raises ModelError for a model directory that cannot be read."""
+    found = [f"Departs from its preset: {line}." for line in departures(job)]
+    surgery = getattr(job.algorithm, "surgery", None)
+    inspect = getattr(type(job.backbone), "inspect", "")
+    if isinstance(surgery, SurgerySpec) and surgery.enabled and inspect:
+        depth = resolve(inspect)(job.backbone.path).depth
+        found.append(f"Gradient surgery on the {depth} blocks of this model: {kept(surgery.factors(depth))}.")
+    return found
+
+
+def kept(factors: Sequence[float]) -> str:
+    """Name what is left at each block and on average: `block 0 keeps 0 %, blocks 1-3 keep 100 %; 75 % on average`."""
+    parts, first = [], 0
+    for factor, run in groupby(factors):
+        last = first + len(list(run)) - 1
+        blocks = f"block {first} keeps" if first == last else f"blocks {first}-{last} keep"
+        parts.append(f"{blocks} {100 * factor:.3g} %")
+        first = last + 1
+    mean = sum(factors) / len(factors)
+    return f"{', '.join(parts)} of what video sends into the sound; {100 * mean:.3g} % on average"
