@@ -213,12 +213,15 @@ class _AttentionWatch:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No progress bars while loading: a worker's log is not a terminal."""
+    """No progress bars while loading, and no dump of every component that is passed to the pipeline."""
+    level = diffusers_logging.get_verbosity()
     diffusers_logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
+        diffusers_logging.set_verbosity(level)
         diffusers_logging.enable_progress_bar()
         transformers_logging.enable_progress_bar()
 

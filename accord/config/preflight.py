@@ -5,6 +5,7 @@ Light: runs in the control plane, before any process is started for the job.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Container
 
 from accord.config.algorithms import BlockScale, RegionSpec, SigmaSpec, SurgerySpec
@@ -77,6 +78,7 @@ def _reward_problems(job: JobSpec, barred: Container[str]) -> list[Problem]:
 def _model_problems(job: JobSpec, facts: ModelFacts, barred: Container[str]) -> list[Problem]:
     return [
         *_size_problems(job, facts),
+        *_length_problems(job, facts),
         *_guidance_problems(job, facts),
         *_target_problems(job, facts),
         *([] if "/backbone/init_lora" in barred else _start_problems(job, facts)),
@@ -105,6 +107,29 @@ def _size_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
                 (f"/sampling/{name}", f"{pixels} pixels do not fit the VAE: use a multiple of {side}, as {near}")
             )
     return problems
+
+
+def _length_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
+    """A clip has an audio token at least, and what each reward needs to score it."""
+    frames, fps = job.sampling.frames, job.sampling.fps
+    tokens = facts.audio_tokens(frames, fps)
+    seconds = tokens / facts.audio_tokens_per_second
+    where, made = "/sampling/frames", f"{frames} frame{'s' if frames > 1 else ''} at {fps:g} a second"
+    if tokens < 1:
+        return [(where, f"{made} make no audio token; use more frames, or sampling.fps below {_fps(facts, frames):g}")]
+    problems = []
+    for reward in job.rewards:
+        if frames < reward.min_frames:
+            problems.append((where, f"{reward.name} cannot score {made}; it needs {reward.min_frames} frames"))
+        if seconds < reward.min_seconds:
+            text = f"{reward.name} cannot score {made}, {seconds:.2f} s of sound; it needs {reward.min_seconds:g} s"
+            problems.append((where, f"{text}: use more frames, or a lower sampling.fps"))
+    return problems
+
+
+def _fps(facts: ModelFacts, frames: int) -> float:
+    """Frame rate at which so many frames begin to have an audio token."""
+    return math.floor(frames * facts.audio_tokens_per_second / 0.5)
 
 
 def _guidance_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:

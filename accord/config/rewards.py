@@ -27,6 +27,10 @@ class RewardSpec(Spec):
     """One line: what a higher score means."""
     prompt_anchored: ClassVar[bool] = False
     """True when the score depends on the prompt's text."""
+    min_frames: ClassVar[int] = 1
+    """Frames that a clip needs to be scored at all."""
+    min_seconds: ClassVar[float] = 0.0
+    """Length of sound that a clip needs to be scored at all."""
 
     name: str
     route: Route
@@ -51,6 +55,7 @@ class SyncReward(RewardSpec):
 
     impl: ClassVar[str] = "reward_servers.models.sync:SyncModel"
     about: ClassVar[str] = "sound onsets fall on visible contacts more than chance would have them"
+    min_frames: ClassVar[int] = 2
     name: Literal["sync"] = "sync"
     route: Route = "both"
 
@@ -76,6 +81,7 @@ class AudioAestheticsReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.audio_aesthetics:AudioAestheticsModel"
     needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     about: ClassVar[str] = "events stand clear of the noise floor"
+    min_seconds: ClassVar[float] = 0.06
     name: Literal["audio_aesthetics"] = "audio_aesthetics"
     route: Route = "audio"
 
@@ -86,6 +92,7 @@ class VideoAestheticsReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.video_aesthetics:VideoAestheticsModel"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "frames are sharp, well exposed and free of noise"
+    min_frames: ClassVar[int] = 2
     name: Literal["video_aesthetics"] = "video_aesthetics"
     route: Route = "video"
 
@@ -107,6 +114,7 @@ class TemporalFlickerReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.vbench:TemporalFlickerModel"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "what stands still keeps its brightness"
+    min_frames: ClassVar[int] = 2
     name: Literal["temporal_flicker"] = "temporal_flicker"
     route: Route = "video"
 
@@ -117,6 +125,7 @@ class MotionSmoothnessReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.vbench:MotionSmoothnessModel"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "a frame lies between its neighbours"
+    min_frames: ClassVar[int] = 3
     name: Literal["motion_smoothness"] = "motion_smoothness"
     route: Route = "video"
 
@@ -127,5 +136,6 @@ class DynamicDegreeReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.vbench:DynamicDegreeModel"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "something moves"
+    min_frames: ClassVar[int] = 2
     name: Literal["dynamic_degree"] = "dynamic_degree"
     route: Route = "video"

@@ -110,3 +110,30 @@ def test_a_schedule_of_another_kind_is_the_models_fault(job_tree):
     config.write_text('{"use_karras_sigmas": true}')
     ((pointer, message),) = check(job_tree)
     assert pointer == "/backbone/path" and "use_karras_sigmas" in message
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "reward", "message"),
+    [
+        (1, 120.0, "sync", "1 frame at 120 a second make no audio token; use more frames, or sampling.fps below 50"),
+        (1, 12.0, "sync", "sync cannot score 1 frame at 12 a second; it needs 2 frames"),
+        (1, 12.0, "temporal_flicker", "needs 2 frames"),
+        (1, 12.0, "dynamic_degree", "needs 2 frames"),
+        (1, 12.0, "motion_smoothness", "needs 3 frames"),
+        (1, 12.0, "video_aesthetics", "needs 2 frames"),
+        (
+            1,
+            25.0,
+            "audio_aesthetics",
+            "audio_aesthetics cannot score 1 frame at 25 a second, 0.04 s",
+        ),
+        (1, 12.0, "text_video", ""),
+        (9, 120.0, "audio_aesthetics", ""),
+        (9, 120.0, "motion_smoothness", ""),
+    ],
+)
+def test_a_clip_that_is_too_short_for_the_model_or_a_reward(job_tree, frames, fps, reward, message):
+    job_tree["sampling"] |= {"frames": frames, "fps": fps}
+    job_tree["rewards"] = [{"name": reward, "route": "both"}]
+    problems = dict(check(job_tree))
+    assert message in problems.get("/sampling/frames", "") and bool(problems) == bool(message)
