@@ -104,9 +104,10 @@ contact. 25 frames of 32x32 at 12 fps, mono audio at 16 kHz. It exists so that a
 laptop; it knows nothing else.
 
 ```python
+import torch
 from diffusers import LTX2Pipeline
 
-pipeline = LTX2Pipeline.from_pretrained("accord/world/pretrained/tiny-ltx2")
+pipeline = LTX2Pipeline.from_pretrained("accord/world/pretrained/tiny-ltx2", dtype=torch.float32)
 clip = pipeline(
     "a red ball bouncing with a bell sound", height=32, width=32, num_frames=25, frame_rate=12.0,
     num_inference_steps=8, max_sequence_length=16, output_type="np",

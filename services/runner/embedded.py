@@ -20,6 +20,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Self
+from urllib.parse import quote
 
 from accord.config.settings import Settings
 from accord.errors import AccordError, ServiceError, StoreUnavailable, Unreachable
@@ -131,7 +132,7 @@ class EmbeddedStore(_Watched):
         self._socket = socket
         self._password = secrets.token_urlsafe(32)
         self._url_file = data_dir.resolve() / URL_FILE
-        self.url = f"unix://:{self._password}@{socket}?db=0"
+        self.url = f"unix://:{self._password}@{quote(str(socket))}?db=0"
 
     def start(self, deadline_s: float = 15.0, abort: threading.Event | None = None) -> bool:
         """See _Watched; afterwards `store.url` in the data directory leads other processes here."""
@@ -155,8 +156,8 @@ class EmbeddedStore(_Watched):
 
     def _config(self) -> str:
         lines = {
-            "port": "0", "unixsocket": f'"{self._socket}"', "unixsocketperm": "700", "requirepass": self._password,
-            "dir": f'"{self._folder}"', "appendonly": "yes", "appendfsync": "always", "save": '""',
+            "port": "0", "unixsocket": _quoted(self._socket), "unixsocketperm": "700", "requirepass": self._password,
+            "dir": _quoted(self._folder), "appendonly": "yes", "appendfsync": "always", "save": '""',
             "maxmemory": "256mb", "maxmemory-policy": "noeviction", "daemonize": "no",
         }  # fmt: skip
         return "".join(f"{name} {value}\n" for name, value in lines.items())
@@ -303,6 +304,12 @@ def _connection_environment(token: Path) -> dict[str, str]:
         # Ray's switch for "this machine only" on every platform: all its ports then listen on 127.0.0.1 alone.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
     }
+
+
+def _quoted(path: Path) -> str:
+    """A path as a word of valkey's configuration, whatever characters it has."""
+    plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in os.fsencode(path))
+    return f'"{"".join(plain)}"'
 
 
 def write_private(path: Path, text: str) -> None:
