@@ -109,10 +109,22 @@ from diffusers import LTX2Pipeline
 
 pipeline = LTX2Pipeline.from_pretrained("accord/world/pretrained/tiny-ltx2", dtype=torch.float32)
 clip = pipeline(
-    "a red ball bouncing with a bell sound", height=32, width=32, num_frames=25, frame_rate=12.0,
-    num_inference_steps=8, max_sequence_length=16, output_type="np",
-    guidance_scale=1.0, audio_guidance_scale=1.0, stg_scale=0.0, audio_stg_scale=0.0,
-    modality_scale=1.0, audio_modality_scale=1.0, guidance_rescale=0.0, audio_guidance_rescale=0.0,
+    "a red ball bouncing with a bell sound",
+    height=32,
+    width=32,
+    num_frames=25,
+    frame_rate=12.0,
+    num_inference_steps=8,
+    max_sequence_length=16,
+    output_type="np",
+    guidance_scale=1.0,
+    audio_guidance_scale=1.0,
+    stg_scale=0.0,
+    audio_stg_scale=0.0,
+    modality_scale=1.0,
+    audio_modality_scale=1.0,
+    guidance_rescale=0.0,
+    audio_guidance_rescale=0.0,
     spatio_temporal_guidance_blocks=None,
 )
 ```
