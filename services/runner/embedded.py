@@ -151,8 +151,10 @@ class EmbeddedStore(_Watched):
 
         config = self._folder / "valkey.conf"
         write_private(config, self._config())
-        with (self._folder / "valkey.log").open("ab") as output:
-            return guard.spawn([str(get_binary_path()), str(config)], when_orphaned=signal.SIGTERM, stdout=output)
+        # By standard input: the server takes a path for a pattern, and runs on its defaults when nothing matches.
+        with config.open("rb") as lines, (self._folder / "valkey.log").open("ab") as output:
+            command = [str(get_binary_path()), "-"]
+            return guard.spawn(command, when_orphaned=signal.SIGTERM, stdin=lines, stdout=output)
 
     def _config(self) -> str:
         lines = {

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 import uvicorn
 
 from accord.config.settings import Settings
+from accord.disk import no_room
 from accord.errors import ServiceError
 from services.api.app import create_app
 from services.api.auth import KEY_FILE
@@ -104,7 +105,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def prepare_directories(settings: Settings) -> None:
-    """Make the data and runs directories. Raises ServiceError naming the one that cannot be written."""
+    """Make the data and runs directories. Raises ServiceError naming the one that cannot be written.
+
+    A runs directory that has no room now is no reason not to start: no job is claimed until it has.
+    """
     wanted = ((settings.data_dir, "ACCORD_DATA_DIR", 0o700), (settings.runs_dir, "ACCORD_RUNS_DIR", 0o755))
     for path, name, mode in wanted:
         try:
@@ -113,6 +117,9 @@ def prepare_directories(settings: Settings) -> None:
             probe.touch()
             probe.unlink()
         except OSError as error:
+            if path == settings.runs_dir and no_room(error):
+                log.warning("%s takes no writes now: %s", path.absolute(), error.strerror)
+                continue
             raise ServiceError(
                 f"{path.absolute()} cannot be written: {error.strerror}; choose another directory with {name}"
             ) from error

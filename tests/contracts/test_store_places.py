@@ -10,7 +10,20 @@ from services.runner.embedded import EmbeddedStore
 
 
 @pytest.mark.parametrize(
-    "name", ["a#b", "100%20", "q?m", "sp ace", "quo\"te'", "back\\slash\\x41", "ünï", "co:lon@at", "new\nline", "$HOME"]
+    "name",
+    [
+        "a#b",
+        "100%20",
+        "q?m",
+        "sp ace",
+        "quo\"te'",
+        "back\\slash\\x41",
+        "ünï",
+        "co:lon@at",
+        "new\nline",
+        "$HOME",
+        "q?m\\g [a]",
+    ],
 )
 def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
     settings = Settings(data_dir=tmp_path / name / "data", redis_url=None)

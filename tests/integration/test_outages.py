@@ -14,15 +14,22 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def volume(tmp_path: Path) -> Iterator[Volume]:
-    (tmp_path / "runs").mkdir()
-    with mounted(tmp_path / "runs", "64m") as made:
+def root(tmp_path: Path) -> Path:
+    """A directory with a name that must not be taken for an address."""
+    made = tmp_path / "odd #1%20?x"
+    (made / "runs").mkdir(parents=True)
+    return made
+
+
+@pytest.fixture
+def volume(root: Path) -> Iterator[Volume]:
+    with mounted(root / "runs", "64m") as made:
         yield made
 
 
 @pytest.fixture
-def service(volume: Volume, tmp_path: Path) -> Iterator[Service]:
-    with running_service(tmp_path, ACCORD_MIN_FREE_BYTES="1048576", ACCORD_REWARD_IDLE_S="5") as running:
+def service(volume: Volume, root: Path) -> Iterator[Service]:
+    with running_service(root, ACCORD_MIN_FREE_BYTES="1048576", ACCORD_REWARD_IDLE_S="5") as running:
         yield running
 
 

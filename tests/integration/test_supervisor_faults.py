@@ -16,6 +16,7 @@ from services.jobs.job import JobState, Reason
 from services.jobs.store import Submission
 from services.runner import runner
 from services.runner.embedded import EmbeddedStore
+from services.runner.service import prepare_directories
 from tests.integration import fake_attempt
 from tests.integration.test_service_supervisor import Bench
 from tests.integration.volume import Volume, mounted
@@ -118,6 +119,7 @@ def test_a_volume_without_room_stops_the_claims_and_loses_nothing(bench: Bench, 
         volume.fill()
     else:
         volume.remount("ro")
+    prepare_directories(bench.settings)  # a runner starts nevertheless
     job_id = bench.submit("succeed")
     bench.thread.start()
     job = bench.wait(job_id, lambda job: job.waiting)
