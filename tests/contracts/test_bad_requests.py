@@ -59,7 +59,7 @@ class Maker:
         self.api = api
         self.kinds: list[Callable[[], Call]] = [
             self.path, self.path, self.query, self.query, self.headers, self.headers, self.spec, self.spec, self.spec,
-            self.body, self.form, self.method, self.noise, self.cursor,
+            self.body, self.form, self.method, self.noise, self.cursor, self.ident, self.cookie, self.host,
         ]  # fmt: skip
 
     def calls(self, count: int) -> list[Call]:
@@ -129,9 +129,41 @@ class Maker:
     def cursor(self) -> Call:
         path = f"/v1/jobs/{self.job()}/events".encode()
         accept = self.random.choice([b"application/json", b"text/event-stream"])
+        cursor = self.random.choice(
+            [b"18446744073709551616", b"18446744073709551615", b"9223372036854775808-1", b"1-18446744073709551616",
+             "٣".encode(), b"9" * 41, b"-", b"1-", b"-1", b"$", b">", b"+", b"0-0-0", self.word()]
+        )  # fmt: skip
         if self.random.random() < 0.5:
-            return self.request("cursor", "GET", path + b"?after=" + self.word(), Accept=accept)
-        return self.request("cursor", "GET", path, Accept=accept, Last_Event_ID=self.word())
+            return self.request("cursor", "GET", path + b"?after=" + quote(cursor).encode(), Accept=accept)
+        return self.request("cursor", "GET", path, Accept=accept, Last_Event_ID=cursor)
+
+    def ident(self) -> Call:
+        """A job's id with something at its end or in it that means more in a key, a path or an address."""
+        job = self.job()
+        odd = self.random.choice(
+            [f"{job}:ev", f"{job}%3Aev", f"{job}%00", job.upper(), job[:-1], f"{job}%2F", f"{job}%20", f"..%2F{job}",
+             f"{job}*", "job-" + "x" * 300, f"{{{job}}}", "job-%ED%A0%80"]
+        )  # fmt: skip
+        tail = self.random.choice(
+            ["", "/events", "/metrics", "/artifacts", "/checkpoints", "/artifacts/clip", "/cancel"]
+        )
+        base = self.random.choice(["/v1/jobs/", "/v1/jobs/", "/jobs/", "/v1/jobs?after="])
+        verb = "POST" if tail == "/cancel" else self.random.choice(["GET", "GET", "HEAD", "DELETE"])
+        return self.request("ident", verb, (base + odd + tail).encode())
+
+    def cookie(self) -> Call:
+        """No key, and a session that nobody gave."""
+        head, seal = b"accord_session=" + b"a" * 32 + b".", b"." + b"0" * 64
+        cookie = self.random.choice(
+            [head + b"9" * 5000 + seal, head + "٣".encode() * 10 + seal, head + b"9999999999." + b"\xe9" * 64,
+             b"accord_session=99999999999." + b"\xe9" * 64, b"accord_session=" + b"9" * 5000 + b".x", b"accord_session",
+             b"accord_session=" + b"\xff" * 100, b";" * 3000, b"accord_session=\"\\777\\000\"", b"=;=;accord_session=."]
+        )  # fmt: skip
+        return self.request("cookie", self.verb(), self.place().encode(), Authorization=b"", Cookie=cookie)
+
+    def host(self) -> Call:
+        host = self.random.choice([b"[", b"[::1", b"a b", b"\xe9", b"x" * 3000, b"x:y", b"//x", b"@", b"%", b""])
+        return self.request("host", self.verb(), self.place().encode() + self.random.choice([b"", b"/"]), Host=host)
 
     def spec(self) -> Call:
         """A good job with some of its values replaced."""
@@ -264,7 +296,20 @@ def test_a_thousand_bad_requests(api: LiveApi, seed: int) -> None:
     ]
     assert not unlike, unlike[:5]
     assert pulse.wrong == 0 and pulse.asked > 10 and pulse.slowest < FREEZE_S
-    for kind in ("path", "query", "headers", "spec", "body", "form", "method", "noise", "cursor"):
+    for kind in (
+        "path",
+        "query",
+        "headers",
+        "spec",
+        "body",
+        "form",
+        "method",
+        "noise",
+        "cursor",
+        "ident",
+        "cookie",
+        "host",
+    ):
         assert sum(count for (name, _), count in seen.items() if name == kind) > 10, seen
     with api.client as client:
         assert client.post("/v1/jobs", json=api.spec).status_code == 202, "a good job is still taken"
