@@ -20,13 +20,16 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 
 def new_job_id() -> JobId:
     """Return `job-` + 9 characters of milliseconds (base 32, sortable) + 16 random characters (80 bits)."""
-    return JobId(job_id_stamp(time.time()) + "".join(secrets.choice(_ALPHABET) for _ in range(16)))
+    return JobId(job_id_stamp(time.time()) + _base32(secrets.randbits(80), 16))
 
 
 def job_id_stamp(at: float) -> str:
     """The beginning of the ids made at a Unix time: smaller than all of them and greater than all before."""
-    milliseconds = int(at * 1000)
-    return "job-" + "".join(_ALPHABET[(milliseconds >> shift) & 31] for shift in range(40, -1, -5))
+    return "job-" + _base32(int(at * 1000), 9)
+
+
+def _base32(number: int, digits: int) -> str:
+    return "".join([_ALPHABET[(number >> shift) & 31] for shift in range(5 * digits - 5, -1, -5)])
 
 
 def file_sha256(path: Path) -> str:

@@ -40,6 +40,10 @@ from tests.integration.service import free_port
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "benchmarks"
 NOTHING, KEY, OURS, OTHER = "nothing", "one key", "accord", "against"
+LIMITS = {
+    f"ACCORD_MAX_{what}": "5000" for what in ("CONNECTIONS", "CONNECTIONS_PER_CLIENT", "STREAMS", "STREAMS_PER_CLIENT")
+}
+"""One address holds all connections here, which the defaults refuse."""
 Measured = dict[str, dict[str, list[float]]]
 """Row → arm → one value per round."""
 
@@ -134,7 +138,7 @@ def accord(stack: contextlib.ExitStack, name: str, root: Path, checkout: Path) -
     environment = {
         **os.environ, "PYTHONPATH": str(checkout), "REDIS_URL": store, "ACCORD_PORT": str(port),
         "ACCORD_API_KEY": key, "ACCORD_DATA_DIR": str(root / name / "data"),
-        "ACCORD_RUNS_DIR": str(root / name / "runs"), "ACCORD_INPUT_ROOTS": str(ROOT),
+        "ACCORD_RUNS_DIR": str(root / name / "runs"), **LIMITS, "ACCORD_INPUT_ROOTS": str(ROOT),
     }  # fmt: skip
     command = [sys.executable, "-m", "services.runner.cli", "api"]
     process = stack.enter_context(served(command, port, root / f"{name}.log", cwd=checkout, env=environment))

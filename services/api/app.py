@@ -43,9 +43,10 @@ def create_app(
         redirect_slashes=False, summary="Distributed RL post-training for joint audio-video diffusion models",
     )  # fmt: skip
     closing, metrics = threading.Event(), metrics or Metrics(store)
+    looked = SpecCheck(settings, closing)
     state = ApiState(
         settings, store, Keeper(api_key(settings)), Sessions(store), metrics,
-        check_spec or SpecCheck(settings, closing), Readiness({"store": lambda: store.ready(), **(checks or {})}),
+        check_spec or looked, looked.lately, Readiness({"store": lambda: store.ready(), **(checks or {})}),
         StoreCalls(store), Hub(store, metrics, closing), closing,
     )  # fmt: skip
     app.state.accord = state

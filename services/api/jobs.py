@@ -39,7 +39,8 @@ async def submit(request: Request, idempotency_key: Annotated[str, Header(max_le
         if known is not None:
             return _accepted(known, created=False)
     spec = await _aside(body, JobSpec.parse)
-    await asyncio.get_running_loop().run_in_executor(state.submitting, state.preflight, spec)
+    if not state.lately(spec):
+        await asyncio.get_running_loop().run_in_executor(state.submitting, state.preflight, spec)
     job, created = await state.calls.enqueue(
         Submission(
             id=new_job_id(),

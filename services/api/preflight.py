@@ -36,6 +36,9 @@ START_S = 30.0
 _WAITING_PER_WORKER = 8
 """Submissions that may wait for each child; more are told to come back."""
 _PASSED_KEPT = 1024
+LATELY_S = 1.0
+"""So long even the `stat` calls are saved: jobs that come together, as a sweep over seeds, name the same files. The
+attempt looks again before it trains."""
 _NOT_LOOKED_AT = {"name", "seed", "steps", "labels", "max_attempts", "max_runtime_s"}
 """Fields of a job that no file can contradict."""
 
@@ -48,6 +51,7 @@ class SpecCheck:
         self.deadline_s = settings.preflight_s
         self._pool = _shared_pool(tuple(command), settings.preflight_workers)
         self._passed: OrderedDict[bytes, Seen] = OrderedDict()
+        self._looked: dict[bytes, float] = {}
         self._lock = threading.Lock()
         self._closing = closing
 
@@ -58,20 +62,34 @@ class SpecCheck:
             SpecError: they are not; it names the fields.
             Overloaded: they could not be looked at in time.
         """
-        key = hashlib.sha256(spec.model_dump_json(exclude=_NOT_LOOKED_AT).encode()).digest()
+        key = _inputs_of(spec)
         with self._lock:
             seen = self._passed.get(key)
         if seen is not None and unchanged(seen):
+            self._note(key, seen)
             return
         question = json.dumps({"spec": spec.model_dump_json(), "roots": [self.roots.allowed, self.roots.refused]})
         answer = json.loads(self._pool.ask(question.encode() + b"\n", self.deadline_s, self._closing.is_set))
         if answer["problems"]:
             raise SpecError([(pointer, message) for pointer, message in answer["problems"]])
+        self._note(key, {path: _stamp(stamp) for path, stamp in answer["seen"].items()})
+
+    def lately(self, spec: JobSpec) -> bool:
+        """True when these files were in order a moment ago. Touches no disk, so the event loop may ask."""
         with self._lock:
-            self._passed[key] = {path: _stamp(stamp) for path, stamp in answer["seen"].items()}
+            return time.monotonic() - self._looked.get(_inputs_of(spec), -LATELY_S) < LATELY_S
+
+    def _note(self, key: bytes, seen: Seen) -> None:
+        with self._lock:
+            self._passed[key], self._looked[key] = seen, time.monotonic()
             self._passed.move_to_end(key)
             while len(self._passed) > _PASSED_KEPT:
-                self._passed.popitem(last=False)
+                del self._looked[self._passed.popitem(last=False)[0]]
+
+
+def _inputs_of(spec: JobSpec) -> bytes:
+    """What the files of a job have to fit."""
+    return hashlib.sha256(spec.model_dump_json(exclude=_NOT_LOOKED_AT).encode()).digest()
 
 
 def _stamp(values: Sequence[int]) -> Stamp:

@@ -30,6 +30,8 @@ class ApiState:
     metrics: Metrics
     preflight: Callable[[JobSpec], object]
     """Checks files that a valid spec names; raises SpecError."""
+    lately: Callable[[JobSpec], bool]
+    """True when `preflight` passed on these files a moment ago."""
     readiness: Readiness
     calls: StoreCalls
     """The store, for code on the event loop."""

@@ -25,7 +25,7 @@ from accord.config.settings import Settings
 from accord.errors import Overloaded, SpecError
 from services.api.app import create_app
 from services.api.preflight import Pool, SpecCheck
-from services.jobs.store import InMemoryJobStore
+from services.jobs.memory import InMemoryJobStore
 
 STUCK = (sys.executable, "-c", "import sys, time\nsys.stdin.readline(); print(flush=True); time.sleep(600)")
 
@@ -104,6 +104,8 @@ def test_what_lies_inside_is_taken_and_looked_at_once(
     monkeypatch.setattr(Pool, "ask", lambda *_: pytest.fail("looked at again"))
     assert client.post("/v1/jobs", json={**spec, "seed": 3, "labels": {"a": "b"}}).status_code == 202
     monkeypatch.undo()
+    monkeypatch.setattr("services.api.preflight.LATELY_S", 0.0)
+    assert client.post("/v1/jobs", json=spec).status_code == 202
     (tmp_path / "in/train.jsonl").write_text("not json\n")
     answer = client.post("/v1/jobs", json=spec)
     assert answer.status_code == 422 and "line 1" in answer.text

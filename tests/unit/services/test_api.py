@@ -136,8 +136,9 @@ def test_idempotency_key(client: TestClient, spec: dict[str, Any]) -> None:
 
 
 def test_a_replay_is_answered_although_its_file_has_gone(
-    client: TestClient, spec: dict[str, Any], tmp_path: Path
+    client: TestClient, spec: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("services.api.preflight.LATELY_S", 0.0)
     headers = {"Idempotency-Key": "once"}
     first = client.post("/v1/jobs", json=spec, headers=headers)
     (tmp_path / "train.jsonl").unlink()
@@ -146,6 +147,20 @@ def test_a_replay_is_answered_although_its_file_has_gone(
     assert again.headers["idempotency-replayed"] == "true"
     assert_problem(client.post("/v1/jobs", json=spec, headers={"Idempotency-Key": "new"}), 422)
     assert_problem(client.post("/v1/jobs", content=b"{", headers=headers), 409)
+
+
+def test_jobs_that_come_together_look_at_their_files_once(
+    client: TestClient, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert client.post("/v1/jobs", json=spec).status_code == 202
+    looked: list[object] = []
+    monkeypatch.setattr("services.api.preflight.unchanged", lambda seen: looked.append(seen) or True)
+    monkeypatch.setattr("services.api.preflight.LATELY_S", 60.0)
+    assert [client.post("/v1/jobs", json={**spec, "seed": seed}).status_code for seed in range(5)] == [202] * 5
+    assert looked == []
+    monkeypatch.setattr("services.api.preflight.LATELY_S", 0.0)
+    assert client.post("/v1/jobs", json=spec).status_code == 202 and len(looked) == 1
+    assert_problem(client.post("/v1/jobs", json=changed(spec, "/sampling/height", 33)), 422)
 
 
 def test_a_replay_is_answered_by_a_release_with_other_defaults(
