@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from accord.errors import AccordError
-from accord.events import Progress, StateChanged
+from accord.events import Progress, StateChanged, read_event
 from accord.ids import new_job_id
 from services.jobs.job import TRANSITIONS, JobState, Reason
 from services.jobs.memory import InMemoryJobStore
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import JobStore, Submission
 from services.runner.embedded import EmbeddedStore
+from tests.contracts.stores import step_event
 
 LONG = 1000.0
 NOW = 0.0
@@ -69,9 +71,27 @@ class TwoStores(RuleBasedStateMachine):
     def finish(self, job: str, epoch: int, state: str) -> None:
         self.both(lambda store: picture(store.finish(job, epoch, JobState(state), Reason.NONE)))
 
+    @rule(job=jobs, epoch=st.integers(0, 3), delay_s=st.sampled_from([0.0, 0.0, LONG]))
+    def release(self, job: str, epoch: int, delay_s: float) -> None:
+        self.both(lambda store: picture(store.release(job, epoch, delay_s=delay_s, message="later")))
+
     @rule(job=jobs, epoch=st.integers(0, 3))
-    def release(self, job: str, epoch: int) -> None:
-        self.both(lambda store: picture(store.release(job, epoch)))
+    def lose(self, job: str, epoch: int) -> None:
+        self.both(lambda store: picture(store.lose(job, epoch, Reason.KILLED, "", NOW)))
+        time.sleep(0.003)
+        self.claim()  # what waited for its backoff is in line from here on
+
+    @rule(why=st.sampled_from(["", "no room"]))
+    def explain(self, why: str) -> None:
+        self.both(lambda store: store.explain(why))
+
+    @rule(job=jobs)
+    def delete(self, job: str) -> None:
+        self.both(lambda store: store.delete(job))
+
+    @rule(key=st.sampled_from(["", "a", "b"]), body=st.sampled_from(["x", "y"]))
+    def accepted(self, key: str, body: str) -> None:
+        self.both(lambda store: picture(store.accepted(key, body)))
 
     @rule(job=jobs)
     def cancel(self, job: str) -> None:
@@ -82,6 +102,10 @@ class TwoStores(RuleBasedStateMachine):
         event = Progress(phase="rollout", step=1, done=epoch, total=3)
         self.both(lambda store: store.append(job, epoch, event))
 
+    @rule(job=jobs, epoch=st.integers(0, 3))
+    def step(self, job: str, epoch: int) -> None:
+        self.both(lambda store: bool(store.append(job, epoch, step_event(epoch))))
+
     @rule(job=jobs)
     def read(self, job: str) -> None:
         states = self.both(lambda store: [
@@ -90,6 +114,23 @@ class TwoStores(RuleBasedStateMachine):
         if isinstance(states, list):
             for before, after in pairwise(states):
                 assert JobState(after) in TRANSITIONS[JobState(before)]
+
+    @rule(job=jobs)
+    def look(self, job: str) -> None:
+        self.both(lambda store: (picture(store.get(job)), store.get(job).progress, store.get(job).step))
+        self.both(lambda store: [entry.event.type for entry in store.events(job)])
+
+    @invariant()
+    def lists_agree(self) -> None:
+        self.both(lambda store: [picture(job) for job in store.page(limit=100).jobs])
+        self.both(lambda store: store.folders_to_remove())
+
+    @invariant()
+    def the_feed_tells_the_same(self) -> None:
+        self.both(lambda store: [
+            (entry.job_id, bool(entry.event_id), read_event(entry.json).type)
+            for entry in store.feed("0-0", limit=10_000)
+        ])  # fmt: skip
 
     @invariant()
     def queues_agree(self) -> None:
@@ -109,11 +150,14 @@ def outcome(call: Any, store: JobStore) -> Any:
 
 def picture(job: Any) -> Any:
     """A job without its times."""
-    return None if job is None else (job.id, job.state, job.reason, job.epoch, job.lost_attempts)
+    return None if job is None else (job.id, job.state, job.reason, job.epoch, job.lost_attempts, job.waiting)
 
 
 def test_random_histories() -> None:
     with tempfile.TemporaryDirectory() as folder, EmbeddedStore(Path(folder)) as server:
+        store = RedisJobStore(server.url)
+        store._redis.config_set("appendfsync", "no")
+        store.close()
         TwoStores.server = server
         chosen = settings(
             max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
