@@ -18,6 +18,7 @@ from services.jobs.store import (
     ALIVE,
     FEED_KEPT,
     IDEMPOTENCY_TTL_S,
+    MESSAGE_KEPT,
     STEPS_KEPT,
     STOPPED,
     Beat,
@@ -321,9 +322,10 @@ class InMemoryJobStore:
         if to not in TRANSITIONS[JobState(job.state)]:
             raise Conflict(f"{job.id} is {job.state}, which cannot become {to}")
         now = self.clock()
+        ended = {"finished_at": now} if to in TERMINAL else {}
         moved = job.model_copy(update={
-            "state": to, "reason": reason, "message": message, "waiting": waiting, "progress": None,
-            "updated_at": now, **({"finished_at": now} if to in TERMINAL else {}),
+            "state": to, "reason": reason, "message": message[:MESSAGE_KEPT], "waiting": waiting[:MESSAGE_KEPT],
+            "progress": None, "updated_at": now, **ended,
         })  # fmt: skip
         self._jobs[job.id] = moved
         if to not in ACTIVE:

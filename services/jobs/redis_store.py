@@ -36,6 +36,7 @@ from services.jobs.server import complaints, room
 from services.jobs.store import (
     ALIVE,
     IDEMPOTENCY_TTL_S,
+    MESSAGE_KEPT,
     PREFIX,
     STOPPED,
     Beat,
@@ -267,16 +268,18 @@ class RedisJobStore:
 
     def finish(self, job_id: str, epoch: int, state: JobState, reason: Reason, message: str = "") -> Job:
         """See JobStore."""
-        return read_job(Job, self._owned("finish", job_id, epoch, state.value, reason.value, message)[1])
+        return read_job(Job, self._owned("finish", job_id, epoch, state.value, reason.value, message[:MESSAGE_KEPT])[1])
 
     def lose(self, job_id: str, epoch: int, reason: Reason, message: str, backoff_s: float) -> Job:
         """See JobStore."""
-        return read_job(Job, self._owned("lose", job_id, epoch, reason.value, message, _ms(backoff_s))[1])
+        return read_job(
+            Job, self._owned("lose", job_id, epoch, reason.value, message[:MESSAGE_KEPT], _ms(backoff_s))[1]
+        )
 
     def release(self, job_id: str, epoch: int, *, delay_s: float = 0.0, message: str = STOPPED) -> Job:
         """See JobStore."""
         delay_ms = _ms(delay_s) if delay_s > 0 else 0
-        return read_job(Job, self._owned("release", job_id, epoch, delay_ms, message)[1])
+        return read_job(Job, self._owned("release", job_id, epoch, delay_ms, message[:MESSAGE_KEPT])[1])
 
     def explain(self, why: str) -> None:
         """See JobStore."""

@@ -23,6 +23,8 @@ STEPS_KEPT = 2_000
 FEED_KEPT = 4_000
 """Newest entries of the feed, about."""
 ALIVE = "{job_id} is {state}; cancel it and wait for its end before deleting it"
+MESSAGE_KEPT = 2_000
+"""Characters of a message; longer ones are cut."""
 STOPPED = "the runner was stopped"
 
 

@@ -197,10 +197,11 @@ def jobs(limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] =
         for column in ("job", "name", "state", "step", "attempt", "accepted"):
             table.add_column(column, no_wrap=column == "job")
         for job in _client().jobs(limit):
-            state = job["state"] + (f" ({job['reason']})" if job["reason"] else "")
+            why = job["waiting"] or job["reason"]
+            state = job["state"] + (f" ({why})" if why else "")
             at = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
             table.add_row(
-                job["id"], escape(job["name"]), state, f"{job['step']}/{job['steps']}", str(job["attempt"]), at
+                job["id"], escape(job["name"]), escape(state), f"{job['step']}/{job['steps']}", str(job["attempt"]), at
             )  # fmt: skip
         out.print(table)
 

@@ -18,6 +18,7 @@ from accord.events import (
     CheckpointSaved,
     EvaluationDone,
     Failed,
+    Gap,
     JobEvent,
     ProcessLost,
     Progress,
@@ -135,6 +136,8 @@ def _line(event: JobEvent) -> str | None:
     if isinstance(event, ProcessLost):
         took = f" in {event.recovery_seconds:.1f} s" if event.recovery_seconds is not None else ""
         return f"{event.process} died: {event.outcome}{took}"
+    if isinstance(event, Gap):
+        return f"{event.dropped} older steps are not kept here; the report has their curves"
     if isinstance(event, Warned):
         return f"warning: {event.message}"
     if isinstance(event, Failed):

@@ -73,6 +73,7 @@ function note(event) {
     evaluation: (e) => "evaluated at step " + e.step,
     process_lost: (e) => e.process + " died: " + e.outcome,
     warning: (e) => "warning: " + e.message,
+    gap: (e) => e.dropped + " older steps are not shown; the report has their curves",
     failed: (e) => "failed: " + e.message,
   }[event.type];
   if (!words) return;
@@ -110,7 +111,7 @@ async function showResults(tries = 5) {
 }
 
 const handlers = { state: (e) => showState(e.state, e.reason), progress: showPhase, step: showStep };
-const types = ["state", "progress", "step", "checkpoint", "evaluation", "process_lost", "warning", "failed"];
+const types = ["state", "progress", "step", "checkpoint", "evaluation", "process_lost", "warning", "failed", "gap"];
 let last = "";
 
 function follow() {
