@@ -44,11 +44,10 @@ def spawn(
 
 def without_loopback_proxy(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment with loopback in `no_proxy`, in both spellings: some libraries read one, some the other."""
-    changed = dict(environment)
-    for name in ("no_proxy", "NO_PROXY"):
-        known = [host for host in environment.get(name, "").split(",") if host.strip()]
-        changed[name] = ",".join([*known, *(host for host in _LOOPBACK if host not in known)])
-    return changed
+    names = ("no_proxy", "NO_PROXY")
+    given = [host.strip() for name in names for host in environment.get(name, "").split(",")]
+    hosts = ",".join(dict.fromkeys(host for host in (*given, *_LOOPBACK) if host))
+    return {**environment, **dict.fromkeys(names, hosts)}
 
 
 def main(arguments: list[str]) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
 
 import grpc
+import httpx
 import pytest
 
 from accord.events import Warned
@@ -16,8 +19,10 @@ from services.jobs.job import JobState, Reason
 from services.jobs.store import Submission
 from services.runner import runner
 from services.runner.embedded import EmbeddedStore
+from services.runner.runner_port import watched_at
 from services.runner.service import prepare_directories
 from tests.integration import fake_attempt
+from tests.integration.service import free_port
 from tests.integration.test_service_supervisor import Bench
 from tests.integration.volume import Volume, mounted
 
@@ -160,6 +165,23 @@ def test_a_job_that_waited_too_long_for_room_is_given_back(bench: Bench, volume:
     assert (job.epoch, job.lost_attempts) == (2, 0)
 
 
+def test_a_log_that_cannot_be_written_fails_nothing(bench: Bench, volume: Volume) -> None:
+    volume.fill()
+    program = "import sys; from accord import logs; {} print('x' * 9999); print('y', file=sys.stderr); sys.exit(0)"
+    ends = []
+    for prepare in ("logs.forgive_output();", ""):
+        with (volume.path / "log").open("wb") as log:
+            command = [sys.executable, "-c", program.format(prepare)]
+            ends.append(subprocess.run(command, stdout=log, stderr=log, timeout=60).returncode == 0)
+    assert ends == [True, False], "the second shows that the log could not be written"
+    volume.empty()
+    job_id = bench.submit("succeed")
+    (volume.path / job_id).mkdir()
+    (volume.path / job_id / "logs").touch()  # not a folder
+    bench.thread.start()
+    assert bench.state(job_id, JobState.SUCCEEDED).epoch == 1
+
+
 def warnings(bench: Bench, job_id: str) -> list[str]:
     return [entry.event.code for entry in bench.store.events(job_id) if isinstance(entry.event, Warned)]
 
@@ -185,14 +207,21 @@ def ray(bench: Bench) -> Iterator[grpc.Server]:
 def test_no_job_is_claimed_while_ray_is_away(bench: Bench, ray: grpc.Server, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("http_proxy", "https_proxy", "all_proxy", "grpc_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
+    settings = bench.settings.model_copy(update={"metrics_port": free_port()})
+    probe = httpx.Client(base_url=f"http://127.0.0.1:{settings.metrics_port}", trust_env=False)
     job_id = bench.submit("succeed")
     bench.thread.start()
-    job = bench.wait(job_id, lambda job: job.waiting)
-    assert "no Ray answers at 127.0.0.1" in job.waiting
-    assert (job.state, job.epoch, gauge(bench, "ray"), gauge(bench, "runs")) == (JobState.QUEUED, 0, 0.0, 1.0)
-    ray.start()
-    job = bench.state(job_id, JobState.SUCCEEDED)
-    assert (job.epoch, job.lost_attempts, gauge(bench, "ray")) == (1, 0, 1.0)
+    with watched_at(settings, bench.metrics, bench.supervisor.gate), probe:
+        job = bench.wait(job_id, lambda job: job.waiting)
+        assert "no Ray answers at 127.0.0.1" in job.waiting
+        assert (job.state, job.epoch, gauge(bench, "ray"), gauge(bench, "runs")) == (JobState.QUEUED, 0, 0.0, 1.0)
+        not_ready = probe.get("/readyz")
+        assert not_ready.status_code == 503 and "no Ray answers at" in not_ready.text
+        ray.start()
+        job = bench.state(job_id, JobState.SUCCEEDED)
+        assert (job.epoch, job.lost_attempts, gauge(bench, "ray")) == (1, 0, 1.0)
+        assert probe.get("/readyz").text == "ready\n"
+        assert 'accord_runner_can_claim{check="ray"} 1.0' in probe.get("/metrics").text
 
 
 def test_an_attempt_that_ends_with_its_ray_is_given_back(bench: Bench, ray: grpc.Server) -> None:

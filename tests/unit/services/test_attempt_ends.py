@@ -1,0 +1,78 @@
+"""How an attempt's error becomes its exit status and its event, and where its processes may not look for a proxy."""
+
+from __future__ import annotations
+
+import pytest
+from ray.exceptions import RayTaskError
+
+from accord.errors import (
+    AccordError,
+    Fenced,
+    ModelError,
+    NonFiniteError,
+    RewardError,
+    SpecError,
+    StoreUnavailable,
+    Unreachable,
+    VolumeFull,
+)
+from accord.events import Event, Failed
+from services.runner.client import on_loopback
+from services.runner.guard import without_loopback_proxy
+from services.runner.launch import FENCED, RETRYABLE, UNAVAILABLE, USER_ERROR, _ended
+
+ENDS = [
+    (SpecError([("/rewards/1", "reward clap could not be started")]), USER_ERROR, "invalid_spec"),
+    (ModelError("no such directory"), USER_ERROR, "invalid_model"),
+    (NonFiniteError("step 3: loss/video is nan"), USER_ERROR, "nonfinite"),
+    (RewardError("sync is down"), RETRYABLE, "reward"),
+    (AccordError("the learner ranks failed"), RETRYABLE, "internal"),
+    (KeyError("x"), RETRYABLE, "internal"),
+    (VolumeFull("no room"), UNAVAILABLE, "volume_full"),
+    (Unreachable("no Ray"), UNAVAILABLE, "unreachable"),
+    (StoreUnavailable("gone"), UNAVAILABLE, "store_unavailable"),
+]
+
+
+class Told(list[Event]):
+    """An EventSink that keeps what it gets."""
+
+    def emit(self, event: Event) -> None:
+        self.append(event)
+
+
+@pytest.mark.parametrize(("error", "code", "reason"), ENDS, ids=[type(error).__name__ for error, *_ in ENDS])
+@pytest.mark.parametrize("layers", [0, 2])
+def test_an_error_ends_the_attempt_by_its_class_however_it_came(
+    error: Exception, code: int, reason: str, layers: int
+) -> None:
+    arrived = error
+    for _ in range(layers):
+        arrived = RayTaskError("call", "traceback", arrived, "", 1, "127.0.0.1").as_instanceof_cause()
+    told = Told()
+    assert _ended(told, arrived) == code  # type: ignore[arg-type]
+    (event,) = told
+    assert isinstance(event, Failed)
+    assert (event.reason, event.retryable) == (reason, code != USER_ERROR)
+    if isinstance(error, AccordError):
+        assert event.message == f"{type(error).__name__}: {error}"
+
+
+def test_a_fenced_attempt_says_nothing() -> None:
+    told = Told()
+    assert _ended(told, Fenced("another owns it")) == FENCED and not told  # type: ignore[arg-type]
+
+
+def test_loopback_is_added_to_no_proxy_in_both_spellings() -> None:
+    changed = without_loopback_proxy({"http_proxy": "http://proxy:3128", "no_proxy": "example.org, 127.0.0.1"})
+    hosts = "example.org,127.0.0.1,localhost,::1"
+    assert changed == {"http_proxy": "http://proxy:3128", "no_proxy": hosts, "NO_PROXY": hosts}
+
+
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [("http://127.0.0.1:8420", True), ("http://[::1]:8420", True), ("http://localhost", True),
+     ("http://127.0.0.1.example.org", False), ("https://accord.example.org", False), ("http://10.0.0.1", False)],
+)  # fmt: skip
+def test_only_this_machine_is_loopback(url: str, own: bool) -> None:
+    assert on_loopback(url) is own
