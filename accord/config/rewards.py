@@ -25,6 +25,10 @@ class RewardSpec(Spec):
     """Modalities it looks at; a backbone without one of them cannot use this reward."""
     about: ClassVar[str] = ""
     """One line: what a higher score means."""
+    smallest_effect: ClassVar[float] = 0.01
+    """A change of the mean below this counts as none that matters, however certain it is."""
+    highest: ClassVar[float | None] = None
+    """Top of the range, where there is one; a mean that stands there is called saturated."""
     prompt_anchored: ClassVar[bool] = False
     """True when the score depends on the prompt's text."""
     min_frames: ClassVar[int] = 1
@@ -56,6 +60,7 @@ class SyncReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.sync:SyncModel"
     about: ClassVar[str] = "sound onsets fall on visible contacts more than chance would have them"
     min_frames: ClassVar[int] = 2
+    highest: ClassVar[float | None] = 1.0
     name: Literal["sync"] = "sync"
     route: Route = "both"
 
@@ -67,6 +72,7 @@ class ClapReward(RewardSpec):
     inspect: ClassVar[str] = "accord.config.clap_dir:inspect_clap_dir"
     needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     about: ClassVar[str] = "the sound is the one the text names"
+    highest: ClassVar[float | None] = 1.0
     prompt_anchored: ClassVar[bool] = True
     name: Literal["clap"] = "clap"
     route: Route = "audio"
@@ -82,6 +88,7 @@ class AudioAestheticsReward(RewardSpec):
     needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     about: ClassVar[str] = "events stand clear of the noise floor"
     min_seconds: ClassVar[float] = 0.06
+    highest: ClassVar[float | None] = 1.0
     name: Literal["audio_aesthetics"] = "audio_aesthetics"
     route: Route = "audio"
 
@@ -93,6 +100,7 @@ class VideoAestheticsReward(RewardSpec):
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "frames are sharp, well exposed and free of noise"
     min_frames: ClassVar[int] = 2
+    highest: ClassVar[float | None] = 1.0
     name: Literal["video_aesthetics"] = "video_aesthetics"
     route: Route = "video"
 
@@ -103,6 +111,7 @@ class TextVideoReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.text_video:TextVideoModel"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "the moving thing has the colour and the motion that the text names"
+    highest: ClassVar[float | None] = 1.0
     prompt_anchored: ClassVar[bool] = True
     name: Literal["text_video"] = "text_video"
     route: Route = "video"
@@ -115,6 +124,8 @@ class TemporalFlickerReward(RewardSpec):
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "what stands still keeps its brightness"
     min_frames: ClassVar[int] = 2
+    smallest_effect: ClassVar[float] = 0.002
+    highest: ClassVar[float | None] = 1.0
     name: Literal["temporal_flicker"] = "temporal_flicker"
     route: Route = "video"
 
@@ -126,6 +137,8 @@ class MotionSmoothnessReward(RewardSpec):
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "a frame lies between its neighbours"
     min_frames: ClassVar[int] = 3
+    smallest_effect: ClassVar[float] = 0.002
+    highest: ClassVar[float | None] = 1.0
     name: Literal["motion_smoothness"] = "motion_smoothness"
     route: Route = "video"
 
@@ -137,5 +150,6 @@ class DynamicDegreeReward(RewardSpec):
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "something moves"
     min_frames: ClassVar[int] = 2
+    highest: ClassVar[float | None] = 1.0
     name: Literal["dynamic_degree"] = "dynamic_degree"
     route: Route = "video"

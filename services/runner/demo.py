@@ -27,9 +27,10 @@ from accord.events import RewardSummary
 from services.api.auth import KEY_FILE
 from services.runner import guard, processes
 from services.runner.client import ApiClient
+from services.runner.comparison import Row, headline, summary_rows
 from services.runner.job_file import read_job
 from services.runner.service import prepare_directories
-from services.runner.summary import Row, Summary, summary_rows
+from services.runner.summary import Summary
 from services.runner.watch import JobPicture, watch
 
 READY_S = 240.0
@@ -184,9 +185,11 @@ def show_result(run_dir: Path, console: Console) -> None:
     others = [row for row in rows if row.kind == "held_out"]
     if others:
         console.print(_table("Held-out metrics, never trained on", others))
+    console.print(headline(summary, rows), highlight=False, markup=False)
     guidance = f"{summary.guided_by} guidance" if summary.guided_by else f"guidance {summary.guidance:g} (off)"
     console.print(
-        f"mean ± standard error; change with its distance from 0 in standard errors of the difference\n"
+        f"mean ± standard error; change with its distance from 0 in standard errors of the difference; slightly = "
+        f"certain, and too small to matter\n"
         f"{guidance}, before and after alike; {summary.steps} steps in "
         f"{summary.wall_seconds:.0f} s, {summary.samples_generated} clips sampled",
         style="dim", highlight=False,
@@ -212,13 +215,14 @@ def _table(title: str, rows: Sequence[Row]) -> Table:
         name = row.name if row.trained or row.kind == "held_out" else f"{row.name}*"
         change = "" if row.delta is None else f"{row.delta:+.3f}" + ("" if row.z is None else f" ({row.z:+.1f})")
         style = {"better": "green", "worse": "red"}.get(row.verdict, "")
+        verdict = row.verdict + (", saturated" if row.saturated and row.verdict != "saturated" else "")
         table.add_row(
             name,
             row.route or "",
             _value(row.before),
             _value(row.after),
             change,
-            f"[{style}]{row.verdict}[/]" if style else row.verdict,
+            f"[{style}]{verdict}[/]" if style else verdict,
         )
     return table
 

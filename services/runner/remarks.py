@@ -14,12 +14,18 @@ from accord.plugins import resolve
 def remarks(job: JobSpec) -> list[str]:
     """A sentence each. Raises ModelError for a model directory that cannot be read."""
     found = [f"Departs from its preset: {line}." for line in departures(job)]
-    surgery = getattr(job.algorithm, "surgery", None)
+    surgery = surgery_of(job)
     inspect = getattr(type(job.backbone), "inspect", "")
-    if isinstance(surgery, SurgerySpec) and surgery.enabled and inspect:
+    if surgery is not None and inspect:
         depth = resolve(inspect)(job.backbone.path).depth
         found.append(f"Gradient surgery on the {depth} blocks of this model: {kept(surgery.factors(depth))}.")
     return found
+
+
+def surgery_of(job: JobSpec) -> SurgerySpec | None:
+    """The gradient surgery of a job, if it does any."""
+    surgery = getattr(job.algorithm, "surgery", None)
+    return surgery if isinstance(surgery, SurgerySpec) and surgery.enabled else None
 
 
 def kept(factors: Sequence[float]) -> str:

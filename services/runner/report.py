@@ -18,21 +18,22 @@ from pydantic import ValidationError
 
 from accord.config.backbones import SamplingSpec
 from accord.config.base import problems_of
+from accord.config.departures import departures
 from accord.config.job import JobSpec
 from accord.errors import MediaError, SpecError, UserError
 from accord.events import StepCompleted
+from services.runner.comparison import Row, headline, summary_rows
+from services.runner.remarks import kept, surgery_of
 from services.runner.report_charts import Point, Series, line_chart, phase_chart
 from services.runner.report_clips import embed
 from services.runner.summary import (
     PHASES,
     ClipPair,
     Evaluation,
-    Row,
     Summary,
     build_summary,
     read_evaluations,
     read_steps,
-    summary_rows,
     write_whole,
 )
 
@@ -41,6 +42,7 @@ EMBED_LIMIT_BYTES = 24 * 2**20
 """Clips are embedded up to this size in all; what is beyond it is named with its file instead."""
 UNFINISHED = "unfinished"
 """State shown when the run folder has no summary."""
+ARRIVED = "gradient/audio_from_video/"
 ROUTE_WORDS = {"video": "video branch", "audio": "audio branch", "both": "both branches"}
 
 
@@ -86,9 +88,10 @@ def write_report(run_dir: Path) -> Path:
     page = _template().render(
         summary=summary,
         spec=spec,
-        facts=_facts(spec),
+        facts=[*_facts(spec), *_surgery(spec, steps)],
+        departures=_departures(spec),
         tiles=_tiles(summary, rows),
-        headline=_headline(summary, rows),
+        headline=headline(summary, rows),
         reward_rows=[(row, _interval(row)) for row in rows if row.kind == "reward"],
         held_out_rows=[(row, _interval(row)) for row in rows if row.kind == "held_out"],
         pairs=_pairs(run_dir, summary.clips),
@@ -166,38 +169,53 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
 
 
-def _headline(summary: Summary, rows: Sequence[Row]) -> str:
-    """One sentence that says how it came out."""
-    if summary.state != "succeeded":
-        return "This job did not come to its end; the page shows what it left."
-    trained = [row for row in rows if row.kind == "reward" and row.trained]
-    better = sum(row.verdict == "better" for row in trained)
-    text = f"{better} of {len(trained)} trained rewards rose by two standard errors or more on held-out prompts."
-    chance = [row.name for row in trained if row.verdict == "not beyond chance"]
-    if chance:
-        text += f" No more than chance would: {', '.join(chance)}."
-    fell = [row.name for row in trained if row.verdict == "worse"]
-    lost = [row.name for row in rows if row.kind == "held_out" and row.verdict in ("worse", "perhaps worse")]
-    if fell:
-        text += f" Fell: {', '.join(fell)}."
-    if lost:
-        text += f" Worse by one or more, though not trained on: {', '.join(lost)}."
-    return text
-
-
 def _tiles(summary: Summary, rows: Sequence[Row]) -> list[tuple[str, str]]:
     """The figures at the top: (value, what it is)."""
     trained = [row for row in rows if row.kind == "reward" and row.trained]
     better = sum(row.verdict == "better" for row in trained)
-    compared = any(row.delta is not None for row in trained)
+    worse = sum(row.verdict == "worse" for row in rows)
+    compared = any(row.delta is not None for row in rows)
     return [
-        (f"{better} / {len(trained)}" if compared else "–", "rewards better"),
+        (f"{better} / {len(trained)}" if compared else "–", "trained rewards better"),
+        (f"{worse} / {len(rows)}" if compared else "–", "of all metrics worse"),
         (f"{summary.steps} / {summary.steps_wanted}", "optimizer steps"),
         (f"{summary.samples_generated:,}".replace(",", "\u202f"), "clips sampled"),
         (duration(summary.wall_seconds), "wall time"),
         (f"{summary.guidance:g}" if summary.guidance > 1 else "on" if summary.guided_by else "off", "guidance"),
         (str(summary.seed), "seed"),
     ]
+
+
+def _job(spec: Mapping[str, Any]) -> JobSpec | None:
+    """The resolved spec as a job; None where it is not one to this release."""
+    try:
+        return JobSpec.parse(json.dumps(spec))
+    except SpecError:
+        return None
+
+
+def _departures(spec: Mapping[str, Any]) -> list[str]:
+    job = _job(spec)
+    return departures(job) if job else []
+
+
+def _surgery(spec: Mapping[str, Any], steps: Sequence[StepCompleted]) -> list[tuple[str, str]]:
+    """What the schedule means for this model, and what was measured in the first step, where block norms were."""
+    job = _job(spec)
+    surgery = surgery_of(job) if job else None
+    found = {key: value for key, value in (steps[0].metrics if steps else {}).items() if key.startswith(ARRIVED)}
+    norms = [value or 0.0 for _, value in sorted(found.items())]
+    if surgery is None or not norms:
+        return []
+    factors = surgery.factors(len(norms))
+    text = kept(factors)
+    before = math.hypot(*(norm / factor for norm, factor in zip(norms, factors, strict=True) if factor > 0))
+    if before > 0:
+        open_blocks = "" if all(factors) else " at the blocks that keep any"
+        text += (
+            f"; in step {steps[0].step} {100 * math.hypot(*norms) / before:.3g} % of its norm came through{open_blocks}"
+        )
+    return [("Surgery", text)]
 
 
 def _facts(spec: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -1,21 +1,17 @@
-"""What came of a job, in numbers: summary.json, and the rows that the terminal's table and the report share.
+"""What came of a job, in numbers: summary.json.
 
 Everything is read from the run folder (`metrics.jsonl`, `evaluation/step-*.json`, `adapter/`, `clips/`), so that a
-summary can be made of a job that failed half-way, too. `summary_rows` is the one place where before and after are
-compared, so both print the same numbers.
+summary can be made of a job that failed half-way, too. What the numbers say is in `comparison.py`.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -27,8 +23,6 @@ from accord.ids import file_sha256
 from accord.types import Route
 
 PHASES = ("rollout", "reward", "learn", "publish", "checkpoint", "startup", "evaluate")
-
-Better = Literal["higher", "lower", "not lower"]
 
 
 class Document(BaseModel):
@@ -53,6 +47,10 @@ class RewardChange(Change):
     weight: float
     """0 = measured but not trained on."""
     about: str = ""
+    smallest_effect: float = 0.0
+    """A change below this counts as none that matters, however certain it is."""
+    highest: float | None = None
+    """Top of the reward's range, where it has one."""
 
 
 class ClipPair(Document):
@@ -99,29 +97,6 @@ class Summary(Document):
     """What could not be read while this was put together."""
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One line of the result: a metric before and after."""
-
-    name: str
-    kind: Literal["reward", "held_out"]
-    route: Route | None
-    trained: bool
-    better: Better | None
-    """The good direction: of `not lower` a fall is bad and a rise is not yet good; None when there is none."""
-    before: RewardSummary | None
-    after: RewardSummary | None
-    delta: float | None
-    """after - before"""
-    error: float | None
-    """Standard error of delta: of the paired differences, else the root of the sum of both squared standard errors."""
-    paired: bool
-    z: float | None
-    """delta / error; infinite when a difference has no error at all"""
-    verdict: str
-    about: str = ""
-
-
 class EvaluatedSample(BaseModel):
     """One held-out sample; what else is recorded of it is of no interest here."""
 
@@ -145,24 +120,6 @@ class Evaluation(BaseModel):
     """Difference to the first evaluation, paired by prompt and seed."""
     samples: list[EvaluatedSample] = Field(default_factory=list)
 
-
-@dataclass(frozen=True, slots=True)
-class Control:
-    """A family of held-out metrics: its good direction and what it tells."""
-
-    better: Better | None
-    about: str
-
-
-CONTROLS: Mapping[str, Control] = {
-    "_distance": Control("lower", "Fréchet distance of the latents to those of the clean world"),
-    "_diversity": Control("not lower", "spread of the latents: a fall means clips alike, a rise may be noise"),
-    "_shuffled": Control(None, "the reward with another clip's sound: what chance gives"),
-    "_gap": Control("higher", "the reward minus its shuffled control: what is more than chance"),
-    "_offset_ms_median": Control("lower", "median distance in time between sound and picture, ms"),
-}
-"""By the end of the metric's name; a metric with none of these ends has no good direction."""
-NO_CONTROL = Control(None, "")
 
 CLIP_FILE = re.compile(r"(?P<id>.+)-(?P<seed>\d+)-(?P<label>base|tuned)\.mp4")
 
@@ -269,6 +226,8 @@ def _reward_changes(job: JobSpec, evaluations: list[Evaluation]) -> dict[str, Re
             route=spec.route,
             weight=spec.weight,
             about=spec.about,
+            smallest_effect=spec.smallest_effect,
+            highest=spec.highest,
             before=before.rewards.get(spec.name) if before else None,
             after=after.rewards.get(spec.name) if after else None,
             difference=after.change.get(spec.name) if after else None,
@@ -314,76 +273,6 @@ def _prompt_texts(job: JobSpec, warnings: list[str]) -> dict[str, str]:
     except PromptError as error:
         warnings.append(f"texts of the held-out prompts: {error}")
         return {}
-
-
-def summary_rows(summary: Summary) -> list[Row]:
-    """Every reward, then every held-out metric, with the difference and how many standard errors it is.
-
-    A reward with a shuffled control counts as better only when the gap to that control is better, too.
-    """
-    controls = [_row(name, "held_out", change, control_of(name)) for name, change in summary.held_out.items()]
-    verdicts = {row.name: row.verdict for row in controls}
-    rewards = []
-    for name, change in summary.rewards.items():
-        row = _row(name, "reward", change, Control("higher", change.about))
-        row = replace(row, route=change.route, trained=change.weight > 0)
-        if row.verdict == "better" and verdicts.get(f"{name}_gap", "better") != "better":
-            row = replace(row, verdict="not beyond chance")
-        rewards.append(row)
-    return rewards + controls
-
-
-def control_of(name: str) -> Control:
-    """Look up what a held-out metric tells by the end of its name."""
-    return next((control for end, control in CONTROLS.items() if name.endswith(end)), NO_CONTROL)
-
-
-def _row(name: str, kind: Literal["reward", "held_out"], change: Change, control: Control) -> Row:
-    delta, error = _difference(change)
-    z = None
-    if delta is not None and error is not None:
-        z = delta / error if error > 0 else math.copysign(math.inf, delta) if delta else 0.0
-    return Row(
-        name=name,
-        kind=kind,
-        route=None,
-        trained=False,
-        better=control.better,
-        before=change.before,
-        after=change.after,
-        delta=delta,
-        error=error,
-        paired=bool(change.difference and change.difference.mean is not None),
-        z=z,
-        verdict=verdict_of(delta, z, control.better),
-        about=control.about,
-    )
-
-
-def _difference(change: Change) -> tuple[float | None, float | None]:
-    """The difference and its standard error: paired where samples were paired, else of two independent means."""
-    if change.difference and change.difference.mean is not None:
-        return change.difference.mean, change.difference.sem
-    before, after = change.before, change.after
-    if before is None or after is None or before.mean is None or after.mean is None:
-        return None, None
-    error = None if before.sem is None or after.sem is None else math.hypot(before.sem, after.sem)
-    return after.mean - before.mean, error
-
-
-def verdict_of(delta: float | None, z: float | None, better: Better | None) -> str:
-    """Say a difference in a word: `unchanged` below 1 standard error, `perhaps …` below 2, from there on as it is."""
-    if delta is None:
-        return "not compared"
-    if z is None:
-        return "no error known"
-    if abs(z) < 1:
-        return "unchanged"
-    if better is None or (better == "not lower" and z > 0):
-        word = "different"
-    else:
-        word = "worse" if (z > 0) == (better == "lower") else "better"
-    return word if abs(z) >= 2 else f"perhaps {word}"
 
 
 def component_versions(job: JobSpec, *, store: str = "unknown", ray: str = "local") -> dict[str, str | int | None]:

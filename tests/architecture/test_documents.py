@@ -139,7 +139,9 @@ def _range_of(impl: str) -> tuple[float, float]:
 def test_reward_ranges_are_as_documented():
     for row in _rows("rewards.md", 6):
         low, high = (float(number) for number in row[2].split("…"))
-        assert (low, high) == _range_of(spec_class("rewards", row[0].strip("`")).impl), row[0]
+        spec = spec_class("rewards", row[0].strip("`"))
+        assert (low, high) == _range_of(spec.impl), row[0]
+        assert spec.highest == high and 0 < spec.smallest_effect < high - low, row[0]
 
 
 def test_every_endpoint_is_documented():

@@ -86,7 +86,8 @@ def test_all_parts_are_there_and_small(text: str) -> None:
     ):
         assert name in text
     assert "4 of 4 trained rewards rose" in text
-    assert "though not trained on: audio_diversity." in text
+    assert "Worse: audio_diversity (−4.5 standard errors, not trained on)." in text
+    assert re.search(r"<b>1 / 12</b><span>of all metrics worse</span>", text)
     assert "0.480" in text and "0.800" in text and "+8.0" in text
     assert "off (scale 1, conditional passes only); the same in training and in both evaluations" in text
 
@@ -184,3 +185,20 @@ def test_numbers_read_well() -> None:
     ]  # fmt: skip
     assert [signed(value, 1) for value in (2.0, -1.0, float("inf"), None)] == ["+2.0", "−1.0", "+∞", "–"]
     assert [duration(value) for value in (4.25, 331.4, 7260.0)] == ["4.2 s", "5 min 31 s", "2 h 01 min"]
+
+
+def test_departures_and_the_surgery_that_was_measured_are_told(new_run: Callable[..., Path]) -> None:
+    run_dir = new_run(steps=2, pairs=0)
+    tree = json.loads((run_dir / "spec.json").read_text())
+    runs = [{"start": 0.0, "stop": 0.25, "keep": 0.0}, {"start": 0.25, "stop": 0.5, "keep": 0.1}]
+    tree["algorithm"] |= {"preset": "published", "surgery": {"schedule": runs}}
+    (run_dir / "spec.json").write_text(json.dumps(tree))
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for block, norm in enumerate((0.0, 0.3, 4.0, 0.0)):
+        lines[0]["metrics"][f"gradient/audio_from_video/{block:02d}"] = norm
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = conclude(run_dir)
+    # Unscaled, the edges would have brought (?, 3, 4, 0), a norm of 5; sqrt(0.3^2 + 4^2) = 4.011 came.
+    assert "block 0 keeps 0 %, block 1 keeps 10 %, blocks 2-3 keep 100 % of what video sends into the sound" in text
+    assert "in step 1 80.2 % of its norm came through at the blocks that keep any" in text
+    assert "/sampling/num_steps: 8, and preset &#39;published&#39; has 20" in text

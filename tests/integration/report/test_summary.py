@@ -13,7 +13,8 @@ import pytest
 from accord.config.job import JobSpec
 from accord.events import RewardSummary
 from accord.requests import derive_seed
-from services.runner.summary import Change, Summary, build_summary, component_versions, summary_rows, write_summary
+from services.runner.comparison import headline, summary_rows, verdict_of
+from services.runner.summary import Change, Summary, build_summary, component_versions, write_summary
 
 
 def summarise(run_dir: Path, **changes: object) -> Summary:
@@ -158,6 +159,12 @@ def test_rows_hold_difference_and_standard_errors(finished_run: Path) -> None:
         ("sync_gap", change(0.1, 0.2, difference=0.03), "perhaps better"),
         ("sync_shuffled", change(0.1, 0.2), "different"),
         ("third_party", change(1.0, 1.02), "perhaps different"),
+        ("sync_gap", change(0.1, 0.109, sem=0.001), "slightly better"),
+        ("sync_gap", change(0.1, 0.111, sem=0.001), "better"),
+        ("sync_gap", change(0.1, 0.091, sem=0.001), "slightly worse"),
+        ("video_distance", change(50.0, 49.5, sem=0.01), "slightly better"),
+        ("video_distance", change(50.0, 48.9, sem=0.01), "better"),
+        ("sync_offset_ms_median", change(100.0, 104.0, sem=0.1), "slightly worse"),
     ],
 )
 def test_verdicts_follow_direction_and_error(finished_run: Path, name: str, moved: Change, verdict: str) -> None:
@@ -168,3 +175,75 @@ def test_a_reward_that_rises_no_more_than_its_control_is_not_called_better(finis
     summary = summarise(finished_run)
     assert rows_of(summary, sync_gap=change(0.16, 0.165))["sync"].verdict == "not beyond chance"  # type: ignore[attr-defined]
     assert rows_of(summary, sync_gap=change(0.16, 0.30))["sync"].verdict == "better"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("delta", "z", "better", "verdict"),
+    [
+        (0.02, 2.0, "higher", "better"),
+        (0.02, 1.9, "higher", "perhaps better"),
+        (0.005, 9.0, "higher", "slightly better"),
+        (-0.005, -7.4, "higher", "slightly worse"),
+        (-0.02, -7.4, "higher", "worse"),
+        (-0.02, -0.9, "higher", "unchanged"),
+        (0.005, 9.0, None, "slightly different"),
+    ],
+)
+def test_better_takes_certainty_and_size(delta: float, z: float, better: str | None, verdict: str) -> None:
+    assert verdict_of(delta, z, better, smallest=0.01) == verdict  # type: ignore[arg-type]
+
+
+def told(summary: Summary, rewards: dict[str, Change], held_out: dict[str, Change] | None = None) -> str:
+    """The headline of a summary whose rewards moved like this."""
+    moved = {
+        name: known.model_copy(
+            update={side: getattr(rewards[name], side) for side in ("before", "after", "difference")}
+        )
+        for name, known in summary.rewards.items()
+        if name in rewards
+    }
+    changed = summary.model_copy(update={"rewards": moved, "held_out": held_out or {}})
+    return headline(changed, summary_rows(changed))
+
+
+def test_the_headline_tells_what_got_worse_beside_what_got_better(finished_run: Path) -> None:
+    text = told(
+        summarise(finished_run),
+        {
+            "clap": change(0.5, 0.7, difference=0.2), "audio_aesthetics": change(0.6, 1.0, difference=0.4),
+            "text_video": change(0.8, 0.70, difference=-0.1), "sync": change(0.1, 0.105, difference=0.03),
+            "temporal_flicker": change(0.99, 0.842, difference=-0.148),
+        },
+        {"video_distance": change(50, 55, sem=0.5), "audio_diversity": change(1.0, 0.99, sem=0.001)},
+    )  # fmt: skip
+    assert text == (
+        "2 of 4 trained rewards rose on held-out prompts, by two standard errors or more and by enough to matter. "
+        "Worse: text_video (−5.0 standard errors), temporal_flicker (−7.4 standard errors, not trained on), "
+        "video_distance (+7.1 standard errors, not trained on). "
+        "Perhaps or slightly worse: audio_diversity (−7.1 standard errors, not trained on). "
+        "Rose too little to count: sync (+1.5 standard errors). "
+        "Saturated, at the top of the range: audio_aesthetics."
+    )
+
+
+def test_the_headline_says_when_nothing_got_worse_or_nothing_was_compared(finished_run: Path) -> None:
+    summary = summarise(finished_run)
+    text = told(summary, {"clap": change(0.5, 0.7), "audio_aesthetics": change(0.998, 0.9985, sem=0.0001)})
+    assert text.endswith("Nothing that was measured got worse. Saturated, at the top of the range: audio_aesthetics.")
+    assert text.startswith("1 of 2 trained rewards rose")
+    assert told(summary, {}).startswith("Nothing was compared")
+
+
+def test_a_metric_at_its_ceiling_is_saturated_but_a_certain_fall_from_it_is_told(finished_run: Path) -> None:
+    summary = summarise(finished_run)
+
+    def verdict(before: float, after: float, sem: float) -> tuple[str, bool]:
+        known = summary.rewards["audio_aesthetics"].model_copy(update=dict(change(before, after, sem)))
+        (row,) = summary_rows(summary.model_copy(update={"rewards": {"audio_aesthetics": known}, "held_out": {}}))
+        return row.verdict, row.saturated
+
+    assert verdict(1.0, 1.0, 0.0) == ("saturated", True)
+    assert verdict(0.997, 0.9999, 0.0001) == ("saturated", True)
+    assert verdict(0.6, 1.0, 0.0) == ("better", True)
+    assert verdict(1.0, 0.996, 0.0001) == ("slightly worse", True)
+    assert verdict(1.0, 0.9, 0.001) == ("worse", False)
