@@ -17,7 +17,7 @@ from accord.errors import NonFiniteError
 from accord.types import GroupData, Modality, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit, LossTerms
 from learner.batches import MicroBatch
-from learner.engine import Engine
+from learner.engine import AdapterState, Engine
 from learner.gradients import GradientNorms
 from learner.ranks import Ranks
 from learner.views import VIEWS
@@ -49,8 +49,12 @@ class Rank:
         credit: Credit,
         fetch: Callable[[Any], GroupData],
         report: Report = lambda _done, _total: None,
+        sampler: AdapterState | None = None,
     ) -> dict[str, float]:
         """Train on the step's groups, then let the old policy follow. Returns flat metrics, equal on every rank.
+
+        `sampler` is the adapter that sampled the groups where it is not the engine's `old`: the loss reads it as `old`,
+        and what follows the policy afterwards is the engine's own.
 
         Raises NonFiniteError, before the weights change, when a loss is NaN or infinite, and when a gradient is, before
         anything is published.
@@ -61,7 +65,7 @@ class Rank:
         )  # fmt: skip
         total = math.ceil(batches.count() / self.job.optimizer.micro_batch)
         sums: dict[str, Tensor] = {}
-        with self._shaped():
+        with self._measured_from(sampler), self._shaped():
             for done, micro in enumerate(batches, start=1):
                 terms = self._evaluate(micro)
                 self.engine.backward(terms.loss_B.sum() / batches.count())
@@ -78,6 +82,20 @@ class Rank:
         self.engine.blend_old(eta)
         learning_rate = self.job.optimizer.learning_rate
         return metrics | {"grad_norm": grad_norm, "learning_rate": learning_rate, "old_policy/eta": eta}
+
+    @contextmanager
+    def _measured_from(self, sampler: AdapterState | None) -> Iterator[None]:
+        """Have `sampler` in the place of `old` where the loss reads that role.
+
+        After an error the engine is not put right: it ends the attempt, and the peers may not be there to gather.
+        """
+        if sampler is None or "old" not in self.algorithm.anchors:
+            yield
+            return
+        latest = self.engine.adapter_state("old")
+        self.engine.load_adapters({"old": sampler})
+        yield
+        self.engine.load_adapters({"old": latest})
 
     @contextmanager
     def _shaped(self) -> Iterator[None]:

@@ -76,7 +76,7 @@ class Run:
         )  # fmt: skip
         self.evaluator = Evaluator(job, directory, source, held_out, self._emit, self.patiently)
         self.states: deque[PolicyState] = deque(maxlen=job.cluster.policy_lag + 1)
-        """The versions that groups in flight may be sampled with, oldest first."""
+        """The versions that groups in flight may be sampled with, oldest first: what the next steps measure from."""
         self.seconds: dict[Phase, float] = {}
         self._last_progress = 0.0
         self._saving_s = 0.0
@@ -128,11 +128,14 @@ class Run:
         return groups
 
     def update(self, step: int, groups: Sequence[ScoredGroup], credit: Credit) -> dict[str, float]:
-        """One optimizer step."""
+        """One optimizer step, measured from the version that sampled the groups."""
+        states = {state.version: state.adapters["old"] for state in self.states}
+        sampled, latest = groups[0].group.policy_version, self.states[-1].version
         with self._timed("learn"):
             return self.rank.update(
-                step, groups, credit, self.source.fetch, lambda done, total: self._progress("learn", step, done, total)
-            )
+                step, groups, credit, self.source.fetch, lambda done, total: self._progress("learn", step, done, total),
+                sampler=None if sampled == latest else states[sampled],
+            )  # fmt: skip
 
     def publish(self, step: int) -> None:
         """Make version `step` available to the workers."""

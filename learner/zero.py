@@ -153,11 +153,11 @@ class ZeroEngine:
             return adapters.adapter_state(self.module, role)
 
     def load_adapters(self, states: Mapping[Role, AdapterState]) -> None:
-        """Overwrite roles, and the optimizer's own copy of the trained one."""
+        """Overwrite roles, and with the trained one the optimizer's own copy of it."""
         with self._whole(change=True):
             for role, state in states.items():
                 adapters.load_adapter_state(self.module, role, state)
-        if self.stage > 0:
+        if self.stage > 0 and "policy" in states:
             self.optimizer.refresh_fp32_params()
 
     def optimizer_state(self) -> dict[str, Tensor]:

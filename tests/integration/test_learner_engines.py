@@ -75,8 +75,9 @@ def plain(directory):
 
 @pytest.fixture(scope="module")
 def zero(directory):
-    """Two ranks, ZeRO 0, 1, 2, and a cut at ZeRO-2."""
+    """Two ranks, ZeRO 0, 1, 2, ZeRO-2 with a lag, and a cut at ZeRO-2."""
     legs = [{"name": f"zero{stage}", "engine": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2)]
+    legs.append({"name": "zero2-lagged", "engine": "deepspeed", "zero_stage": 2, "policy_lag": 1})
     cut = {"engine": "deepspeed", "zero_stage": 2, "folder": "zero-resumed"}
     return launch(
         directory, 2, [*legs, {"name": "zero2-cut", "stop_after": 2, **cut}, {"name": "zero2-resumed", **cut}]
@@ -138,9 +139,11 @@ def test_memory_settings_change_rounding_only(plain, directory, name):
     assert_same(directory, plain["torch"], plain[name], ("torch", name))
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_zero_on_two_ranks_equals_one_plain_process(plain, zero, directory, stage):
-    assert_same(directory, plain["torch"], zero[f"zero{stage}"], ("torch", f"zero{stage}"))
+@pytest.mark.parametrize(
+    "names", [("torch", f"zero{stage}") for stage in (0, 1, 2)] + [("torch-lagged", "zero2-lagged")]
+)
+def test_zero_on_two_ranks_equals_one_plain_process(plain, zero, directory, names):
+    assert_same(directory, plain[names[0]], zero[names[1]], names)
 
 
 def test_zero_2_resumed_has_the_same_bits(zero):
@@ -177,10 +180,12 @@ def test_zero_3_equals_one_plain_process_and_resumes(plain, directory):
         2,
         [
             {"name": "zero3", **both},
+            {"name": "zero3-lagged", "policy_lag": 1, **both},
             {"name": "zero3-cut", "folder": "zero3-resumed", "stop_after": 2, **both},
             {"name": "zero3-resumed", "folder": "zero3-resumed", **both},
         ],
         timeout=1700,
     )
     assert_same(directory, plain["torch"], zero3["zero3"], ("torch", "zero3"))
+    assert_same(directory, plain["torch-lagged"], zero3["zero3-lagged"], ("torch-lagged", "zero3-lagged"))
     assert zero3["zero3-resumed"]["digest"] == zero3["zero3"]["digest"]
