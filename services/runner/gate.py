@@ -24,6 +24,8 @@ PROBE_S = 2.0
 """Longest wait for Ray's answer."""
 _FRESH_S = 1.0
 """So long an answer of Ray's counts, however many ask."""
+_WRITTEN_S = 5.0
+"""So long a write that succeeded counts; free room is looked at each time."""
 _DYING_S = 1.5
 """So long after the end of an attempt its Ray may still be found to have died."""
 _NO_PROBE = frozenset({"", "auto", "local"})
@@ -38,6 +40,7 @@ class Gate:
         self._settings, self._environment, self._metrics = settings, environment, metrics
         self._lock = threading.Lock()
         self._asked = ("", -_FRESH_S, "")
+        self._written = -_WRITTEN_S
         self.checks: Mapping[str, Callable[[], object]] = {"ray": self.ray, "runs": self.volume}
 
     def pass_through(self) -> Mapping[str, str]:
@@ -71,7 +74,7 @@ class Gate:
         """
         deadline = time.monotonic() + _DYING_S
         try:
-            self.volume()
+            self.volume(fresh=True)
             while environment.get("RAY_ADDRESS", "") not in _NO_PROBE and time.monotonic() < deadline:
                 self.reach(environment, fresh=True)
                 time.sleep(_DYING_S / 4)
@@ -92,14 +95,17 @@ class Gate:
         if why:
             raise Unreachable(f"no Ray answers at {address}: {why}")
 
-    def volume(self) -> None:
+    def volume(self, *, fresh: bool = False) -> None:
         """Raises ServiceError when the runs directory takes no writes or has less room than `min_free_bytes`."""
         directory = self._settings.runs_dir.resolve()
         try:
             free = shutil.disk_usage(directory).free
             self._metrics.gauge("accord_runs_volume_free_bytes").set(free)
             if free >= self._settings.min_free_bytes:
-                return _write_something(directory)
+                if fresh or time.monotonic() - self._written > _WRITTEN_S:
+                    _write_something(directory)
+                    self._written = time.monotonic()
+                return
         except OSError as error:
             why = no_room(error) or error.strerror or str(error)
             raise ServiceError(f"the runs directory {directory} takes no writes: {why}") from error
