@@ -23,7 +23,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from accord.config.rewards import RewardSpec
+from accord.config.rewards import MIN_AUDIO_S, MIN_FRAMES, RewardSpec
 from accord.plugins import load_impl
 from accord.types import Clip, Modality, Prompt, RewardScores, ScoreReason
 
@@ -31,8 +31,6 @@ log = logging.getLogger(__name__)
 
 SILENCE_PEAK = 1e-3
 """Sound whose largest sample stays below -60 dBFS counts as silence."""
-MIN_AUDIO_S = 0.1
-MIN_FRAMES = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from accord.config.paths import LORA_BYTES
 from accord.config.weights import header_bytes, read_json
 from accord.errors import ModelError
 
+LORA_CONFIG = "adapter_config.json"
 ALPHAS = ("lora_alpha", "ss_network_alpha", "network_alpha", "alpha")
 RANKS = ("r", "lora_rank", "ss_network_dim", "network_dim", "lora_dim", "rank")
 _CONFIGS = ("lora_adapter_metadata", "adapter_config", "lora_config", "peft_config")
@@ -58,9 +59,9 @@ def scales(
     """
     sources = [Stated("its alpha tensors", by_layer={re.escape(name): value for name, value in alphas.items()})]
     sources += _from_metadata(path, metadata, rank)
-    beside = path.with_name("adapter_config.json")
+    beside = path.with_name(LORA_CONFIG)
     if stamp_of(str(beside)) is not None:
-        sources += _of_config(path, "adapter_config.json", read_json(beside), rank)
+        sources += _of_config(path, LORA_CONFIG, read_json(beside), rank)
     found = {layer: _one(path, layer, rank, sources) for layer in layers}
     silent = sorted(layer for layer, scale in found.items() if scale is None)
     if silent and len(silent) < len(found):

@@ -5,7 +5,6 @@ Light: runs in the control plane, before any process is started for the job.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Container
 
 from accord.config.algorithms import BlockScale, RegionSpec, SigmaSpec, SurgerySpec
@@ -16,6 +15,7 @@ from accord.config.lora_file import lora_misfits, read_lora_file
 from accord.config.model_dir import ModelFacts
 from accord.config.paths import NamedPath, input_paths
 from accord.config.prompts import load_prompts
+from accord.config.rewards import MIN_AUDIO_S, MIN_FRAMES
 from accord.diffusion.schedule import ScheduleConfig, sigma_schedule, trained_sigmas
 from accord.errors import InputError, ModelError, PromptError, SpecError, UserError
 from accord.plugins import resolve
@@ -110,26 +110,24 @@ def _size_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
 
 
 def _length_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
-    """A clip has an audio token at least, and what each reward needs to score it."""
+    """A clip has an audio token at least, and is long enough for what its rewards look at."""
     frames, fps = job.sampling.frames, job.sampling.fps
-    tokens = facts.audio_tokens(frames, fps)
-    seconds = tokens / facts.audio_tokens_per_second
-    where, made = "/sampling/frames", f"{frames} frame{'s' if frames > 1 else ''} at {fps:g} a second"
+    tokens, rate = facts.audio_tokens(frames, fps), facts.audio_tokens_per_second
+    sound = max(0.0, tokens - 0.75) / rate  # a causal decoder makes less of the first token
+    made = f"{frames} frame{'s' if frames > 1 else ''} at {fps:g} a second"
     if tokens < 1:
-        return [(where, f"{made} make no audio token; use more frames, or sampling.fps below {_fps(facts, frames):g}")]
+        return [("/sampling/frames", f"{made} make no audio token; use more frames, or a lower sampling.fps")]
     problems = []
-    for reward in job.rewards:
-        if frames < reward.min_frames:
-            problems.append((where, f"{reward.name} cannot score {made}; it needs {reward.min_frames} frames"))
-        if seconds < reward.min_seconds:
-            text = f"{reward.name} cannot score {made}, {seconds:.2f} s of sound; it needs {reward.min_seconds:g} s"
-            problems.append((where, f"{text}: use more frames, or a lower sampling.fps"))
+    seeing, hearing = (
+        [reward.name for reward in job.rewards if modality in reward.needs] for modality in ("video", "audio")
+    )  # fmt: skip
+    if seeing and frames < MIN_FRAMES:
+        why = f"{made} are too few to be scored by {', '.join(seeing)}; use {MIN_FRAMES} or more"
+        problems.append(("/sampling/frames", why))
+    if hearing and sound < MIN_AUDIO_S:
+        why = f"{made} make {sound:.2f} s of sound; {', '.join(hearing)} need {MIN_AUDIO_S:g} s"
+        problems.append(("/sampling/frames", f"{why}: use more frames, or a lower sampling.fps"))
     return problems
-
-
-def _fps(facts: ModelFacts, frames: int) -> float:
-    """Frame rate at which so many frames begin to have an audio token."""
-    return math.floor(frames * facts.audio_tokens_per_second / 0.5)
 
 
 def _guidance_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:

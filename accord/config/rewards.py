@@ -13,6 +13,11 @@ from accord.config.base import Spec
 from accord.config.paths import InputPath
 from accord.types import Modality, Route
 
+MIN_FRAMES = 3
+"""Fewest frames of a clip that any reward looks at."""
+MIN_AUDIO_S = 0.1
+"""Shortest sound that any reward listens to, in seconds."""
+
 
 class RewardSpec(Spec):
     """What all rewards have. A subclass fixes `name`, `impl`, `needs` and the default route."""
@@ -31,10 +36,6 @@ class RewardSpec(Spec):
     """Top of the range, where there is one; a mean that stands there is called saturated."""
     prompt_anchored: ClassVar[bool] = False
     """True when the score depends on the prompt's text."""
-    min_frames: ClassVar[int] = 1
-    """Frames that a clip needs to be scored at all."""
-    min_seconds: ClassVar[float] = 0.0
-    """Length of sound that a clip needs to be scored at all."""
 
     name: str
     route: Route
@@ -59,7 +60,6 @@ class SyncReward(RewardSpec):
 
     impl: ClassVar[str] = "reward_servers.models.sync:SyncModel"
     about: ClassVar[str] = "sound onsets fall on visible contacts more than chance would have them"
-    min_frames: ClassVar[int] = 2
     highest: ClassVar[float | None] = 1.0
     name: Literal["sync"] = "sync"
     route: Route = "both"
@@ -87,7 +87,6 @@ class AudioAestheticsReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.audio_aesthetics:AudioAestheticsModel"
     needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     about: ClassVar[str] = "events stand clear of the noise floor"
-    min_seconds: ClassVar[float] = 0.06
     highest: ClassVar[float | None] = 1.0
     name: Literal["audio_aesthetics"] = "audio_aesthetics"
     route: Route = "audio"
@@ -99,7 +98,6 @@ class VideoAestheticsReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.video_aesthetics:VideoAestheticsModel"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "frames are sharp, well exposed and free of noise"
-    min_frames: ClassVar[int] = 2
     highest: ClassVar[float | None] = 1.0
     name: Literal["video_aesthetics"] = "video_aesthetics"
     route: Route = "video"
@@ -123,7 +121,6 @@ class TemporalFlickerReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.vbench:TemporalFlickerModel"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "what stands still keeps its brightness"
-    min_frames: ClassVar[int] = 2
     smallest_effect: ClassVar[float] = 0.002
     highest: ClassVar[float | None] = 1.0
     name: Literal["temporal_flicker"] = "temporal_flicker"
@@ -136,7 +133,6 @@ class MotionSmoothnessReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.vbench:MotionSmoothnessModel"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "a frame lies between its neighbours"
-    min_frames: ClassVar[int] = 3
     smallest_effect: ClassVar[float] = 0.002
     highest: ClassVar[float | None] = 1.0
     name: Literal["motion_smoothness"] = "motion_smoothness"
@@ -149,7 +145,6 @@ class DynamicDegreeReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.vbench:DynamicDegreeModel"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "something moves"
-    min_frames: ClassVar[int] = 2
     highest: ClassVar[float | None] = 1.0
     name: Literal["dynamic_degree"] = "dynamic_degree"
     route: Route = "video"

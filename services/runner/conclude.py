@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from accord.config.files import reading
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from accord.errors import IncompatibleSpec
@@ -32,19 +33,20 @@ def conclude(
     wall_seconds: float,
 ) -> None:
     """Write the three files from what is in the run folder."""
-    summary = build_summary(
-        run_dir,
-        spec,
-        job_id=job_id,
-        state=state,
-        reason=reason,
-        wall_seconds=wall_seconds,
-        components=component_versions(
+    with reading(settings.roots):
+        summary = build_summary(
+            run_dir,
             spec,
-            store="redis (REDIS_URL)" if settings.redis_url else "valkey (embedded)",
-            ray="embedded" if (settings.data_dir / RAY_FILE).exists() else "cluster",
-        ),
-    )
+            job_id=job_id,
+            state=state,
+            reason=reason,
+            wall_seconds=wall_seconds,
+            components=component_versions(
+                spec,
+                store="redis (REDIS_URL)" if settings.redis_url else "valkey (embedded)",
+                ray="embedded" if (settings.data_dir / RAY_FILE).exists() else "cluster",
+            ),
+        )
     write_summary(run_dir, summary)
     write_report(run_dir)
     write_artifacts(run_dir, job_id)

@@ -18,6 +18,7 @@ from typing import Any
 
 from accord.config.files import JSON_BYTES, files_below, stamp_of
 from accord.config.job import JobSpec
+from accord.config.lora_alpha import LORA_CONFIG
 from accord.config.paths import input_paths
 from accord.config.weights import header_bytes
 from accord.errors import ModelError, SpecError
@@ -95,9 +96,12 @@ def _named(job: JobSpec) -> Iterator[tuple[str, Path, str]]:
 
 
 def _files(path: Path, kind: str) -> Iterator[tuple[str, Path]]:
-    """By name below the path; a file has none."""
+    """By name below the path; a file has none. A LoRA file's config belongs to it."""
+    beside = path.with_name(LORA_CONFIG)
     if kind == "file":
         yield "", path
+        if path.suffix == WEIGHTS and stamp_of(str(beside)) is not None:
+            yield LORA_CONFIG, beside
     else:
         yield from ((str(file.relative_to(path)), file) for file in files_below(path))
 

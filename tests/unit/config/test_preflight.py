@@ -115,21 +115,14 @@ def test_a_schedule_of_another_kind_is_the_models_fault(job_tree):
 @pytest.mark.parametrize(
     ("frames", "fps", "reward", "message"),
     [
-        (1, 120.0, "sync", "1 frame at 120 a second make no audio token; use more frames, or sampling.fps below 50"),
-        (1, 12.0, "sync", "sync cannot score 1 frame at 12 a second; it needs 2 frames"),
-        (1, 12.0, "temporal_flicker", "needs 2 frames"),
-        (1, 12.0, "dynamic_degree", "needs 2 frames"),
-        (1, 12.0, "motion_smoothness", "needs 3 frames"),
-        (1, 12.0, "video_aesthetics", "needs 2 frames"),
-        (
-            1,
-            25.0,
-            "audio_aesthetics",
-            "audio_aesthetics cannot score 1 frame at 25 a second, 0.04 s",
-        ),
-        (1, 12.0, "text_video", ""),
-        (9, 120.0, "audio_aesthetics", ""),
+        (1, 120.0, "sync", "1 frame at 120 a second make no audio token; use more frames, or a lower sampling.fps"),
+        (1, 5.0, "sync", "1 frame at 5 a second are too few to be scored by sync; use 3 or more"),
+        (1, 12.0, "video_aesthetics", "too few to be scored by video_aesthetics"),
+        (9, 120.0, "sync", "9 frames at 120 a second make 0.05 s of sound; sync need 0.1 s: use more frames, or a"),
+        (9, 120.0, "clap", "clap need 0.1 s"),
+        (1, 6.0, "clap", ""),
         (9, 120.0, "motion_smoothness", ""),
+        (17, 120.0, "sync", ""),
     ],
 )
 def test_a_clip_that_is_too_short_for_the_model_or_a_reward(job_tree, frames, fps, reward, message):

@@ -131,3 +131,14 @@ def test_a_note_of_digests_alone_is_compared(job, tmp_path):
     (tmp_path / "inputs.json").write_text(json.dumps(note | {"/prompts/train": "0" * 64}))
     with pytest.raises(SpecError, match="/prompts/train"):
         pin_inputs(job, tmp_path)
+
+
+def test_the_config_beside_a_lora_belongs_to_it(job, tmp_path):
+    file, config = tmp_path / "lora.safetensors", tmp_path / "adapter_config.json"
+    file.write_bytes(b"x")
+    config.write_text('{"lora_alpha": 4}')
+    named = job.model_copy(update={"backbone": job.backbone.model_copy(update={"init_lora": str(file)})})
+    pin_inputs(named, tmp_path)
+    config.write_text('{"lora_alpha": 8}')
+    with pytest.raises(SpecError, match=r"/backbone/init_lora: .*adapter_config\.json changed"):
+        pin_inputs(named, tmp_path)
