@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import accord
+from accord.config.model_shapes import refuse_gaps, unlike
 from accord.config.paths import BUILT_IN
-from accord.config.weights import read_json, read_safetensors_header
+from accord.config.weights import Shapes, read_json, read_safetensors_header
 from accord.errors import ModelError
 
 TINY = f"{BUILT_IN}tiny-clap"
 SHIPPED = {TINY: Path(accord.__file__).parents[1] / "reward_servers" / "checkpoints" / "tiny-clap"}
 CONFIGS = ("config.json", "preprocessor_config.json", "tokenizer.json")
 WEIGHTS = "model.safetensors"
+_STACKS = ("layer", "blocks")
+"""Lists of equal blocks: of the text encoder, and within a stage of the audio encoder."""
+_EVERY = ("logit_scale_a", "logit_scale_t", "text_model.embeddings.word_embeddings.weight",
+          "text_model.embeddings.position_embeddings.weight", "text_model.embeddings.token_type_embeddings.weight",
+          "audio_model.audio_encoder.patch_embed.proj.weight", "audio_model.audio_encoder.patch_embed.proj.bias",
+          "audio_model.audio_encoder.norm.weight", "audio_model.audio_encoder.norm.bias",
+          "audio_model.audio_encoder.batch_norm.weight", "audio_model.audio_encoder.batch_norm.bias",
+          "audio_model.audio_encoder.batch_norm.running_mean",
+          "audio_model.audio_encoder.batch_norm.running_var")  # fmt: skip
+_DERIVED = {"text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids"}
 _TOWERS = ("audio_model.", "text_model.", "audio_projection.", "text_projection.")
 
 
@@ -29,8 +41,19 @@ def inspect_clap_dir(path: str) -> Path:
     config = {name: read_json(root / name) for name in CONFIGS}["config.json"]
     if config.get("model_type") != "clap":
         raise ModelError(f"{root / 'config.json'}: model_type is {config.get('model_type')!r}, not 'clap'")
-    header = read_safetensors_header(root / WEIGHTS)
+    shapes = {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(root / WEIGHTS).items()}
     for tower in _TOWERS:
-        if not any(name.startswith(tower) for name in header):
+        if not any(name.startswith(tower) for name in shapes):
             raise ModelError(f"{root / WEIGHTS}: holds nothing of {tower.rstrip('.')}; save a whole ClapModel")
+    refuse_gaps(root, {*unlike(shapes, _STACKS), *_ends(shapes)} - shapes.keys() - _DERIVED)
     return root
+
+
+def _ends(shapes: Shapes) -> Iterator[str]:
+    """What every ClapModel has outside its blocks."""
+    for name in _EVERY:
+        if name not in shapes:
+            yield name
+    for name in shapes:
+        if "LayerNorm.weight" in name or (name.startswith(_TOWERS[2:]) and name.endswith(".weight")):
+            yield f"{name.removesuffix('weight')}bias"

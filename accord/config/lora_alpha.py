@@ -29,6 +29,7 @@ ALPHAS = ("lora_alpha", "ss_network_alpha", "network_alpha", "alpha")
 RANKS = ("r", "lora_rank", "ss_network_dim", "network_dim", "lora_dim", "rank")
 _CONFIGS = ("lora_adapter_metadata", "adapter_config", "lora_config", "peft_config")
 _PREFIX = re.compile(r"^(?:base_model\.model\.)?(?:transformer|diffusion_model)\.")
+_NAME = re.compile(r"\^?[\w.]+")
 _NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "U8": "<B", "I8": "<b"}
 
 
@@ -39,7 +40,7 @@ class Stated:
     source: str
     alpha: float | None = None
     by_layer: Mapping[str, float] = field(default_factory=dict)
-    """By full name of a layer, or by a pattern as PEFT matches it."""
+    """By name of a layer: whole after a `^`, else its end, as PEFT matches them."""
     rooted: bool = False
     """Divided by the rank's square root instead of the rank."""
 
@@ -57,7 +58,7 @@ def scales(
     `metadata` is the header's; `alphas` are the numbers that the file holds by layer. Raises ModelError for statements
     that cannot be read, contradict each other or the tensors, or leave out some layers.
     """
-    sources = [Stated("its alpha tensors", by_layer={re.escape(name): value for name, value in alphas.items()})]
+    sources = [Stated("its alpha tensors", by_layer={f"^{name}": value for name, value in alphas.items()})]
     sources += _from_metadata(path, metadata, rank)
     beside = path.with_name(LORA_CONFIG)
     if stamp_of(str(beside)) is not None:
@@ -134,7 +135,12 @@ def _of_config(path: Path, source: str, config: Mapping[str, Any], rank: int) ->
     alpha = (
         None if _silent(plain.get("lora_alpha")) else _positive(plain["lora_alpha"], f"{path}: lora_alpha in {source}")
     )
-    by_layer = {_PREFIX.sub("", key): _positive(value, f"{path}: alpha of {key}") for key, value in patterns.items()}
+    by_layer = {}
+    for key, value in patterns.items():
+        if not _NAME.fullmatch(key):
+            raise ModelError(f"{path}: {key!r:.60} in alpha_pattern is no name of a layer; write the names out")
+        name = _PREFIX.sub("", key.removeprefix("^"))
+        by_layer["^" * key.startswith("^") + name] = _positive(value, f"{path}: alpha of {key}")
     return [Stated(source, alpha, by_layer, rooted=bool(plain.get("use_rslora")))]
 
 
@@ -149,11 +155,9 @@ def _as_json(path: Path, name: str, text: Any) -> Mapping[str, Any]:
 
 
 def _matches(pattern: str, layer: str) -> bool:
-    """As PEFT does: the pattern, or anything with a dot before it."""
-    try:
-        return re.fullmatch(rf"(.*\.)?({pattern})", layer) is not None
-    except re.error:
-        return layer.endswith(pattern)
+    if pattern.startswith("^"):
+        return layer == pattern[1:]
+    return layer == pattern or layer.endswith(f".{pattern}")
 
 
 def _silent(value: Any) -> bool:

@@ -35,6 +35,8 @@ _UNSAFE = {
 }
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _BLOCKS = "transformer_blocks."
+_WRONG_KIND = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What Python raises when a config holds a text for a number, a list for a table, or nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,13 @@ def inspect_model_dir(path: str) -> ModelFacts:
     """Check an `LTX2Pipeline` directory and return its facts. Raises ModelError that names the file and the remedy."""
     root = resolve_model_path(path)
     try:
+        return _inspect(root)
+    except _WRONG_KIND as error:
+        raise ModelError(f"{root}: a config holds a value of the wrong kind ({error})") from error
+
+
+def _inspect(root: Path) -> ModelFacts:
+    try:
         index = read_json(root / "model_index.json")
     except ModelError as error:
         raise ModelError(f"{error}; give the folder of a pipeline, which holds model_index.json") from error
@@ -111,10 +120,7 @@ def inspect_model_dir(path: str) -> ModelFacts:
     _check_optional(root, index, files)
     if not {root / "tokenizer" / name for name in _TOKENIZERS} & {*files}:
         raise ModelError(f"{root / 'tokenizer'}: holds neither tokenizer.json nor tokenizer.model")
-    try:
-        return _facts(root, shapes["transformer"])
-    except (TypeError, ValueError, ZeroDivisionError) as error:
-        raise ModelError(f"{root}: a config holds a value of the wrong kind ({error})") from error
+    return _facts(root, shapes["transformer"])
 
 
 def read_model_configs(path: str) -> ModelFacts:
@@ -123,7 +129,7 @@ def read_model_configs(path: str) -> ModelFacts:
     _check_index(root, read_json(root / "model_index.json"))
     try:
         return _facts(root, None)
-    except (TypeError, ValueError, ZeroDivisionError) as error:
+    except _WRONG_KIND as error:
         raise ModelError(f"{root}: a config holds a value of the wrong kind ({error})") from error
 
 
@@ -190,12 +196,12 @@ def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
     depth = int(transformer.get("num_layers", 48))
     blocks = {tuple(name.split(".")[1:]): shape for name, shape in (tensors or {}).items() if name.startswith(_BLOCKS)}
     found = {int(name[0]) for name in blocks}
-    if tensors is not None and found != set(range(depth)):
+    if tensors is not None and (len(found) != depth or found != set(range(len(found)))):
         raise ModelError(f"{root / 'transformer'}: config says {depth} blocks, the weights hold {len(found)}")
     parts = frozenset(name[1] for name, shape in blocks.items() if name[-1] == "weight" and len(shape) == 2)
     hop = int(audio_vae.get("mel_hop_length", 160)) * 4
     temporal, spatial = _compression(vae)
-    return ModelFacts(
+    facts = ModelFacts(
         path=root,
         depth=depth,
         block_parts=parts,
@@ -211,6 +217,11 @@ def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
         audio_to_video=tensors is None or "audio_to_video_attn" in parts,
         video_to_audio=tensors is None or "video_to_audio_attn" in parts,
     )
+    sizes = (depth, temporal, spatial, facts.patch_size, facts.patch_size_t, facts.video_channels, facts.audio_channels,
+             facts.sample_rate, facts.audio_tokens_per_second)  # fmt: skip
+    if min(sizes) <= 0:
+        raise ValueError(f"a size is {min(sizes)}")
+    return facts
 
 
 def _compression(vae: Mapping[str, Any]) -> tuple[int, int]:

@@ -8,7 +8,7 @@ here: loading compares every name and shape with the class itself (`accord/backb
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -101,19 +101,25 @@ def check_complete(component: Path, config: Mapping[str, Any], shapes: Shapes) -
     Missing is what the family always has, the weight of a layer whose bias is there, what other blocks of the same
     stack have, and what other layers of the same kind have.
     """
-    missing = {
-        *(name for name in _required(component.name, config, shapes) if name not in shapes),
-        *(f"{name.removesuffix('bias')}weight" for name in shapes if name.endswith(".bias")),
-        *(_unlike_their_stack(shapes) if _blocks_are_equal(component.name, config) else ()),
-        *_unlike_their_kind(shapes),
-    } - shapes.keys()
-    if missing:
-        first = min(missing)
-        raise ModelError(
-            f"{component}: lacks {first} ({len(missing)} such); an interrupted or pruned copy? Copy it again"
-        )
+    stacks = _STACKS if _blocks_are_equal(component.name, config) else ()
+    refuse_gaps(component, {*_required(component.name, config, shapes), *unlike(shapes, stacks)} - shapes.keys())
     for stack, fields in _COUNTS.get(component.name, {}).items():
         _check_count(component, config, shapes, stack, fields)
+
+
+def refuse_gaps(component: Path, missing: Set[str]) -> None:
+    """Raise ModelError that names the first missing tensor and the number of all."""
+    if missing:
+        raise ModelError(
+            f"{component}: lacks {min(missing)} ({len(missing)} such); an interrupted or pruned copy? Copy it again"
+        )
+
+
+def unlike(shapes: Shapes, stacks: Sequence[str]) -> Iterator[str]:
+    """Tensors that others of their layer, their kind, or their stack of equal blocks make expect; some may be there."""
+    yield from (f"{name.removesuffix('bias')}weight" for name in shapes if name.endswith(".bias"))
+    yield from _unlike_their_stack(shapes, stacks) if stacks else ()
+    yield from _unlike_their_kind(shapes)
 
 
 def _required(name: str, config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
@@ -156,11 +162,11 @@ def _plain(name: str) -> bool:
     return "to_gate_logits" not in name  # one stream may be gated and the other not
 
 
-def _unlike_their_stack(shapes: Shapes) -> Iterator[str]:
+def _unlike_their_stack(shapes: Shapes, lists: Sequence[str]) -> Iterator[str]:
     """What a block lacks that another block of its stack has; blocks count from 0 without a gap."""
     stacks: dict[str, dict[int, set[str]]] = {}
     for name in shapes:
-        for match in re.finditer(rf"(?:^|\.)(?:{'|'.join(_STACKS)})\.(\d+)\.", name):
+        for match in re.finditer(rf"(?:^|\.)(?:{'|'.join(lists)})\.(\d+)\.", name):
             stack = stacks.setdefault(name[: match.start(1)], {})
             stack.setdefault(int(match[1]), set()).add(name[match.end() :])
     for prefix, blocks in stacks.items():

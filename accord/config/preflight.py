@@ -39,6 +39,9 @@ def preflight(job: JobSpec, roots: Roots | None = None) -> Seen:
                 problems += _model_problems(job, remembered(resolve(inspect), job.backbone.path), barred)
             except UserError as error:
                 problems.append(("/backbone/path", str(error)))
+            except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+                why = f"the model's configs hold values that no schedule or clip can be made of ({error})"
+                problems.append(("/backbone/path", why))
     if problems:
         raise SpecError(problems)
     return seen

@@ -224,6 +224,7 @@ def test_a_config_beside_the_file(tree, tmp_path):
             "lora_adapter_metadata is 'many', which is no number",
         ),
         (metadata(lora_alpha=6, alpha_pattern={"attn1": "x"}), "alpha of attn1"),
+        (metadata(lora_alpha=6, alpha_pattern={"(a+)+$": 3}), "is no name of a layer"),
         ({"lora_adapter_metadata": "{"}, "is not JSON"),
         ({"lora_adapter_metadata": "[]"}, "not a LoRA config"),
         ({"lora_alpha": "16", **metadata(r=4, lora_alpha=8)}, "2 by the metadata's lora_adapter_metadata and 4 by the"),

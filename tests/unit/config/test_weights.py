@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from accord.config.clap_dir import SHIPPED, inspect_clap_dir
+from accord.config.job import JobSpec
 from accord.config.model_dir import WEIGHTS, inspect_model_dir, resolve_model_path
 from accord.config.model_shapes import check_complete
+from accord.config.preflight import preflight
 from accord.config.weights import component_shapes, read_json, read_safetensors_header, weight_files
-from accord.errors import ModelError
+from accord.errors import ModelError, SpecError
 
 TINY = resolve_model_path("builtin:tiny-ltx2")
 
@@ -95,3 +98,62 @@ def rename(file: Path, names: dict[str, str | None]) -> None:
         body += data[begin:end]
     text = json.dumps(kept).encode()
     file.write_bytes(struct.pack("<Q", len(text)) + text + body)
+
+
+def test_a_clap_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
+    """All but a handful that only the class itself knows to be there."""
+    copy = Path(shutil.copytree(SHIPPED["builtin:tiny-clap"], tmp_path / "clap"))
+    inspect_clap_dir(str(copy))
+    file = copy / "model.safetensors"
+    whole, passed = file.read_bytes(), []
+    for name in read_safetensors_header(file):
+        rename(file, {name: None})
+        try:
+            inspect_clap_dir(str(copy))
+            passed.append(name)
+        except ModelError as error:
+            assert "lacks" in str(error)
+        file.write_bytes(whole)
+    assert len(passed) < 8
+    (copy / "config.json").write_text('{"model_type": "clip"}')
+    with pytest.raises(ModelError, match="model_type is 'clip'"):
+        inspect_clap_dir(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("transformer/config.json", {"patch_size": 0}),
+        ("transformer/config.json", {"num_layers": 10**12}),
+        ("transformer/config.json", {"num_layers": "four"}),
+        ("transformer/config.json", {"in_channels": -1}),
+        ("transformer/config.json", {"patch_size": [1]}),
+        ("vae/config.json", {"temporal_compression_ratio": -4}),
+        ("vae/config.json", {"spatio_temporal_scaling": 3}),
+        ("audio_vae/config.json", {"sample_rate": 0}),
+        ("audio_vae/config.json", {"mel_hop_length": 0}),
+        ("audio_vae/config.json", {"sample_rate": 10**400}),
+        ("text_encoder/config.json", {"text_config": [1], "vision_config": 3}),
+        ("scheduler/scheduler_config.json", {"shift": "much"}),
+        ("scheduler/scheduler_config.json", {"base_image_seq_len": 4096}),
+        ("model_index.json", {"vae": "diffusers"}),
+        ("model_index.json", {"vae": 7}),
+        ("model_index.json", {"tokenizer": []}),
+    ],
+)
+def test_no_value_of_a_config_is_more_than_a_problem_of_its_field(tmp_path: Path, file: str, change: dict) -> None:
+    model = copied(tmp_path)
+    config = model / file
+    config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    for name, color in (("train", "red"), ("held", "blue")):
+        line = {"id": name, "prompt_av": f"a {color} ball", "prompt_v": "a ball", "prompt_a": "a beep"}
+        (tmp_path / name).write_text(json.dumps(line))
+    tree = {
+        "steps": 1, "backbone": {"name": "ltx2", "path": str(model)}, "rewards": [{"name": "sync"}],
+        "prompts": {"train": str(tmp_path / "train"), "held_out": str(tmp_path / "held")},
+        "algorithm": {"name": "omninft"},
+    }  # fmt: skip
+    try:
+        preflight(JobSpec.parse(json.dumps(tree)))
+    except SpecError as error:
+        assert {pointer.split("/")[1] for pointer, _ in error.problems} <= {"backbone", "sampling"}
