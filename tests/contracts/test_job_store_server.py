@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -129,6 +132,21 @@ def test_a_real_server_that_evicts_or_forgets_is_refused_until_it_is_mended(shor
         store._redis.execute_command("REPLICAOF", "127.0.0.1", "1")
         with pytest.raises(UnsafeStore, match="replica"):
             store.ready()
+
+
+@pytest.mark.parametrize("command", ["api", "runner"])
+def test_no_process_starts_on_a_server_that_loses(short: Path, command: str) -> None:
+    with valkey(short / "a", "--maxmemory-policy", "allkeys-lru", "--appendonly", "yes") as socket:
+        environment = {
+            **os.environ, "REDIS_URL": f"unix://:hush@{socket}", "RAY_ADDRESS": "127.0.0.1:1",
+            "ACCORD_DATA_DIR": str(short / "data"), "ACCORD_RUNS_DIR": str(short / "runs"), "ACCORD_PORT": "1",
+        }  # fmt: skip
+        redis.Redis(unix_socket_path=str(socket)).config_set("requirepass", "hush")
+        done = subprocess.run(
+            [sys.executable, "-m", "services.runner.cli", command], env=environment, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+    assert done.returncode == 2 and "set maxmemory-policy noeviction" in done.stderr and "hush" not in done.stderr
 
 
 def test_a_failover_behind_one_address_is_followed(short: Path) -> None:
