@@ -1,6 +1,6 @@
-"""The control plane's speed beside two floors, in one run: an app that does nothing, and one that writes one key per
-request to the same kind of store. With `--against DIR`, the API of another checkout as well, so that before and after
-are one run.
+"""The control plane's speed beside its floors, in one run: an app that does nothing, and one that writes one key per
+request to the same kind of store, bare and as a route of FastAPI. With `--against DIR`, the API of another checkout as
+well, so that before and after are one run.
 
 All are served by uvicorn with one worker; each that stores has a store of its own, synced on every write. Rounds are
 interleaved, each after a warm-up; the table has medians of the rounds, and ratios within a round with their spread.
@@ -39,7 +39,7 @@ from tests.integration.service import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "benchmarks"
-NOTHING, KEY, OURS, OTHER = "nothing", "one key", "accord", "against"
+NOTHING, KEY, ROUTE, OURS, OTHER = "nothing", "one key", "key, FastAPI", "accord", "against"
 LIMITS = {
     f"ACCORD_MAX_{what}": "5000" for what in ("CONNECTIONS", "CONNECTIONS_PER_CLIENT", "STREAMS", "STREAMS_PER_CLIENT")
 }
@@ -125,9 +125,9 @@ def floor(stack: contextlib.ExitStack, name: str, root: Path, plan: Plan) -> Arm
     port, store = free_port(), ""
     command = [sys.executable, str(HERE / "floors.py"), "--port", str(port)]
     command += ["--jobs", str(plan.jobs), "--rate", str(plan.rate)]
-    if name == KEY:
-        store = stack.enter_context(EmbeddedStore(root / "key")).url
-        command += ["--store", store]
+    if name != NOTHING:
+        store = stack.enter_context(EmbeddedStore(root / name.replace(", ", "-"))).url
+        command += ["--store", store, *(["--framework"] if name == ROUTE else [])]
     return Arm(name, port, stack.enter_context(served(command, port, root / f"{name}.log")), store)
 
 
@@ -212,6 +212,7 @@ def idle(arm: Arm, plan: Plan, post: bytes, into: Measured) -> None:
     listeners = load(arm, "streams", [stream_head(arm, job)], plan.streams, (0.0, plan.seconds + 60))
     assert listeners.stdout is not None
     listeners.stdout.readline()
+    ask(arm, "", post, plan, defaultdict(lambda: defaultdict(list)))  # the first look at the job's files takes a while
     ask(arm, f"POST beside {plan.streams} streams", post, plan, into)
     if listeners.poll() is not None:
         raise SystemExit(f"{arm.name}: the streams ended while POST was timed")
@@ -225,7 +226,7 @@ def measure(arms: list[Arm], plan: Plan) -> Measured:
     post = {arm.name: arm.head("POST", "/v1/jobs", json.dumps(plan.spec).encode()) for arm in arms}
     for _ in range(max(1, plan.rounds // 2)):
         for arm in arms:
-            if arm.name != KEY:
+            if arm.name not in {KEY, ROUTE}:
                 follow(arm, plan, into)
     apis = [arm for arm in arms if arm.is_accord]
     if plan.streams:
@@ -244,10 +245,10 @@ def measure(arms: list[Arm], plan: Plan) -> Measured:
 
 def table(measured: Measured, arms: list[str]) -> str:
     """Medians by row and arm, then the ratios of POST with their spread over the rounds."""
-    lines = [f"{'':<28}" + "".join(f"{arm:>12}" for arm in arms)]
+    lines = [f"{'':<28}" + "".join(f"{arm:>13}" for arm in arms)]
     for row, by_arm in measured.items():
         unit = {"rate": "/s", "p50": "ms", "p99": "ms"}.get(row.rsplit(" ", 1)[-1], "")
-        cells = (f"{statistics.median(by_arm[arm]):>12.1f}" if by_arm.get(arm) else f"{'':>12}" for arm in arms)
+        cells = (f"{statistics.median(by_arm[arm]):>13.1f}" if by_arm.get(arm) else f"{'':>13}" for arm in arms)
         lines.append(f"{row + (f' {unit}' if unit else ''):<28}" + "".join(cells))
     lines.append("")
     for row, over, under in _pairs(arms):
@@ -261,7 +262,12 @@ def table(measured: Measured, arms: list[str]) -> str:
 
 
 def _pairs(arms: list[str]) -> list[tuple[str, str, str]]:
-    pairs = [("POST rate", OURS, NOTHING), ("POST rate", OURS, KEY), ("SSE p99", OURS, NOTHING)]
+    pairs = [
+        ("POST rate", OURS, NOTHING),
+        ("POST rate", OURS, KEY),
+        ("POST rate", OURS, ROUTE),
+        ("SSE p99", OURS, NOTHING),
+    ]
     if OTHER in arms:
         pairs += [("POST rate", OURS, OTHER), ("list of 100 rate", OURS, OTHER), ("SSE p99", OURS, OTHER)]
     return pairs
@@ -271,7 +277,8 @@ def compare(plan: Plan, against: Path | None) -> tuple[Measured, list[str]]:
     """Start all arms, measure, stop them."""
     with tempfile.TemporaryDirectory(prefix="accord-api-") as folder, contextlib.ExitStack() as stack:
         root = Path(folder)
-        arms = [floor(stack, NOTHING, root, plan), floor(stack, KEY, root, plan), accord(stack, OURS, root, ROOT)]
+        arms = [floor(stack, name, root, plan) for name in (NOTHING, KEY, ROUTE)]
+        arms.append(accord(stack, OURS, root, ROOT))
         if against is not None:
             arms.append(accord(stack, OTHER, root, against.resolve()))
         return measure(arms, plan), [arm.name for arm in arms]
@@ -307,7 +314,8 @@ def page(text: str, told: str) -> str:
     return (
         f"# The control plane beside its floors\n\nMade by `benchmarks/api.py {told}` on {os.cpu_count()} cores, "
         "rounds interleaved; a store of its own for each arm that stores, synced on every write; one uvicorn worker "
-        "each. `nothing` answers without reading a job, `one key` writes each body to one key. Absolute numbers mean "
+        "each. `nothing` answers without reading a job, `one key` writes each body to one key, `key, FastAPI` does "
+        "so in a route of the framework that the API uses. Absolute numbers mean "
         f"nothing beyond the machine; ratios do.\n\n```\n{text}\n```\n"
     )
 

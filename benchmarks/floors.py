@@ -1,4 +1,5 @@
-"""What a server of this kind costs at least: an app that does nothing, and one that writes one key per request.
+"""What a server of this kind costs at least: an app that does nothing, and one that writes one key per request, bare or
+as a route of FastAPI.
 
 Served as the API is (uvicorn, one worker). `GET …/events` streams events that the app makes itself, `--rate` a second,
 to the listeners of `--jobs` jobs in turn, so that delivery has a floor as well.
@@ -16,6 +17,7 @@ from typing import Any
 
 import redis.asyncio
 import uvicorn
+from fastapi import FastAPI
 
 ANSWER = b'{"id":"job-0"}'
 _METRICS = {f"reward/{index}/mean": index / 7 for index in range(12)}
@@ -71,6 +73,22 @@ class Floor:
                 queue.put_nowait(f"event: step\ndata: {data}\nid: {number}-0\n\n".encode())
 
 
+def framework(store: str) -> FastAPI:
+    """The app that writes one key, as one writes it with FastAPI: the body becomes an object, the answer JSON."""
+    app, client, numbers = FastAPI(), redis.asyncio.Redis.from_url(store), itertools.count()
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        return {}
+
+    @app.post("/v1/jobs", status_code=202)
+    async def submit(body: dict[str, Any]) -> dict[str, str]:
+        await client.set(f"key:{next(numbers)}", json.dumps(body))
+        return {"id": "job-0"}
+
+    return app
+
+
 async def _lifespan(receive: Any, send: Any) -> None:
     while True:
         word = (await receive())["type"]
@@ -86,9 +104,11 @@ def main() -> None:
     parser.add_argument("--store", default="", help="redis URL to write one key per POST to")
     parser.add_argument("--jobs", type=int, default=10)
     parser.add_argument("--rate", type=float, default=50.0, help="events a second over all jobs")
+    parser.add_argument("--framework", action="store_true", help="the app that writes one key as a route of FastAPI")
     given = parser.parse_args()
+    app = framework(given.store) if given.framework else Floor(given.store, given.jobs, given.rate)
     uvicorn.run(
-        Floor(given.store, given.jobs, given.rate), host="127.0.0.1", port=given.port, log_level="warning",
+        app, host="127.0.0.1", port=given.port, log_level="warning",
         access_log=False, server_header=False, timeout_graceful_shutdown=1,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ def measured() -> tuple[api.Measured, list[str]]:
 
 def test_every_row_has_a_number_of_every_arm_it_names(measured: tuple[api.Measured, list[str]]) -> None:
     rows, arms = measured
-    assert arms == [api.NOTHING, api.KEY, api.OURS]
+    assert arms == [api.NOTHING, api.KEY, api.ROUTE, api.OURS]
     for row in ("POST rate", "POST p50", "POST p99"):
         assert {arm: len(values) for arm, values in rows[row].items()} == dict.fromkeys(arms, 1)
     assert set(rows["SSE p99"]) == {api.NOTHING, api.OURS}
@@ -37,9 +37,9 @@ def test_the_table_has_all_rows_and_the_ratios(measured: tuple[api.Measured, lis
 
 
 def test_ratios_are_taken_within_rounds() -> None:
-    rates = {api.NOTHING: [10.0, 100.0], api.KEY: [2.0, 4.0], api.OURS: [1.0, 4.0]}
+    rates = {api.NOTHING: [10.0, 100.0], api.KEY: [2.0, 4.0], api.ROUTE: [1.0, 2.0], api.OURS: [1.0, 4.0]}
     rows: api.Measured = {"POST rate": rates, "SSE p99": {api.OURS: [3.0], api.NOTHING: [1.0]}}
-    text = api.table(rows, [api.NOTHING, api.KEY, api.OURS])
+    text = api.table(rows, list(rates))
     assert "POST rate: accord ÷ one key = 0.750  (0.500 to 1.000, 2 rounds)" in text
     assert "SSE p99: accord ÷ nothing = 3.000" in text
 
