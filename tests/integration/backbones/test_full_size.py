@@ -4,14 +4,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import LTX2VideoTransformer3DModel
+from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video, LTX2VideoTransformer3DModel
+from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder, LTX2VocoderWithBWE
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 
 from accord.backbones.adapters import adapter_parameters, add_roles, target_layers
 from accord.backbones.ltx2 import LTX2Velocity
 from accord.backbones.shaping import audio_to_video, gradient_surgery
 from accord.config.algorithms import OmniNFTSpec
 from accord.config.backbones import LoRASpec
-from accord.config.model_shapes import check_transformer
+from accord.config.model_shapes import check_complete, check_transformer
 from accord.errors import ModelError
 
 LTX2 = {"rope_type": "split"}  # everything else of the published config is the class's default
@@ -37,6 +39,41 @@ def test_the_published_sizes_agree_with_their_config(transformer):
     check_transformer(Path("transformer"), dict(transformer.config), shapes)
     with pytest.raises(ModelError, match="2048 x 128 in the weights and 2048 x 64 by config"):
         check_transformer(Path("transformer"), {**transformer.config, "audio_in_channels": 64}, shapes)
+
+
+CLASSES = [
+    ("vae", AutoencoderKLLTX2Video, {}),
+    ("vae", AutoencoderKLLTX2Video, {"timestep_conditioning": True}),
+    ("audio_vae", AutoencoderKLLTX2Audio, {}),
+    ("audio_vae", AutoencoderKLLTX2Audio, {"mid_block_add_attention": True}),
+    ("vocoder", LTX2Vocoder, {}),
+    ("vocoder", LTX2Vocoder, {"act_fn": "snakebeta", "antialias": True, "final_bias": False}),
+    ("vocoder", LTX2VocoderWithBWE, {}),
+    ("connectors", LTX2TextConnectors, {}),
+    (
+        "connectors", LTX2TextConnectors,
+        {"per_modality_projections": True, "proj_bias": True, "video_gated_attn": True, "audio_gated_attn": True},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "kind", "config"), CLASSES, ids=[f"{n}-{len(c)}" for n, _, c in CLASSES])
+def test_nothing_is_missing_in_what_the_classes_make(name, kind, config):
+    with torch.device("meta"):
+        made = kind(**config)
+    shapes = {key: tuple(value.shape) for key, value in made.state_dict().items()}
+    check_complete(Path(name), {"_class_name": kind.__name__, **made.config}, shapes)
+
+
+def test_nothing_is_missing_in_a_whole_transformer_or_text_encoder(transformer):
+    shapes = {name.replace(".base_layer", ""): tuple(value.shape) for name, value in transformer.named_parameters()}
+    shapes = {name: shape for name, shape in shapes.items() if ".lora_" not in name}
+    check_complete(Path("transformer"), dict(transformer.config), shapes)
+    with torch.device("meta"):
+        gemma = Gemma3ForConditionalGeneration(Gemma3Config())
+    check_complete(
+        Path("text_encoder"), gemma.config.to_dict(), {n: tuple(v.shape) for n, v in gemma.named_parameters()}
+    )
 
 
 def test_size_and_adapter_counts(transformer):
