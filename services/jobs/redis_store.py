@@ -219,8 +219,11 @@ class RedisJobStore:
         for job_id in page:
             pipe.hmget(f"{PREFIX}job:{job_id}", SUMMARY_FIELDS)
         found, gone = [], []
-        for job_id, values in zip(page, self._guard(pipe.execute), strict=True):
-            if any(value is not None for value in values):
+        answers = self._guard(lambda: pipe.execute(raise_on_error=False))
+        for job_id, values in zip(page, answers, strict=True):
+            if isinstance(values, redis.RedisError):
+                self._unreadable.report("job", job_id, values)
+            elif any(value is not None for value in values):
                 found.append(dict(zip(SUMMARY_FIELDS, values, strict=True)) | {"id": job_id})
             else:
                 gone.append(job_id)

@@ -213,6 +213,17 @@ def test_a_record_that_is_gone_costs_nothing_else(redis_store: RedisJobStore, wh
     assert b'accord_records_unreadable_total{kind="missing_job"} 1.0' in Metrics(redis_store).exposition()
 
 
+@pytest.mark.parametrize("index", ["ready", "delayed", "leases"])
+def test_a_key_of_another_kind_in_a_record_s_place_costs_nothing_else(redis_store: RedisJobStore, index: str) -> None:
+    odd = write(redis_store, "running" if index == "leases" else "queued", index, epoch=1)
+    redis_store._redis.set(f"{PREFIX}job:{odd}", "no hash")
+    normal = submit(redis_store)
+    assert [job.id for job in redis_store.page().jobs] == [normal]
+    claimed = redis_store.claim("a", 30, BACKOFF)
+    assert claimed.job is not None and claimed.job.id == normal
+    assert indexed(redis_store, odd) == [] and [job.id for job in redis_store.page().jobs] == [normal]
+
+
 @pytest.mark.parametrize("torn", [
     {"created_at": "yesterday"}, {"steps": None}, {"name": None}, {"epoch": "two"}, {"max_attempts": None},
     {"finished_at": "x"}, {"lost_attempts": "many"}, {"sequence": None}, {"spec_json": None}, {"id": None},

@@ -79,8 +79,8 @@ end
 -- What to do with an id met in `ready`, `delayed` or `leases` (`index`), where jobs in a state of `wanted` belong:
 -- true to go on with it, else false; one without a hash is forgotten, one in a state that does not belong removed.
 local function belongs(id, index, wanted, gone)
-  local state = redis.call('HGET', key_of(id), 'state')
-  if not state then
+  local state = redis.pcall('HGET', key_of(id), 'state')
+  if type(state) ~= 'string' then  -- no hash, or a key of another kind
     forget(id)
     gone[#gone + 1] = id
   elseif wanted[state] then
