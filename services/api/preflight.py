@@ -52,6 +52,7 @@ class SpecCheck:
         self._pool = _shared_pool(tuple(command), settings.preflight_workers)
         self._passed: OrderedDict[bytes, Seen] = OrderedDict()
         self._looked: dict[bytes, float] = {}
+        self._turns: weakref.WeakValueDictionary[bytes, threading.Lock] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
         self._closing = closing
 
@@ -63,6 +64,19 @@ class SpecCheck:
             Overloaded: they could not be looked at in time.
         """
         key = _inputs_of(spec)
+        with self._lock:
+            turn = self._turns.setdefault(key, threading.Lock())
+        # Jobs that name the same files wait for the first look, not for a child each.
+        deadline = time.monotonic() + self.deadline_s
+        while not turn.acquire(timeout=0.1):
+            if self._closing.is_set() or time.monotonic() > deadline:
+                raise Overloaded("the job's files are being looked at for another submission; submit this one again")
+        try:
+            self._look(key, spec)
+        finally:
+            turn.release()
+
+    def _look(self, key: bytes, spec: JobSpec) -> None:
         with self._lock:
             seen = self._passed.get(key)
         if seen is not None and unchanged(seen):

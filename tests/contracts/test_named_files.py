@@ -126,15 +126,16 @@ def test_more_than_can_wait_are_told_at_once_and_closing_ends_the_rest(
 ) -> None:
     closing = threading.Event()
     patient = settings.model_copy(update={"preflight_s": 120.0, "preflight_workers": 1})
-    check, job = SpecCheck(patient, closing, STUCK), JobSpec.parse(json.dumps(spec))
+    check = SpecCheck(patient, closing, STUCK)
     told: list[str] = []
 
-    def ask() -> None:
+    def ask(number: int) -> None:
+        job = JobSpec.parse(json.dumps({**spec, "optimizer": {"max_grad_norm": 1.0 + number}}))
         with pytest.raises(Overloaded) as caught:
             check(job)
         told.append(str(caught.value))
 
-    threads = [threading.Thread(target=ask) for _ in range(12)]
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(12)]
     for thread in threads:
         thread.start()
     deadline = time.monotonic() + 30
@@ -145,6 +146,20 @@ def test_more_than_can_wait_are_told_at_once_and_closing_ends_the_rest(
     for thread in threads:
         thread.join(10)
     assert len(told) == 12 and await_end()
+
+
+def test_jobs_that_name_the_same_files_wait_for_one_look(
+    settings: Settings, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check, job = SpecCheck(settings, threading.Event()), JobSpec.parse(json.dumps(spec))
+    asked, passed, real = [], [], Pool.ask
+    monkeypatch.setattr(Pool, "ask", lambda *arguments: asked.append(1) or real(*arguments))
+    threads = [threading.Thread(target=lambda: (check(job), passed.append(1))) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(passed) == 40 and asked == [1]
 
 
 def test_a_check_that_finds_a_problem_names_it_each_time(settings: Settings, spec: dict[str, Any]) -> None:
