@@ -110,13 +110,13 @@ def deploy(
     _start(http_port)
     wanted = {app_name(spec): spec for spec in specs}
     pointers = {app_name(spec): f"/rewards/{index}" for index, spec in enumerate(specs)}
-    owners.hold(wanted, idle_s)
+    held = owners.hold(wanted, idle_s)
     _retire_leftovers(wanted)
     _run(_missing(wanted, deadline))
     try:
         _wait(set(wanted), max(0.0, deadline - time.monotonic()), pointers=pointers)
     except AccordError:
-        for name in wanted:
+        for name in held:
             owners.let_go(name)
         _retire_leftovers(())
         raise

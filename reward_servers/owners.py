@@ -23,10 +23,9 @@ MARK_S = 10.0
 _SPACE = "accord-rewards"
 
 
-def hold(applications: Iterable[str], idle_s: float) -> None:
-    """Record that this driver uses the applications, and how long they may idle after it."""
-    for name in applications:
-        _put(f"{name}/owner/{_driver()}", str(idle_s))
+def hold(applications: Iterable[str], idle_s: float) -> list[str]:
+    """Record that this driver uses the applications, and how long they may idle after it. Returns the new ones."""
+    return [name for name in applications if not _put(f"{name}/owner/{_driver()}", str(idle_s))]
 
 
 def let_go(application: str) -> None:
@@ -90,5 +89,6 @@ def _owners(application: str) -> list[bytes]:
     return list(kv._internal_kv_list(f"{application}/owner/", namespace=_SPACE))
 
 
-def _put(key: str, value: str) -> None:
-    kv._internal_kv_put(key, value, namespace=_SPACE)
+def _put(key: str, value: str) -> bool:
+    """Whether it was there before."""
+    return bool(kv._internal_kv_put(key, value, namespace=_SPACE))

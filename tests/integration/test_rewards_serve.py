@@ -14,7 +14,7 @@ import ray
 from ray.serve.context import _get_global_client
 
 from accord.config.rewards import AudioAestheticsReward, ClapReward, SyncReward
-from accord.errors import RewardError
+from accord.errors import RewardError, SpecError
 from accord.types import Clip, Prompt
 from accord.world.scene import FPS, IMPERFECT, SAMPLE_RATE, make_clips
 from reward_servers import app
@@ -187,6 +187,11 @@ def test_what_cannot_be_done_says_so(groups):
 def test_a_server_that_cannot_be_built_fails_fast_and_hurts_nobody(tmp_path):
     spec = ClapReward(path=str(tmp_path))
     assert app.app_name(spec) != "clap" and app.app_name(spec).startswith("clap-")
-    with pytest.raises(RewardError, match="lacks"):
-        app.deploy([*SPECS, spec])
+    with pytest.raises(SpecError, match=r"config\.json") as caught:
+        app.deploy([*SPECS, spec], idle_s=0.5)
+    assert [pointer for pointer, _ in caught.value.problems] == ["/rewards/3"]
+    deadline = time.monotonic() + 30
+    while app.app_name(spec) in {status.name for status in app.status()}:
+        assert time.monotonic() < deadline, "what could not be started is taken down"
+        time.sleep(0.2)
     assert {status.name for status in app.status() if status.status == "RUNNING"} >= {"sync", "clap"}
