@@ -24,6 +24,7 @@ from services.api.metrics import Metrics
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import Submission
+from services.runner import janitor
 from services.runner.embedded import EmbeddedStore
 from services.runner.processes import alive, marked
 from services.runner.runner import MARK, Supervisor
@@ -184,6 +185,18 @@ def test_a_job_that_fails_with_its_owner_is_counted_and_reported(bench: Bench) -
     text = bench.metrics.exposition().decode()
     assert 'accord_jobs_finished_total{outcome="failed",reason="lease_lost"} 1.0' in text
     assert "accord_lease_lost_total 1.0" in text
+
+
+def test_a_deleted_job_leaves_nothing(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(janitor, "PERIOD_S", 0.1)
+    bench.thread.start()
+    deleted, kept = bench.submit("crash", max_attempts=1), bench.submit("crash", max_attempts=1)
+    for job_id in (deleted, kept):
+        bench.state(job_id, JobState.FAILED)
+        bench.wait(job_id, lambda _, job_id=job_id: (bench.root / "runs" / job_id / "artifacts.json").exists())  # type: ignore[misc]
+    bench.store.delete(deleted)
+    bench.wait(kept, lambda _: not (bench.root / "runs" / deleted).exists() and not bench.store.folders_to_remove())
+    assert (bench.root / "runs" / kept / "report.html").exists()
 
 
 def test_a_killed_attempt_is_requeued(running: Bench) -> None:
