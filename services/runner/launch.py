@@ -126,7 +126,8 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     except (ConnectionError, TimeoutError, RuntimeError) as error:
         raise Unreachable(f"cannot connect to Ray at {address}: {error}") from error
     try:
-        result = _train(job, run_dir, sink, epoch, stages, started, settings)
+        with reading(settings.roots):  # prompts are read again
+            result = _train(job, run_dir, sink, epoch, stages, started, settings)
     finally:
         ray.shutdown()  # ends every actor this attempt owns; the reward servers are not among them
     from services.runner.conclude import conclude
