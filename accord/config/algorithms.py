@@ -23,8 +23,9 @@ class CreditSpec(Spec):
     `gdpo`: normalised per reward, weighted, summed, shared."""
     std: Literal["prompt", "step"] = "step"
     """Divide by the standard deviation inside the prompt's group, or over all valid samples of the step."""
-    epsilon: float = Field(default=1e-4, gt=0)
-    """Added to that standard deviation; also the threshold under which a spread counts as none."""
+    epsilon: float = Field(default=1e-4, gt=0, lt=1)
+    """A group counts as one without spread when its standard deviation is no more than this share of the step's, or of
+    the largest score in the group."""
     batch_norm: bool = False
     """`gdpo` only: normalise the summed advantage over the step again (arXiv 2601.05242)."""
 

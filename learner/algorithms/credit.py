@@ -2,7 +2,7 @@
 
 For reward k and prompt p, over the samples i whose score is valid:
 
-    A_k[p, i] = (R_k[p, i] - mean_i R_k[p, i]) / (std + epsilon)
+    A_k[p, i] = (R_k[p, i] - mean_i R_k[p, i]) / std
 
 `std = "prompt"`: population standard deviation of the prompt's valid scores.
 `std = "step"`: population standard deviation of all valid raw scores of the step, prompts pooled without centring them
@@ -12,12 +12,15 @@ mostly tells prompts apart, rather than samples, gets small advantages.
 Then, with the weights w_k:
 
     routed   A_video = sum of w_k A_k over rewards routed to video or both;  A_audio likewise
-    gdpo     A_video = A_audio = sum_k w_k A_k, optionally normalised again over the step
+    gdpo     A_video = A_audio = sum_k w_k A_k, optionally normalised again over the step's samples that have credit
     sum      A_video = A_audio = the advantage of S = sum_k w_k R_k, normalised once like a single reward
 
 An invalid sample has no part in a statistic and gets 0 for that reward. A group is degenerate for a reward when fewer
-than two of its scores are valid or their standard deviation is below epsilon; it gets 0 for that reward and is counted.
-Nothing stands in for a reward that is missing.
+than two of its scores are valid, or their standard deviation is no more than epsilon times that of the step or epsilon
+times the largest of them; it gets 0 for that reward and is counted. So the unit of a reward changes nothing.
+
+What rounding leaves of rewards that cancel is no credit either: a group in which every sum is within epsilon of what
+was added up gets 0, before a second normalisation could make it large. Nothing stands in for a reward that is missing.
 """
 
 from __future__ import annotations
@@ -44,6 +47,8 @@ class ScoreTable:
     weight: float
     values_PG: Tensor
     """float64; 0 where invalid, so that arithmetic never meets a NaN."""
+    sizes_PG: Tensor
+    """Sum of the magnitudes that each value was added up from."""
     valid_PG: Tensor
     """bool"""
 
@@ -65,7 +70,7 @@ def tabulate(groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec]) -> li
                 f"({', '.join(reasons)}); see its server, or set required = false to train without it"
             )
         values = torch.where(valid, values, torch.zeros_like(values))
-        tables.append(ScoreTable(reward.name, reward.route, reward.weight, values, valid))
+        tables.append(ScoreTable(reward.name, reward.route, reward.weight, values, values.abs(), valid))
     return tables
 
 
@@ -73,14 +78,12 @@ def normalised(table: ScoreTable, spec: CreditSpec) -> tuple[Tensor, Tensor, Ten
     """Return one reward's advantages float64 [P, G], who may have one, bool [P, G], and degenerate groups, bool [P]."""
     values, valid = table.values_PG, table.valid_PG
     centred, group_std = _centre(values, valid)
-    degenerate = (valid.sum(1) < 2) | (group_std < spec.epsilon)
-    if spec.std == "prompt":
-        scale = group_std.unsqueeze(1)
-    else:
-        _, step_std = _centre(values.reshape(1, -1), valid.reshape(1, -1))
-        scale = step_std.view(1, 1)
+    _, step_std = _centre(values.reshape(1, -1), valid.reshape(1, -1))
+    least = spec.epsilon * torch.maximum(step_std, table.sizes_PG.amax(1))
+    degenerate = (valid.sum(1) < 2) | (group_std <= least)
+    scale = group_std.unsqueeze(1) if spec.std == "prompt" else step_std.view(1, 1)
     usable = valid & ~degenerate.unsqueeze(1)
-    advantage = torch.where(usable, centred / (scale + spec.epsilon), torch.zeros_like(values))
+    advantage = torch.where(usable, centred / scale, torch.zeros_like(values))
     return advantage, usable, degenerate
 
 
@@ -105,6 +108,7 @@ def assign_credit(tables: Sequence[ScoreTable], spec: CreditSpec, modalities: Se
         trained = [_summed(trained)]
     shape = tables[0].values_PG.shape
     advantages = {modality: torch.zeros(shape, dtype=torch.float64) for modality in modalities}
+    sizes = {modality: torch.zeros(shape, dtype=torch.float64) for modality in modalities}
     degenerate_groups = silent
     earned = {modality: torch.zeros(shape, dtype=torch.bool) for modality in modalities}
     for table in trained:
@@ -113,11 +117,14 @@ def assign_credit(tables: Sequence[ScoreTable], spec: CreditSpec, modalities: Se
         for modality in modalities:
             if spec.mode != "routed" or table.route in (modality, "both"):
                 advantages[modality] += table.weight * advantage
+                sizes[modality] += table.weight * advantage.abs()
                 earned[modality] |= usable
-    if spec.mode == "gdpo" and spec.batch_norm:
-        advantages = {
-            modality: _batch_normalised(value, earned[modality], spec.epsilon) for modality, value in advantages.items()
-        }
+    for modality, size in sizes.items():
+        cancelled = (advantages[modality].abs() <= spec.epsilon * size).all(1, keepdim=True)
+        advantages[modality] = advantages[modality].masked_fill(cancelled, 0.0)
+        earned[modality] &= ~cancelled
+        if spec.mode == "gdpo" and spec.batch_norm:
+            advantages[modality] = _batch_normalised(advantages[modality], earned[modality])
     metrics: dict[str, float | None] = {"credit/degenerate_groups": float(degenerate_groups)}
     for table in tables:
         metrics |= _reward_metrics(table)
@@ -130,14 +137,17 @@ def assign_credit(tables: Sequence[ScoreTable], spec: CreditSpec, modalities: Se
 def _summed(tables: Sequence[ScoreTable]) -> ScoreTable:
     """The weighted raw sum as one reward; a sample that lacks one of the scores has no sum."""
     values = torch.stack([table.weight * table.values_PG for table in tables]).sum(0)
+    sizes = torch.stack([table.weight * table.sizes_PG for table in tables]).sum(0)
     valid = torch.stack([table.valid_PG for table in tables]).all(0)
-    return ScoreTable("sum", "both", 1.0, torch.where(valid, values, torch.zeros_like(values)), valid)
+    return ScoreTable("sum", "both", 1.0, values * valid, sizes * valid, valid)
 
 
-def _batch_normalised(advantage: Tensor, earned: Tensor, epsilon: float) -> Tensor:
+def _batch_normalised(advantage: Tensor, earned: Tensor) -> Tensor:
     """GDPO's second normalisation (arXiv 2601.05242) over the samples that have credit; the others keep 0."""
+    if not earned.any():
+        return advantage
     centred, std = _centre(advantage.reshape(1, -1), earned.reshape(1, -1))
-    return centred.reshape(advantage.shape) / (std + epsilon)
+    return centred.reshape(advantage.shape) / std
 
 
 def _reward_metrics(table: ScoreTable) -> Mapping[str, float | None]:
