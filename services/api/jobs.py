@@ -37,7 +37,7 @@ async def submit(request: Request, idempotency_key: Annotated[str, Header(max_le
         fingerprint = await _aside(body, content_digest)
         known = await state.calls.run(state.store.accepted, idempotency_key, fingerprint)
         if known is not None:
-            return _accepted(known, created=False)
+            return _accepted(known, None, created=False)
     spec = await _aside(body, JobSpec.parse)
     if not state.lately(spec):
         await asyncio.get_running_loop().run_in_executor(state.submitting, state.preflight, spec)
@@ -52,7 +52,7 @@ async def submit(request: Request, idempotency_key: Annotated[str, Header(max_le
             fingerprint=fingerprint,
         )
     )
-    return _accepted(job, created=created)
+    return _accepted(job, spec if created else None, created=created)
 
 
 async def _aside(body: bytes, work: Callable[[bytes], T]) -> T:
@@ -70,9 +70,9 @@ def content_digest(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
 
-def _accepted(job: Job, *, created: bool) -> Response:
+def _accepted(job: Job, spec: JobSpec | None, *, created: bool) -> Response:
     headers = {"Location": f"/v1/jobs/{job.id}", **({} if created else {"Idempotency-Replayed": "true"})}
-    return _json(JobDetail.json_of(job), 202, headers)
+    return _json(JobDetail.json_of(job, spec), 202, headers)
 
 
 def _json(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> Response:

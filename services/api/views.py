@@ -7,6 +7,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 from pydantic_core import to_json
 
+from accord.config.departures import departures
+from accord.config.job import JobSpec
+from accord.errors import IncompatibleSpec
 from accord.events import JobEvent, Progress
 from services.api.prefix import ROOT
 from services.jobs.job import Job, JobSummary
@@ -60,12 +63,25 @@ _LINKED = ("events", "metrics", "checkpoints", "artifacts")
 class JobDetail(JobView):
     """A job with its resolved spec: every field, defaults included."""
 
+    departures: list[str]
+    """Fields in which the job differs from what its preset stands for; none where another release wrote the spec."""
     spec: dict[str, Any]
 
     @classmethod
-    def json_of(cls, job: Job) -> bytes:
-        """The answer as it goes over the wire; the spec is passed on as the text it is stored as."""
-        return to_json(cls.fields_of(job))[:-1] + b',"spec":' + job.spec_json.encode() + b"}"
+    def json_of(cls, job: Job, spec: JobSpec | None = None) -> bytes:
+        """The answer as it goes over the wire; the spec is passed on as the text it is stored as.
+
+        `spec` is the parsed text, where the caller has it.
+        """
+        fields = {**cls.fields_of(job), "departures": _departures(job, spec)}
+        return to_json(fields)[:-1] + b',"spec":' + job.spec_json.encode() + b"}"
+
+
+def _departures(job: Job, spec: JobSpec | None) -> list[str]:
+    try:
+        return departures(spec or job.spec)
+    except IncompatibleSpec:
+        return []
 
 
 class JobPage(View):

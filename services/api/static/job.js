@@ -85,11 +85,22 @@ function size(bytes) {
   return bytes < 1000 ? bytes + " bytes" : bytes < 1e6 ? (bytes / 1e3).toFixed(0) + " kB" : (bytes / 1e6).toFixed(1) + " MB";
 }
 
+const read = async (url) => (await fetch(url)).json();
+
+async function showJob() {
+  const job = await read(base);
+  if (!job.state) return;
+  showState(job.state, job.reason);
+  byId("why").textContent = job.waiting || job.message;
+  byId("why").className = job.waiting ? "quiet" : "bad";
+  byId("departures").replaceChildren(...job.departures.map((line) => element("li", "", line)));
+  byId("departs").hidden = !job.departures.length;
+}
+
 async function showResults(tries = 5) {
   byId("now").hidden = true;
-  const [job, files] = await Promise.all([base, base + "/artifacts"].map(async (url) => (await fetch(url)).json()));
-  showState(job.state, job.reason);
-  if (job.message) { byId("trouble").textContent = job.message; byId("trouble").hidden = false; }
+  clearInterval(looking);
+  const [files] = await Promise.all([read(base + "/artifacts"), showJob()]);
   // A job that failed is told as failed first, then its report is written.
   const late = !files.some((file) => file.name === "report.html") && tries > 0;
   if (late) setTimeout(() => showResults(tries - 1), 2000);
@@ -110,7 +121,9 @@ async function showResults(tries = 5) {
   byId("results").replaceChildren(list);
 }
 
-const handlers = { state: (e) => showState(e.state, e.reason), progress: showPhase, step: showStep };
+const handlers = { state: (e) => { showState(e.state, e.reason); look(); }, progress: showPhase, step: showStep };
+const look = () => showJob().catch(() => undefined);
+const looking = setInterval(look, 15000);
 const types = ["state", "progress", "step", "checkpoint", "evaluation", "process_lost", "warning", "failed", "gap"];
 let last = "";
 

@@ -23,7 +23,7 @@ async function refresh() {
       link.textContent = job.id;
       cell(row, link);
       cell(row, job.name);
-      cell(row, job.state + (job.reason ? " (" + job.reason + ")" : ""), job.state);
+      cell(row, job.state + (job.waiting || job.reason ? " (" + (job.waiting || job.reason) + ")" : ""), job.state);
       cell(row, job.step + " / " + job.steps);
       cell(row, job.attempt);
       cell(row, new Date(job.created_at * 1000).toLocaleString());

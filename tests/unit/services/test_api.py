@@ -95,6 +95,14 @@ def test_submit_read_list_cancel(client: TestClient, spec: dict[str, Any]) -> No
     assert body["code"] == "conflict"
 
 
+def test_a_job_tells_what_departs_from_its_preset(client: TestClient, spec: dict[str, Any]) -> None:
+    assert client.post("/v1/jobs", json=spec).json()["departures"] == []
+    published = changed(spec, "/algorithm", {"name": "diffusion_nft", "preset": "published"})
+    job = client.post("/v1/jobs", json=changed(published, "/sampling/num_steps", 8)).json()
+    assert "/sampling/num_steps: 8, and preset 'published' has 10" in job["departures"]
+    assert client.get(f"/v1/jobs/{job['id']}").json()["departures"] == job["departures"]
+
+
 def test_a_job_that_has_ended_can_be_deleted(client: TestClient, spec: dict[str, Any], store: InMemoryJobStore) -> None:
     job_id = client.post("/v1/jobs", json=spec).json()["id"]
     assert "cancel it" in assert_problem(client.delete(f"/v1/jobs/{job_id}"), 409)["detail"]
