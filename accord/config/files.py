@@ -108,10 +108,18 @@ def open_file(path: str | Path, max_bytes: int) -> BinaryIO:
 def read_bytes(path: str | Path, max_bytes: int) -> bytes:
     """Read a whole file. Raises InputError as `open_file` does, and when it grows meanwhile."""
     with open_file(path, max_bytes) as file:
-        content = file.read(max_bytes + 1)
+        content = read_some(file, path, max_bytes + 1)
     if len(content) > max_bytes:
         raise InputError(f"{path}: grows while it is read; at most {max_bytes} bytes are")
     return content
+
+
+def read_some(file: BinaryIO, path: str | Path, count: int) -> bytes:
+    """Read at most `count` bytes of an open file. Raises InputError when its disk does not give them."""
+    try:
+        return file.read(count)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); is its disk in order?") from error
 
 
 def files_below(folder: str | Path) -> list[Path]:

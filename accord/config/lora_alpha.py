@@ -30,6 +30,7 @@ RANKS = ("r", "lora_rank", "ss_network_dim", "network_dim", "lora_dim", "rank")
 _CONFIGS = ("lora_adapter_metadata", "adapter_config", "lora_config", "peft_config")
 _PREFIX = re.compile(r"^(?:base_model\.model\.)?(?:transformer|diffusion_model)\.")
 _NAME = re.compile(r"\^?[\w.]+")
+_NUMBER = re.compile(r"[+-]?[\d.]+(?:[eE][+-]?\d+)?")
 _NUMBERS = {"F64": "<d", "F32": "<f", "F16": "<e", "I64": "<q", "I32": "<i", "I16": "<h", "U8": "<B", "I8": "<b"}
 
 
@@ -114,7 +115,8 @@ def _from_metadata(path: Path, metadata: Any, rank: int) -> list[Stated]:
     plain = {_PREFIX.sub("", str(name)): value for name, value in metadata.items() if name not in _CONFIGS}
     for name in RANKS:
         _check_rank(path, name, plain.get(name), rank)
-    rooted = str(plain.get("use_rslora", "")).lower() == "true"
+    rooted = _flag(plain, "use_rslora", f"{path}: use_rslora in its metadata")
+    _refuse_unknown(path, plain)
     for name in ALPHAS:
         if not _silent(plain.get(name)):
             alpha = _positive(plain[name], f"{path}: {name} in its metadata")
@@ -125,7 +127,7 @@ def _from_metadata(path: Path, metadata: Any, rank: int) -> list[Stated]:
 def _of_config(path: Path, source: str, config: Mapping[str, Any], rank: int) -> list[Stated]:
     """A PEFT config."""
     plain = {_PREFIX.sub("", str(name)): value for name, value in config.items()}
-    if plain.get("use_dora"):
+    if _flag(plain, "use_dora", f"{path}: use_dora in {source}"):
         raise ModelError(f"{path}: is a DoRA adapter; only LoRA is supported")
     patterns = plain.get("alpha_pattern") or {}
     if not isinstance(patterns, Mapping) or not isinstance(plain.get("rank_pattern") or {}, Mapping):
@@ -141,7 +143,7 @@ def _of_config(path: Path, source: str, config: Mapping[str, Any], rank: int) ->
             raise ModelError(f"{path}: {key!r:.60} in alpha_pattern is no name of a layer; write the names out")
         name = _PREFIX.sub("", key.removeprefix("^"))
         by_layer["^" * key.startswith("^") + name] = _positive(value, f"{path}: alpha of {key}")
-    return [Stated(source, alpha, by_layer, rooted=bool(plain.get("use_rslora")))]
+    return [Stated(source, alpha, by_layer, rooted=_flag(plain, "use_rslora", f"{path}: use_rslora in {source}"))]
 
 
 def _as_json(path: Path, name: str, text: Any) -> Mapping[str, Any]:
@@ -164,6 +166,26 @@ def _silent(value: Any) -> bool:
     return value is None or (isinstance(value, str) and value.strip() in {"", "None", "null"})
 
 
+def _flag(plain: Mapping[str, Any], name: str, where: str) -> bool:
+    """A yes or no, which header metadata can only spell: `"false"` is a text that is not empty."""
+    value = plain.get(name)
+    if isinstance(value, bool) or _silent(value):
+        return bool(value) and not isinstance(value, str)
+    if str(value).strip().lower() in {"true", "false"}:
+        return str(value).strip().lower() == "true"
+    raise ModelError(f"{where} is {value!r:.60}; it is true or false")
+
+
+def _refuse_unknown(path: Path, plain: Mapping[str, Any]) -> None:
+    """A number under a name that speaks of an alpha is one, but of what? Kohya's other `ss_` names are settings."""
+    for name, value in plain.items():
+        known = name in ALPHAS or name.startswith("ss_") or "alpha" not in name.lower()
+        if not known and _NUMBER.fullmatch(str(value).strip()):
+            raise ModelError(
+                f"{path}: {name!r:.60} in its metadata is no known name of an alpha; call it lora_alpha, or take it out"
+            )
+
+
 def _check_rank(path: Path, name: str, value: Any, rank: int) -> None:
     if not _silent(value) and _positive(value, f"{path}: {name}") != rank:
         raise ModelError(f"{path}: {name} says rank {value}, its tensors have rank {rank}; its alpha cannot be told")
@@ -171,7 +193,7 @@ def _check_rank(path: Path, name: str, value: Any, rank: int) -> None:
 
 def _positive(value: Any, where: str) -> float:
     try:
-        number = float(value)
+        number = float("" if isinstance(value, bool) else value)
     except (TypeError, ValueError) as error:
         raise ModelError(f"{where} is {value!r:.60}, which is no number") from error
     if not (math.isfinite(number) and number > 0):

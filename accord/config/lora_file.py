@@ -25,6 +25,7 @@ _KEY = re.compile(
 )
 _NOT_ADAPTED = "to_gate_logits"
 """Per-head gates never carry an adapter; see accord/backbones/adapters.py."""
+_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 Shape = tuple[int, ...]
 
 
@@ -64,6 +65,11 @@ def read_lora_file(path: str) -> LoRAFile:
         raise ModelError(
             f"{path}: mixes names under {', '.join(sorted({m['prefix'] for m in found.values()}))}; keep one"
         )
+    whole = next(
+        (name for name, entry in header.items() if entry["dtype"] not in _FLOATS and found[name]["part"]), None
+    )
+    if whole is not None:
+        raise ModelError(f"{path}: {whole} is {header[whole]['dtype']}; only floating-point adapters are read")
     shapes = {(match["layer"], match["part"]): tuple(header[name]["shape"]) for name, match in found.items()}
     layers = {layer: (shapes.get((layer, "A"), ()), shapes.get((layer, "B"), ())) for layer, part in shapes if part}
     ranks = {a[0] if len(a) == len(b) == 2 and a[0] == b[1] else 0 for a, b in layers.values()}

@@ -21,6 +21,8 @@ from accord.errors import InputError, ModelError, PromptError, SpecError, UserEr
 from accord.plugins import resolve
 from accord.types import Prompt
 
+MAX_CLIP_S = 3600.0
+"""Longest clip that is sampled, in seconds."""
 Problem = tuple[str, str]
 """JSON pointer, and what is wrong and what would be right."""
 
@@ -115,6 +117,9 @@ def _size_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
 def _length_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     """A clip has an audio token at least, and is long enough for what its rewards look at."""
     frames, fps = job.sampling.frames, job.sampling.fps
+    if frames / fps > MAX_CLIP_S:
+        why = f"{frames} frames at {fps:g} a second last {frames / fps:.3g} s, and sound is made for all of it"
+        return [("/sampling/fps", f"{why}; use at most {MAX_CLIP_S:g} s")]
     tokens, rate = facts.audio_tokens(frames, fps), facts.audio_tokens_per_second
     sound = max(0.0, tokens - 0.75) / rate  # a causal decoder makes less of the first token
     made = f"{frames} frame{'s' if frames > 1 else ''} at {fps:g} a second"
@@ -215,13 +220,28 @@ def _sigma_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     grid = facts.video_grid(job.sampling.frames, job.sampling.height, job.sampling.width)
     tokens = grid[0] * grid[1] * grid[2]
     config = ScheduleConfig.parse(facts.scheduler)
-    schedule = sigma_schedule(config, job.sampling.num_steps, tokens, job.sampling.shift)
+    try:
+        schedule = sigma_schedule(config, job.sampling.num_steps, tokens, job.sampling.shift)
+    except ArithmeticError:
+        return [_overflow(job, tokens)]
     if not isinstance(sigmas, SigmaSpec) or trained_sigmas(schedule, sigmas.low, sigmas.high):
         return []
     values = ", ".join(f"{sigma:.3f}" for sigma in schedule[:-1][:12])
     return [
         ("/algorithm/sigmas/low", f"no sigma of the schedule lies in [{sigmas.low}, {sigmas.high}]; it has {values}")
     ]
+
+
+def _overflow(job: JobSpec, tokens: int) -> Problem:
+    """A shift, given or grown with the clip, that leaves no sigma but 1."""
+    sampling = job.sampling
+    if sampling.shift is not None:
+        return "/sampling/shift", f"{sampling.shift:g} leaves no schedule; the scheduler's own is about 1 to 2"
+    clip = f"{sampling.frames} frames of {sampling.width} x {sampling.height} are {tokens} tokens"
+    return (
+        "/sampling/height",
+        f"{clip}, for which the scheduler's shift leaves no schedule; use a smaller clip, or a shift",
+    )
 
 
 def _prompt_problems(job: JobSpec, barred: Container[str]) -> list[Problem]:

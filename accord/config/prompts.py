@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import json
+from functools import partial
 from pathlib import Path
 
 from accord.config.files import read_bytes
@@ -51,7 +52,7 @@ def load_prompts(path: str | Path) -> list[Prompt]:
 
 def _parse(line: str, where: str) -> Prompt:
     try:
-        tree = json.loads(line)
+        tree = json.loads(line, object_pairs_hook=partial(_once, where))
     except json.JSONDecodeError as error:
         raise PromptError(f"{where}: not JSON ({error.msg} at column {error.colno})") from error
     except (RecursionError, ValueError) as error:
@@ -59,6 +60,16 @@ def _parse(line: str, where: str) -> Prompt:
     if not isinstance(tree, dict):
         raise PromptError(f"{where}: holds {type(tree).__name__}, not an object with {', '.join(FIELDS)}")
     return Prompt(*(_text(tree, field, where) for field in FIELDS))
+
+
+def _once(where: str, pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A record says everything once: of two texts under one name, readers take different ones."""
+    tree = dict(pairs)
+    if len(tree) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in tree if names.count(name) > 1)
+        raise PromptError(f"{where}: {_shown(twice)} stands more than once in one record; keep one")
+    return tree
 
 
 def _text(tree: dict[str, object], field: str, where: str) -> str:

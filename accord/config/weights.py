@@ -6,13 +6,14 @@ A safetensors file begins with 8 bytes of length and a header in JSON; nothing b
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from accord.config.files import JSON_BYTES, files_below, open_file, read_bytes
+from accord.config.files import JSON_BYTES, files_below, open_file, read_bytes, read_some
 from accord.config.paths import LORA_BYTES
 from accord.errors import InputError, ModelError
 
@@ -58,38 +59,43 @@ def header_bytes(path: Path) -> bytes:
 
 def _header_of(path: Path) -> tuple[bytes, int]:
     """The header, and how many bytes come behind it."""
-    with _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        head = file.read(8)
-        length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
-        if length > min(size - 8, _MAX_HEADER):
-            raise ModelError(f"{path}: torn; the file ends inside its header ({size} bytes). Copy it again")
-        return file.read(length), size - 8 - length
-
-
-def _opened(path: Path) -> BinaryIO:
     try:
-        return open_file(path, _WEIGHT_BYTES)
+        with open_file(path, _WEIGHT_BYTES) as file:
+            size = os.fstat(file.fileno()).st_size
+            head = read_some(file, path, 8)
+            length = struct.unpack("<Q", head)[0] if len(head) == 8 else size
+            if length > min(size - 8, _MAX_HEADER):
+                raise ModelError(f"{path}: torn; the file ends inside its header ({size} bytes). Copy it again")
+            return read_some(file, path, length), size - 8 - length
     except InputError as error:
         raise ModelError(str(error)) from error
 
 
 def _check_extents(path: Path, header: Mapping[str, Any], available: int) -> None:
     end = 0
+    for begin, stop, name, entry in sorted(_extents(path, header), key=lambda found: found[:3]):
+        bits = _DTYPE_BITS.get(entry["dtype"])
+        if begin > stop or (bits is not None and (stop - begin) * 8 != math.prod(entry["shape"]) * bits):
+            raise ModelError(f"{path}: tensor {name!r} does not have the bytes its shape needs")
+        if begin != end:
+            raise ModelError(f"{path}: tensor {name!r} does not begin where another ends; save the file again")
+        end = stop
+    if end != available:
+        raise ModelError(f"{path}: torn; its tensors need {end} bytes, the file has {available}. Copy it again")
+
+
+def _extents(path: Path, header: Mapping[str, Any]) -> Iterator[tuple[int, int, str, Mapping[str, Any]]]:
+    """Begin, end, name and entry of every tensor. Raises ModelError for an entry that describes none."""
     for name, entry in header.items():
         try:
             begin, stop = entry["data_offsets"]
-            count = 1
-            for side in entry["shape"]:
-                count *= side
-            bits = _DTYPE_BITS.get(entry["dtype"])
-        except (TypeError, KeyError, ValueError) as error:
-            raise ModelError(f"{path}: header entry {name!r} is malformed") from error
-        if begin > stop or (bits is not None and (stop - begin) * 8 != count * bits):
-            raise ModelError(f"{path}: tensor {name!r} does not have the bytes its shape needs")
-        end = max(end, stop)
-    if end != available:
-        raise ModelError(f"{path}: torn; its tensors need {end} bytes, the file has {available}. Copy it again")
+            sizes = (begin, stop, *entry["shape"])
+            sound = isinstance(entry["dtype"], str) and all(type(size) is int and size >= 0 for size in sizes)
+        except (TypeError, KeyError, ValueError):
+            sound = False
+        if not sound:
+            raise ModelError(f"{path}: header entry {name!r} is malformed")
+        yield begin, stop, name, entry
 
 
 def component_shapes(component: Path) -> dict[str, tuple[int, ...]]:

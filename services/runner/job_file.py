@@ -17,15 +17,27 @@ from accord.errors import SpecError, UserError
 def read_job(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the job as a tree, not yet validated. Raises SpecError for an unreadable file, UserError for `--set`."""
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        tree = _parse(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise SpecError([("", f"cannot read {path}: {error.strerror}")]) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise SpecError([("", f"{path} is not valid TOML: {error}")]) from error
     _make_absolute(tree, path.resolve().parent)
     for override in overrides:
         _apply(tree, override)
     _make_absolute(tree, Path.cwd())  # what was typed means relative to where it was typed
+    return tree
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """Raises ValueError for what is not TOML, or TOML that JSON cannot say."""
+    try:
+        tree = tomllib.loads(text)
+        json.dumps(tree)
+    except RecursionError:
+        raise ValueError("it is nested too deeply; a few levels are enough") from None
+    except TypeError:
+        raise ValueError("it holds a date or a time, which no field takes; put a text in quotes") from None
     return tree
 
 
@@ -44,8 +56,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals or not name.strip():
         raise UserError(f"--set {override}: write it as name=value, for example --set steps=5")
     try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        tree_of_one = _parse(f"value = {text}")
+        value = tree_of_one["value"] if len(tree_of_one) == 1 else text
+    except ValueError:
         value = text
     *way, last = name.strip().split(".")
     place: Any = tree

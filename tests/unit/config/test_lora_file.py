@@ -119,6 +119,14 @@ def test_a_file_that_is_missing_or_torn(tree, tmp_path):
     assert "No such file" in problems(tree)["/backbone/init_lora"]
 
 
+@pytest.mark.parametrize("kind", ["I32", "U32"])
+def test_whole_numbers_are_no_adapter(tree, tmp_path, kind):
+    """They are something quantised, whose scale stands nowhere that is known."""
+    file = tmp_path / "start.safetensors"
+    file.write_bytes(file.read_bytes().replace(b'"F32"', f'"{kind}"'.encode()))
+    assert f"is {kind}; only floating-point" in problems(tree)["/backbone/init_lora"]
+
+
 def metadata(**config) -> dict:
     return {"format": "pt", "lora_adapter_metadata": json.dumps({f"transformer.{k}": v for k, v in config.items()})}
 
@@ -141,6 +149,9 @@ PEFT = {"r": 4, "lora_alpha": 16, "peft_type": "LORA"}
         ({"transformer.r": "4", "transformer.lora_alpha": "16"}, 4.0),
         ({"r": "4", "lora_alpha": "16", "use_rslora": "True"}, 8.0),
         ({"lora_alpha": "16", **metadata(r=4, lora_alpha=16)}, 4.0),
+        ({"r": "4", "lora_alpha": "16", "use_rslora": "False"}, 4.0),
+        (metadata(r=4, lora_alpha=16, use_rslora="false", use_dora="None"), 4.0),
+        ({"ss_alpha_mask": "1", "alphabet": "latin"}, 1.0),
     ],
 )
 def test_the_scale_that_a_file_states(tree, tmp_path, stated, scale):
@@ -231,6 +242,11 @@ def test_a_config_beside_the_file(tree, tmp_path):
         ({"lora_alpha": "16", "lora_rank": "8"}, "lora_rank says rank 8, its tensors have rank 4"),
         ({"ss_network_alpha": "nan"}, "positive and finite"),
         ({"ss_network_alpha": "0"}, "positive and finite"),
+        ({"networkAlpha": "16"}, "'networkAlpha' in its metadata is no known name of an alpha; call it lora_alpha"),
+        ({"LoRA_Alpha": "1.6e1"}, "no known name of an alpha"),
+        (metadata(lora_alpha=True), "is True, which is no number"),
+        (metadata(lora_alpha=6, use_rslora="perhaps"), "use_rslora in .* is 'perhaps'; it is true or false"),
+        (metadata(lora_alpha=6, use_dora="True"), "DoRA"),
     ],
 )
 def test_metadata_that_cannot_be_followed(tree, tmp_path, stated, message):

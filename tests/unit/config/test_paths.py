@@ -17,8 +17,10 @@ from accord.config.files import Roots, files_below, open_file, read_bytes, readi
 from accord.config.job import JobSpec
 from accord.config.paths import InputPath, input_paths
 from accord.config.preflight import preflight
+from accord.config.prompts import load_prompts
 from accord.config.settings import Settings
-from accord.errors import InputError, SpecError
+from accord.config.weights import read_safetensors_header
+from accord.errors import InputError, SpecError, UserError
 
 
 class Ears(BaseModel):
@@ -149,6 +151,13 @@ def test_a_device_is_never_opened() -> None:
     for device in ("/dev/zero", "/dev/stdin", "/dev/null"):
         with pytest.raises(InputError):
             open_file(device, 100)
+
+
+def test_a_disk_that_does_not_give_a_file_is_told(tree: Path) -> None:
+    """The memory of a process is a regular file whose first bytes cannot be read."""
+    for read in (lambda path: read_bytes(path, 100), load_prompts, lambda path: read_safetensors_header(Path(path))):
+        with pytest.raises(UserError, match=r"mem: (cannot be read|torn)"):
+            read("/proc/self/mem")
 
 
 def test_a_file_beyond_its_bound_is_refused(tree: Path) -> None:

@@ -113,6 +113,29 @@ def test_a_schedule_of_another_kind_is_the_models_fault(job_tree):
 
 
 @pytest.mark.parametrize(
+    ("changes", "pointer", "message"),
+    [
+        ({"shift": 50.0}, "/sampling/shift", "50 leaves no schedule"),
+        ({"shift": 1e300}, "/sampling/shift", "1e+300 leaves no schedule"),
+        (
+            {"frames": 2049, "height": 4096, "width": 4096},
+            "/sampling/height",
+            "tokens, for which the scheduler's shift",
+        ),
+        ({"frames": 9, "fps": 1e-9}, "/sampling/fps", "9 frames at 1e-09 a second last 9e+09 s"),
+        ({"fps": 5e-324}, "/sampling/fps", "last inf s"),
+        ({"frames": 9, "fps": 0.0025}, "", ""),
+    ],
+)
+def test_numbers_that_make_no_clip_are_told_at_their_field(job_tree, changes, pointer, message):
+    path = Path(job_tree["backbone"]["path"]) / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"use_dynamic_shifting": True, "shift_terminal": 0.1}))
+    job_tree["sampling"] |= changes
+    problems = dict(check(job_tree))
+    assert problems.keys() == ({pointer} if pointer else set()) and message in problems.get(pointer, "")
+
+
+@pytest.mark.parametrize(
     ("frames", "fps", "reward", "message"),
     [
         (1, 120.0, "sync", "1 frame at 120 a second make no audio token; use more frames, or a lower sampling.fps"),

@@ -31,6 +31,7 @@ def test_reads_prompts_skipping_blank_lines_and_other_fields(tmp_path):
         (({key: value for key, value in GOOD.items() if key != "prompt_a"},), "line 1: prompt_a is missing"),
         (({**GOOD, "prompt_v": ""},), "line 1: prompt_v is ''"),
         (({**GOOD, "id": 7},), "line 1: id is 7"),
+        ((GOOD, '{"id": "b", "id": "c"}'), "line 2: 'id' stands more than once in one record"),
         (
             ({**GOOD, "prompt_av": "x" * (MAX_CHARACTERS + 1)},),
             f"line 1: prompt_av has {MAX_CHARACTERS + 1} characters",

@@ -157,3 +157,33 @@ def test_no_value_of_a_config_is_more_than_a_problem_of_its_field(tmp_path: Path
         preflight(JobSpec.parse(json.dumps(tree)))
     except SpecError as error:
         assert {pointer.split("/")[1] for pointer, _ in error.problems} <= {"backbone", "sampling"}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ([([2], [0, 8]), ([2], [0, 8])], "does not begin where another ends"),
+        ([([2], [0, 8]), ([2], [16, 24])], "does not begin where another ends"),
+        ([([-1, -2], [0, 8])], "malformed"),
+        ([([2.0], [0, 8])], "malformed"),
+        ([([True], [0, 4])], "malformed"),
+        ([([2], ["0", "8"])], "malformed"),
+        ([([2], [-8, 0])], "malformed"),
+        ([([2], [0, 4])], "does not have the bytes"),
+        ([([2], [0, 8]), ([0], [8, 8]), ([1], [8, 12])], ""),
+    ],
+)
+def test_tensors_lie_one_behind_the_other(tmp_path: Path, entries: list, message: str) -> None:
+    tensors = {
+        str(number): {"dtype": "F32", "shape": shape, "data_offsets": place}
+        for number, (shape, place) in enumerate(entries)
+    }
+    text, file = json.dumps(tensors).encode(), tmp_path / "x.safetensors"
+    file.write_bytes(
+        struct.pack("<Q", len(text)) + text + bytes(24 if "begin" in message else 12 if not message else 8)
+    )
+    if message:
+        with pytest.raises(ModelError, match=message):
+            read_safetensors_header(file)
+    else:
+        assert read_safetensors_header(file) == tensors

@@ -176,6 +176,32 @@ def test_overrides(job_file: Path) -> None:
         read_job(job_file.with_name("none.toml"))
 
 
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("2026-01-01", "a date or a time"),
+        ("10:00:00", "a date or a time"),
+        ("9" * 5000, "not valid TOML"),
+        ("[" * 5000 + "]" * 5000, "nested too deeply"),
+        ('"\xe9', "not valid TOML"),
+    ],
+)
+def test_any_value_in_a_job_file_is_read_or_told(job_file: Path, value: str, message: str) -> None:
+    job_file.write_bytes(f"{JOB}\n[labels]\nday = {value}\n".encode("latin-1"))
+    with pytest.raises(SpecError, match=message):
+        read_job(job_file)
+    assert read_job_set(job_file, f"labels.day={value}") == value  # not TOML for a field: a plain text
+
+
+def read_job_set(job_file: Path, override: str) -> object:
+    job_file.write_text(JOB)
+    return read_job(job_file, [override])["labels"]["day"]
+
+
+def test_an_override_sets_one_field(job_file: Path) -> None:
+    assert read_job(job_file, ["name=1\nsteps = 7"])["name"] == "1\nsteps = 7"
+
+
 def test_sparkline() -> None:
     assert sparkline([0, 1, 2, 7]) == "▁▂▃█" and sparkline([]) == "" and sparkline([3, 3]) == "▁▁"
     assert len(sparkline(range(100), width=30)) == 30
