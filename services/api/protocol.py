@@ -20,6 +20,8 @@ from services.api.problems import problem
 
 _LINGER_S = 0.5
 """A refused client gets so long to read why."""
+PIPELINED = 100
+"""Most requests that may wait on one connection: they are parsed as they come, far faster than they are served."""
 
 
 def bounded_protocol(settings: Settings) -> type[HttpToolsProtocol]:
@@ -94,6 +96,10 @@ class _Bounded(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Its head is whole."""
+        if len(self.pipeline) >= PIPELINED:
+            self._reject(429, f"{PIPELINED} requests wait on this connection already; wait for answers before more.")
+        if self._closing or self.transport.is_closing():
+            return
         super().on_headers_complete()
         self._in_head, self._head_bytes = False, 0
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
@@ -116,10 +122,14 @@ class _Bounded(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """What cannot be parsed is told so, unless an answer is already on its way."""
+        self._reject(400, f"This is not HTTP/1.1 that can be read. {msg}")
+
+    def _reject(self, status: int, detail: str) -> None:
+        """Refuse, unless this would run into an answer that is on its way: then just close."""
         if any(cycle.response_started and not cycle.response_complete for cycle in self._cycles):
             self.transport.close()
-            return
-        self._refuse(400, f"This is not HTTP/1.1 that can be read. {msg}")
+        else:
+            self._refuse(status, detail)
 
     def _leave_cycles(self) -> None:
         """Tell every request under way, the queued ones too, that nobody listens."""

@@ -145,6 +145,18 @@ def test_many_requests_on_one_connection(api: LiveApi) -> None:
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+def test_requests_that_wait_on_one_connection_are_bounded(api: LiveApi) -> None:
+    """They cost more to keep than to send, so a client that never stops would fill the memory."""
+    one = b"GET /healthz HTTP/1.1\r\n\r\n"
+    with connections(api, 1) as (connection,):
+        connection.sendall(one * 49 + one.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        assert read(connection).count(b"HTTP/1.1 200") == 50
+    with connections(api, 1) as (connection,):
+        connection.sendall(one * 2000)
+        assert read(connection).count(b"HTTP/1.1 200") < 2000
+    assert get(api, "/healthz").startswith(b"HTTP/1.1 200")
+
+
 def test_a_stream_ends_with_its_connection_whatever_was_sent_behind_it(api: LiveApi) -> None:
     path = f"/v1/jobs/{api.jobs['running']}/events"
     with connections(api, 1) as (connection,):
