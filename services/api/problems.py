@@ -21,6 +21,7 @@ from accord.errors import (
     JobNotFound,
     Overloaded,
     SpecError,
+    StoreError,
     StoreFull,
     StoreUnavailable,
     UserError,
@@ -99,9 +100,13 @@ async def _accord(request: Request, error: Exception) -> Response:
         )  # fmt: skip
     if status == 500:
         log.error("request %s failed: %s", _context(request)[0], error, exc_info=error)
-        return problem(
-            500, "Something failed inside the service; its log has this request id.", context=_context(request)
+        # Of a record that cannot be read, what it says is what helps.
+        detail = (
+            str(error)
+            if type(error) is StoreError
+            else "Something failed inside the service; its log has this request id."
         )
+        return problem(500, detail, context=_context(request))
     headers = {"Retry-After": "2"} if status == 503 else None
     return problem(status, str(error), code=error.reason, headers=headers, context=_context(request))
 

@@ -114,6 +114,6 @@ def _text(path: Path) -> str:
 def _object(text: str | bytes) -> dict[str, Any]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from accord.config.departures import departures
 from accord.config.job import JobSpec
-from accord.errors import IncompatibleSpec
+from accord.errors import IncompatibleSpec, StoreError
 from accord.events import JobEvent, Progress
 from services.api.prefix import ROOT
 from services.jobs.job import Job, JobSummary
@@ -71,7 +71,7 @@ class JobDetail(JobView):
     def json_of(cls, job: Job, spec: JobSpec | None = None) -> bytes:
         """The answer as it goes over the wire; the spec is passed on as the text it is stored as.
 
-        `spec` is the parsed text, where the caller has it.
+        `spec` is the parsed text, where the caller has it. Raises StoreError when the text is no JSON object.
         """
         fields = {**cls.fields_of(job), "departures": _departures(job, spec)}
         return to_json(fields)[:-1] + b',"spec":' + job.spec_json.encode() + b"}"
@@ -81,7 +81,18 @@ def _departures(job: Job, spec: JobSpec | None) -> list[str]:
     try:
         return departures(spec or job.spec)
     except IncompatibleSpec:
+        _check_whole(job)
         return []
+
+
+def _check_whole(job: Job) -> None:
+    """A spec of another release is passed on; half a text would make half an answer."""
+    try:
+        whole = isinstance(from_json(job.spec_json), dict)
+    except ValueError:
+        whole = False
+    if not whole:
+        raise StoreError(f"the record of job {job.id} cannot be read; `accord delete` removes it: no spec is in it")
 
 
 class JobPage(View):

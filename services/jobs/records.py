@@ -92,9 +92,12 @@ def _progress(text: str | None) -> Progress | None:
 
 
 def read_history(
-    entries: Iterable[Sequence[Any]], after: str, dropped_to: str, dropped: int, unreadable: Unreadable
+    entries: Iterable[Sequence[Any]], after: str, dropped: tuple[str, str], unreadable: Unreadable
 ) -> list[StoredEvent]:
-    """Build events from entries of both streams, in order, with a Gap where steps were dropped after `after`."""
+    """Build events from entries of both streams, in order, with a Gap where steps were dropped after `after`.
+
+    `dropped` is the id of the last dropped step and how many were, as the job's hash has them.
+    """
     history = []
     for entry_id, fields in entries:
         text = _value(fields, "json")
@@ -104,10 +107,18 @@ def read_history(
             unreadable.report("event", str(entry_id), error)
             event = OpaqueEvent(at=order_of(str(entry_id))[0] / 1000, type="unreadable")
         history.append(StoredEvent(str(entry_id), event))
-    if dropped_to and order_of(after) < order_of(dropped_to):
-        gap = Gap(at=order_of(dropped_to)[0] / 1000, dropped=dropped)
-        history.append(StoredEvent(dropped_to, gap))
+    gap = _gap(*dropped)
+    if gap is not None and order_of(after) < order_of(gap.id):
+        history.append(gap)
     return sorted(history, key=lambda stored: order_of(stored.id))
+
+
+def _gap(dropped_to: str, dropped: str) -> StoredEvent | None:
+    """The place of dropped steps; None where there is none, or none that can be read."""
+    try:
+        return StoredEvent(dropped_to, Gap(at=order_of(dropped_to)[0] / 1000, dropped=int(dropped)))
+    except ValueError:
+        return None
 
 
 def read_feed(answer: Any) -> list[FeedEntry]:

@@ -350,7 +350,7 @@ class RedisJobStore:
         if word == "MISSING":
             raise JobNotFound(f"no job {job_id!r}")
         dropped_to, dropped, lifecycle, steps = rest
-        return read_history([*lifecycle, *steps], after, dropped_to, int(dropped), self._unreadable)[:limit]
+        return read_history([*lifecycle, *steps], after, (dropped_to, dropped), self._unreadable)[:limit]
 
     def feed(self, after: str, wait_s: float = 0.0, limit: int = 500) -> list[FeedEntry]:
         """See JobStore. `wait_s` is bounded as in `events`."""
@@ -383,8 +383,7 @@ class RedisJobStore:
 
     def mark(self, name: str, ttl_s: float) -> bool:
         """See JobStore."""
-        key = PREFIX + "mark:" + name
-        return bool(self._guard(lambda: self._redis.set(key, "1", px=_ms(ttl_s), nx=True)))
+        return bool(self._run("mark", name, _ms(ttl_s))[0] == "OK")
 
     def marked(self, name: str) -> bool:
         """See JobStore."""

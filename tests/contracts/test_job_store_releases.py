@@ -19,7 +19,7 @@ from services.api.app import create_app
 from services.api.metrics import Metrics
 from services.jobs.job import TERMINAL, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
-from services.jobs.store import PREFIX
+from services.jobs.store import PREFIX, Beat
 from tests.contracts.stores import BACKOFF, running, step_event, submit
 
 
@@ -169,6 +169,19 @@ def test_odd_records_reach_clients_over_rest(redis_store: RedisJobStore, tmp_pat
         assert 'accord_records_unreadable_total{kind="missing_job"} 1.0' in client.get("/metrics").text
 
 
+def test_a_record_that_cannot_be_read_says_what_to_do(redis_store: RedisJobStore, tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data", runs_dir=tmp_path / "runs", api_key=SecretStr("k" * 20))
+    client = TestClient(create_app(settings, redis_store), headers={"Authorization": "Bearer " + "k" * 20})
+    for torn in ({"epoch": "two"}, {"spec_json": '{"torn": '}, {"spec_json": "[]"}):
+        job_id = write(redis_store, "failed", "", finished_at=1, **torn)
+        answer = client.get(f"/v1/jobs/{job_id}")
+        assert answer.status_code == 500 and "`accord delete` removes it" in answer.json()["detail"]
+        assert client.delete(f"/v1/jobs/{job_id}").status_code == 204
+    for torn in ({"dropped_to": "x", "dropped": 1}, {"dropped_to": "1-0", "dropped": "many"}):
+        path = f"/v1/jobs/{write(redis_store, 'failed', '', **torn)}/events"
+        assert len(client.get(path, headers={"Accept": "application/json"}).json()["items"]) == 1
+
+
 def test_a_strange_entry_of_the_feed_is_passed(redis_store: RedisJobStore) -> None:
     end = redis_store.feed_end()
     strange = redis_store._redis.xadd(PREFIX + "feed", {"later": "release"})
@@ -213,6 +226,32 @@ def test_a_record_that_is_gone_costs_nothing_else(redis_store: RedisJobStore, wh
     assert b'accord_records_unreadable_total{kind="missing_job"} 1.0' in Metrics(redis_store).exposition()
 
 
+@pytest.mark.parametrize("index", ["ready", "delayed", "all", "sequence", "feed", "feed-count", "folders"])
+def test_an_index_that_is_gone_loses_no_job(redis_store: RedisJobStore, index: str) -> None:
+    alive, late = running(redis_store), submit(redis_store)
+    assert redis_store.claim("a", 30, BACKOFF).job is not None
+    redis_store.lose(late, 1, Reason.KILLED, "", 60)
+    first, second = submit(redis_store), submit(redis_store)
+    redis_store._redis.delete(PREFIX + index)
+    claimed = [job.id for _ in range(4) if (job := redis_store.claim("b", 30, 60).job) is not None]
+    assert sorted(claimed) == sorted([first, second, *([late] if index == "delayed" else [])])
+    assert claimed.index(first) < claimed.index(second)
+    assert {job.id for job in redis_store.page().jobs} == {alive, late, first, second}
+    assert redis_store.beat(alive, 1, 30) is Beat.OK
+
+
+def test_leases_that_are_gone_begin_again(redis_store: RedisJobStore) -> None:
+    orphan = running(redis_store)
+    ended, gone = write(redis_store, "succeeded", ""), write(redis_store, "running", "leases", epoch=1)
+    redis_store._redis.zadd(PREFIX + "in:running", {ended: 0})
+    redis_store._redis.delete(PREFIX + "leases", f"{PREFIX}job:{gone}")
+    assert redis_store.claim("b", 0.001, 60).job is None
+    time.sleep(0.02)
+    assert [job.id for job in redis_store.claim("b", 30, 60).lost] == [orphan]
+    assert redis_store.get(orphan).state is JobState.QUEUED and indexed(redis_store, gone) == []
+    assert [job.id for job in redis_store.page(state=JobState.RUNNING).jobs] == []
+
+
 @pytest.mark.parametrize("index", ["ready", "delayed", "leases"])
 def test_a_key_of_another_kind_in_a_record_s_place_costs_nothing_else(redis_store: RedisJobStore, index: str) -> None:
     odd = write(redis_store, "running" if index == "leases" else "queued", index, epoch=1)
@@ -226,7 +265,8 @@ def test_a_key_of_another_kind_in_a_record_s_place_costs_nothing_else(redis_stor
 
 @pytest.mark.parametrize("torn", [
     {"created_at": "yesterday"}, {"steps": None}, {"name": None}, {"epoch": "two"}, {"max_attempts": None},
-    {"finished_at": "x"}, {"lost_attempts": "many"}, {"sequence": None}, {"spec_json": None}, {"id": None},
+    {"finished_at": "x"}, {"lost_attempts": "many"}, {"sequence": None}, {"sequence": "x"}, {"spec_json": None},
+    {"id": None},
 ])  # fmt: skip
 def test_a_torn_record_stops_neither_lists_nor_claims(redis_store: RedisJobStore, torn: dict[str, Any]) -> None:
     job_id = write(redis_store, "queued", "delayed", **torn)

@@ -163,6 +163,7 @@ def test_what_runs_goes_on_in_a_store_that_is_over_its_limit(small: RedisJobStor
     claimed = small.claim("b", 30, BACKOFF).job
     assert claimed is not None and claimed.id in {third, waiting}
     small.running(claimed.id, claimed.epoch)
+    assert small.mark("ended:session", 30) and small.marked("ended:session") and not small.mark("ended:session", 30)
     small.delete(first)
     with pytest.raises(Fenced):
         small.append(second, 1, step_event(2))

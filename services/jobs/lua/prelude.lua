@@ -5,8 +5,9 @@
 --   all, in:<state>  ZSET  ids at score 0, so that they list in id (= creation) order
 --   ready ZSET by sequence    delayed ZSET by time    leases ZSET by expiry    idem:<digest> HASH
 --   feed STREAM  events of all jobs, bounded, numbered by feed-count    folders SET  ids whose run folder has to go
--- An id in one of the sets may have lost its hash (an operator's DEL): it is forgotten where it is met. A job in a state
--- that the table lacks is another release's: it is left as it is.
+-- An id in one of the sets may have lost its hash (an operator's DEL): it is forgotten where it is met. `claim` puts back
+-- what `all`, `ready`, `delayed` and `leases` lost. A job in a state that the table lacks is another release's: it is
+-- left as it is.
 local P = KEYS[1]
 
 local function now_ms()
@@ -92,7 +93,7 @@ local function belongs(id, index, wanted, gone)
 end
 
 local function place(id)
-  return redis.call('HGET', key_of(id), 'sequence') or redis.call('INCR', P .. 'sequence')
+  return tonumber(redis.call('HGET', key_of(id), 'sequence')) or redis.call('INCR', P .. 'sequence')
 end
 
 -- Move a job to another state if the table allows it, and say so in its history.
