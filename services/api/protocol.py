@@ -20,6 +20,11 @@ from services.api.problems import problem
 
 _LINGER_S = 0.5
 """A refused client gets so long to read why."""
+PROBES = 16
+"""Connections beyond the limit of all that may ask whether the service lives, and nothing else."""
+_PROBED = frozenset({b"/healthz", b"/readyz", b"/metrics"})
+_PROBE_S = 1.0
+"""Time for such a connection to ask."""
 PIPELINED = 100
 """Most requests that may wait on one connection: they are parsed as they come, far faster than they are served."""
 
@@ -31,7 +36,7 @@ def bounded_protocol(settings: Settings) -> type[HttpToolsProtocol]:
     """
     logging.getLogger("uvicorn.error").addFilter(_is_ours)
     slots = Slots(settings.max_connections, settings.max_connections_per_client)
-    return type("BoundedProtocol", (_Bounded,), {"settings": settings, "slots": slots})
+    return type("BoundedProtocol", (_Bounded,), {"settings": settings, "slots": slots, "probes": Slots(PROBES, 2)})
 
 
 def _is_ours(record: logging.LogRecord) -> bool:
@@ -41,10 +46,11 @@ def _is_ours(record: logging.LogRecord) -> bool:
 class _Bounded(HttpToolsProtocol):
     settings: ClassVar[Settings]
     slots: ClassVar[Slots]
+    probes: ClassVar[Slots]
 
     def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, Any], **more: Any) -> None:
         super().__init__(config, server_state, app_state, **more)
-        self._slot: str | None = None
+        self._slot: tuple[Slots, str] | None = None
         self._closing = False
         self._in_head, self._head_bytes = False, 0
         self._head_timer: TimerHandle | None = None
@@ -57,17 +63,21 @@ class _Bounded(HttpToolsProtocol):
         client = self.client[0] if self.client else ""
         full = self.slots.take(client)
         if full is None:
-            self._slot = client
-            self._await_head()
+            self._slot = self.slots, client
+            self._await_head(self.settings.header_timeout_s)
         elif full is Refusal.CLIENT:
             self._refuse(429, f"This address has {self.slots.per_client} open connections, which is the limit.")
+        elif self.probes.take(client) is None:
+            self._slot = self.probes, client
+            self._await_head(_PROBE_S)
         else:
-            self._refuse(503, f"The service has {self.slots.in_all} open connections, which is the limit.")
+            self._refuse_for_all()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Give the slot back, and tell every request that waits, not only the last one, that its client is gone."""
         if self._slot is not None:
-            self.slots.free(self._slot)
+            slots, client = self._slot
+            slots.free(client)
             self._slot = None
         self._stop(self._head_timer, self._stall_timer)
         self._leave_cycles()
@@ -84,7 +94,7 @@ class _Bounded(HttpToolsProtocol):
         if self._in_head and self._head_bytes > self.settings.max_header_bytes:
             self._refuse(431, f"Request line and headers have more than {self.settings.max_header_bytes} bytes.")
         elif self._in_head or self.cycle is None or self.cycle.response_complete:
-            self._await_head()
+            self._await_head(self.settings.header_timeout_s)
         else:
             self._stop(self._head_timer)
             self._head_timer = None
@@ -98,9 +108,12 @@ class _Bounded(HttpToolsProtocol):
         """Its head is whole."""
         if len(self.pipeline) >= PIPELINED:
             self._reject(429, f"{PIPELINED} requests wait on this connection already; wait for answers before more.")
+        if self._only_probes and self.url.partition(b"?")[0] not in _PROBED:
+            self._refuse_for_all()
         if self._closing or self.transport.is_closing():
             return
         super().on_headers_complete()
+        self.cycle.keep_alive = self.cycle.keep_alive and not self._only_probes
         self._in_head, self._head_bytes = False, 0
         self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
         self._cycles.append(self.cycle)
@@ -138,16 +151,25 @@ class _Bounded(HttpToolsProtocol):
                 cycle.disconnected = True
                 cycle.message_event.set()
 
-    def _await_head(self) -> None:
+    @property
+    def _only_probes(self) -> bool:
+        return self._slot is not None and self._slot[0] is self.probes
+
+    def _await_head(self, seconds: float) -> None:
         if self._head_timer is None:
-            self._head_timer = self.loop.call_later(self.settings.header_timeout_s, self._head_is_late)
+            self._head_timer = self.loop.call_later(seconds, self._head_is_late)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
-        if self._in_head or self.cycle is None:
+        if self._only_probes:
+            self._refuse_for_all()
+        elif self._in_head or self.cycle is None:
             self._refuse(408, f"No whole request came within {self.settings.header_timeout_s:g} s.")
         else:
             self.transport.close()
+
+    def _refuse_for_all(self) -> None:
+        self._refuse(503, f"The service has {self.slots.in_all} open connections, which is the limit.")
 
     def _refuse(self, status: int, detail: str) -> None:
         """Answer without the app, and close."""

@@ -93,10 +93,17 @@ def test_a_connection_that_says_nothing_ends(api: LiveApi) -> None:
 
 
 def test_too_many_in_all(api: LiveApi) -> None:
+    third = ("127.0.0.3", 0)
     with connections(api, MANY, ELSEWHERE), connections(api, ALL - MANY):
-        answer = get(api, "/healthz", ("127.0.0.3", 0))
-    assert_told(answer, 503)
-    assert b"retry-after" in answer.lower()
+        for path in ("/healthz", "/readyz", "/metrics"):
+            answer = get(api, path, third, more="")
+            assert answer.startswith(b"HTTP/1.1 200") and b"connection: close" in answer, "who watches is let in"
+        answer = get(api, "/v1/jobs", third)
+        assert_told(answer, 503)
+        assert b"retry-after" in answer.lower()
+        with connections(api, 3, third) as silent:
+            assert [read(connection)[:12] for connection in silent] == [b"HTTP/1.1 503"] * 3
+        assert get(api, "/healthz", third).startswith(b"HTTP/1.1 200"), "what it held was given back"
     until_served(api)
 
 
