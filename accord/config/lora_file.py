@@ -17,7 +17,7 @@ from pathlib import Path
 from accord.config.backbones import LoRASpec
 from accord.config.lora_alpha import read_numbers, scales
 from accord.config.model_dir import ModelFacts
-from accord.config.weights import read_metadata, read_safetensors_header, weight_files
+from accord.config.weights import FLOATS, read_metadata, read_safetensors_header, weight_files
 from accord.errors import ModelError
 
 _KEY = re.compile(
@@ -25,7 +25,6 @@ _KEY = re.compile(
 )
 _NOT_ADAPTED = "to_gate_logits"
 """Per-head gates never carry an adapter; see accord/backbones/adapters.py."""
-_FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 Shape = tuple[int, ...]
 
 
@@ -65,9 +64,7 @@ def read_lora_file(path: str) -> LoRAFile:
         raise ModelError(
             f"{path}: mixes names under {', '.join(sorted({m['prefix'] for m in found.values()}))}; keep one"
         )
-    whole = next(
-        (name for name, entry in header.items() if entry["dtype"] not in _FLOATS and found[name]["part"]), None
-    )
+    whole = next((name for name, entry in header.items() if entry["dtype"] not in FLOATS and found[name]["part"]), None)
     if whole is not None:
         raise ModelError(f"{path}: {whole} is {header[whole]['dtype']}; only floating-point adapters are read")
     shapes = {(match["layer"], match["part"]): tuple(header[name]["shape"]) for name, match in found.items()}

@@ -13,7 +13,7 @@ from typing import Any
 
 import accord
 from accord.config.files import files_below
-from accord.config.model_shapes import check_complete, check_transformer, check_vae
+from accord.config.model_shapes import check_complete, check_encoder, check_transformer, check_vae
 from accord.config.paths import BUILT_IN
 from accord.config.weights import Shapes, component_shapes, read_json
 from accord.errors import InputError, ModelError
@@ -29,6 +29,8 @@ WEIGHTS: dict[str, tuple[str, ...]] = {
 }
 """Components with weights and the classes they may have; the text encoder may be any class of transformers."""
 _LIBRARIES = ("diffusers", "transformers", "ltx2")
+_HOMES = {"vocoder": "ltx2", "connectors": "ltx2", "text_encoder": "transformers", "tokenizer": "transformers"}
+"""The library of a component's class; of the others, diffusers."""
 _UNSAFE = {
     **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"), "a pickle, which can run code when opened"),
     **dict.fromkeys((".py", ".pyc", ".so"), "code"),
@@ -115,12 +117,25 @@ def _inspect(root: Path) -> ModelFacts:
     shapes = {component: component_shapes(root / component) for component in WEIGHTS}
     check_transformer(root / "transformer", configs["transformer"], shapes["transformer"])
     check_vae(root / "vae", configs["vae"], shapes["vae"])
+    _check_encoder(root, index["text_encoder"][1], configs["text_encoder"], shapes["text_encoder"])
     for component in WEIGHTS:
         check_complete(root / component, configs[component], shapes[component])
     _check_optional(root, index, files)
-    if not {root / "tokenizer" / name for name in _TOKENIZERS} & {*files}:
+    tokenizers = [root / "tokenizer" / name for name in _TOKENIZERS if root / "tokenizer" / name in files]
+    if not tokenizers:
         raise ModelError(f"{root / 'tokenizer'}: holds neither tokenizer.json nor tokenizer.model")
+    if tokenizers[0].suffix == ".json" and not isinstance(read_json(tokenizers[0]).get("model"), dict):
+        raise ModelError(f"{tokenizers[0]}: holds no model of a tokenizer; copy it again")
     return _facts(root, shapes["transformer"])
+
+
+def _check_encoder(root: Path, kind: str, config: Mapping[str, Any], shapes: Shapes) -> None:
+    """A class that does not fit, or sizes beyond the weights, would be made in full, at random, before that is seen."""
+    made = config.get("architectures")
+    if not isinstance(made, list) or kind not in made:
+        where = root / "text_encoder" / "config.json"
+        raise ModelError(f"{where}: was saved by {made or 'nobody that it names'}, but model_index.json loads a {kind}")
+    check_encoder(root / "text_encoder", config, shapes)
 
 
 def read_model_configs(path: str) -> ModelFacts:
@@ -184,6 +199,9 @@ def _check_index(root: Path, index: Mapping[str, Any]) -> None:
         entry = index.get(name) or [None, None]
         if entry[1] is None or not (root / name).is_dir():
             raise ModelError(f"{root}: component {name!r} is missing; an LTX2Pipeline has {', '.join(WEIGHTS)}")
+        if entry[0] != _HOMES.get(name, "diffusers"):
+            home = _HOMES.get(name, "diffusers")
+            raise ModelError(f"{where}: {name} is a class of {entry[0]}, where none is known; it is one of {home}")
         if classes and entry[1] not in classes:
             raise ModelError(f"{where}: {name} is a {entry[1]}; expected {' or '.join(classes)}")
 

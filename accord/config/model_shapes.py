@@ -213,6 +213,14 @@ def check_vae(directory: Path, config: Mapping[str, Any], shapes: Shapes) -> Non
         _check(directory, "latents_mean", shapes["latents_mean"], config, ("latent_channels",))
 
 
+def check_encoder(directory: Path, config: Mapping[str, Any], shapes: Shapes) -> None:
+    """Compare a text encoder's vocabulary and width with its config. Raises ModelError as `check_transformer` does."""
+    inner = config.get("text_config", config)
+    for name, shape in shapes.items():
+        if name.endswith("embed_tokens.weight") and ".layers." not in name:
+            _check(directory, name, shape, inner, ("vocab_size", "hidden_size"))
+
+
 def _check(
     directory: Path, name: str, shape: tuple[int, ...], config: Mapping[str, Any], sides: tuple[str, ...]
 ) -> None:

@@ -23,6 +23,8 @@ _MAX_HEADER = 100_000_000
 _WEIGHT_BYTES = 1024 * LORA_BYTES
 _DTYPE_BITS = {"F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16,
                "U16": 16, "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8}  # fmt: skip
+FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+"""Types that hold weights as they are; whole numbers stand for something quantised, which a cast does not undo."""
 _STEMS = {"text_encoder": "model"}
 """What a component's weights are called; transformers and diffusers differ."""
 _STEM = "diffusion_pytorch_model"
@@ -110,6 +112,10 @@ def component_shapes(component: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         header = read_safetensors_header(file)
+        whole = next((name for name in header if _is_weight(name) and header[name]["dtype"] not in FLOATS), None)
+        if whole is not None:
+            kind = header[whole]["dtype"]
+            raise ModelError(f"{file}: {whole} is {kind}, which is quantised; take the model in bfloat16 or float32")
         if twice := sorted(shapes.keys() & header.keys()):
             raise ModelError(f"{file}: holds {twice[0]}, which another file of {component.name} holds, too")
         if listed is not None:
@@ -118,6 +124,11 @@ def component_shapes(component: Path) -> dict[str, tuple[int, ...]]:
     if not shapes:
         raise ModelError(f"{component}: its weight files hold no tensor")
     return shapes
+
+
+def _is_weight(name: str) -> bool:
+    """Counters and tables of positions are whole numbers rightly."""
+    return name.endswith((".weight", ".bias"))
 
 
 def weight_files(component: Path) -> list[Path]:

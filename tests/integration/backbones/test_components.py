@@ -44,10 +44,18 @@ def test_weights_that_are_not_the_class_are_refused(
 
 def test_a_pipeline_that_names_an_unknown_class_is_refused(ltx2_dir: Path, tmp_path: Path) -> None:
     model = copied(ltx2_dir, tmp_path)
-    index = (model / "model_index.json").read_text()
-    (model / "model_index.json").write_text(index.replace("Gemma3ForConditionalGeneration", "Gemma9ForSinging"))
+    for file in (model / "model_index.json", model / "text_encoder" / "config.json"):
+        file.write_text(file.read_text().replace("Gemma3ForConditionalGeneration", "Gemma9ForSinging"))
     with pytest.raises(ModelError, match="transformers has no Gemma9ForSinging"):
         LTX2Backbone.load(LTX2Spec(path=str(model)), SamplingSpec(frames=9))
+
+
+def test_a_tokenizer_that_is_none_is_the_models_fault(ltx2_dir: Path, tmp_path: Path) -> None:
+    model = copied(ltx2_dir, tmp_path)
+    for tokenizer in ('{"model": {}}', '{"version": "1.0", "added_tokens": [], "model": {"type": "None"}}'):
+        (model / "tokenizer" / "tokenizer.json").write_text(tokenizer)
+        with pytest.raises(ModelError, match="cannot be loaded as a pipeline"):
+            LTX2Backbone.load(LTX2Spec(path=str(model)), SamplingSpec(frames=9))
 
 
 def copied(source: Path, target: Path) -> Path:

@@ -93,7 +93,7 @@ def write_model(root: Path, depth: int = 3) -> Path:
         "audio_vae": {"sample_rate": 16000, "mel_hop_length": 160},
         "vocoder": {"output_sampling_rate": 24000},
         "connectors": {},
-        "text_encoder": {},
+        "text_encoder": {"architectures": ["Gemma3ForConditionalGeneration"]},
     }
     shapes = {
         "transformer": transformer_shapes(depth), "vae": {**dict.fromkeys(REQUIRED["vae"], (2,)), "latents_mean": (8,)},
@@ -104,14 +104,14 @@ def write_model(root: Path, depth: int = 3) -> Path:
     for component, config in configs.items():
         (root / component).mkdir()
         (root / component / "config.json").write_text(json.dumps(config))
-        weights = safetensors(shapes.get(component, {"weight": (2, 3)}))
+        weights = safetensors(shapes.get(component, {"model.embed_tokens.weight": (2, 4)}))
         (root / component / weights_of(component)).write_bytes(weights)
     (root / "scheduler").mkdir()
     (root / "scheduler" / "scheduler_config.json").write_text(
         json.dumps({"use_dynamic_shifting": True, "shift_terminal": 0.1})
     )
     (root / "tokenizer").mkdir()
-    (root / "tokenizer" / "tokenizer.json").write_text("{}")
+    (root / "tokenizer" / "tokenizer.json").write_text('{"model": {}}')
     return root
 
 
@@ -152,6 +152,10 @@ def shard(component: Path, weight_map: dict[str, str], keep: bool = False) -> No
         (component / weights_of(component.name)).unlink()
     index = component / f"{weights_of(component.name)}.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
+
+
+def retype(file: Path, kind: str) -> None:
+    file.write_bytes(file.read_bytes().replace(b'"F32"', f'"{kind}"'.encode()))
 
 
 BREAK = {
@@ -212,6 +216,29 @@ BREAK = {
     "auto_map of the tokenizer": (
         lambda m: (m / "tokenizer" / "tokenizer_config.json").write_text('{"auto_map": {}}'), "custom code"
     ),
+    "class of the wrong library": (
+        lambda m: rewrite(m / "model_index.json", vocoder=["diffusers", "LTX2Vocoder"]), "it is one of ltx2"
+    ),
+    "text encoder of the wrong library": (
+        lambda m: rewrite(m / "model_index.json", text_encoder=["diffusers", "Gemma3ForConditionalGeneration"]),
+        "it is one of transformers",
+    ),
+    "a text encoder that nobody saved": (
+        lambda m: rewrite(m / "model_index.json", text_encoder=["transformers", "LlamaModel"]),
+        r"was saved by \['Gemma3ForConditionalGeneration'\], but model_index.json loads a LlamaModel",
+    ),
+    "a text encoder without a name": (
+        lambda m: (m / "text_encoder" / "config.json").write_text("{}"), "saved by nobody that it names"
+    ),
+    "a text encoder beyond its weights": (
+        lambda m: rewrite(m / "text_encoder" / "config.json", text_config={"hidden_size": 99}),
+        r"embed_tokens.weight is 2 x 4 in the weights and any x 99 by config.json \(hidden_size\)",
+    ),
+    "quantised weights": (
+        lambda m: retype(m / "vae" / weights_of("vae"), "I32"), r"conv_in\.conv\.\w+ is I32, which is quantised"
+    ),
+    "tokenizer torn": (lambda m: (m / "tokenizer" / "tokenizer.json").write_text("{"), "not readable as JSON"),
+    "tokenizer of nothing": (lambda m: (m / "tokenizer" / "tokenizer.json").write_text("{}"), "no model of a tok"),
     "depth disagrees": (lambda m: rewrite(m / "transformer" / "config.json", num_layers=7), "weights hold 3"),
     "config value of the wrong kind": (
         lambda m: rewrite(m / "audio_vae" / "config.json", sample_rate="fast"), "value of the wrong kind"
