@@ -43,11 +43,11 @@ def create_app(
         redirect_slashes=False, summary="Distributed RL post-training for joint audio-video diffusion models",
     )  # fmt: skip
     closing, metrics = threading.Event(), metrics or Metrics(store)
-    looked = SpecCheck(settings, closing)
+    looked, calls = SpecCheck(settings, closing), StoreCalls(store)
     state = ApiState(
-        settings, store, Keeper(api_key(settings)), Sessions(store), metrics,
+        settings, store, Keeper(api_key(settings)), Sessions(store, calls), metrics,
         check_spec or looked, looked.lately, Readiness({"store": lambda: store.ready(), **(checks or {})}),
-        StoreCalls(store), Hub(store, metrics, closing), closing,
+        calls, Hub(store, metrics, closing), closing,
     )  # fmt: skip
     app.state.accord = state
     routers = [module.router for module in (health, jobs, results, pages, contract)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import hmac
@@ -18,6 +17,7 @@ from starlette.requests import cookie_parser
 
 from accord.config.settings import Settings, usable_key
 from accord.errors import ServiceError
+from services.api.calls import StoreCalls
 from services.jobs.store import JobStore
 
 COOKIE = "accord_session"
@@ -131,8 +131,8 @@ class Sessions:
     FRESH_S = 2.0
     """A session that was found good is good for so long without asking again."""
 
-    def __init__(self, store: JobStore) -> None:
-        self._store = store
+    def __init__(self, store: JobStore, calls: StoreCalls) -> None:
+        self._store, self._calls = store, calls
         self._good_until: dict[str, float] = {}
 
     async def live(self, session: Pass) -> bool:
@@ -140,7 +140,7 @@ class Sessions:
         now = time.monotonic()
         if self._good_until.get(session.id, 0.0) > now:
             return True
-        if await asyncio.to_thread(self._store.marked, _mark(session)):
+        if await self._calls.run(self._store.marked, _mark(session)):
             return False
         if len(self._good_until) >= 1000:
             self._good_until.clear()
@@ -151,7 +151,7 @@ class Sessions:
         """End a session, or use a ticket up; False when it was so already. Raises StoreUnavailable."""
         self._good_until.pop(session.id, None)
         left = max(1.0, session.until - time.time() + 60)
-        return await asyncio.to_thread(self._store.mark, _mark(session), left)
+        return await self._calls.run(self._store.mark, _mark(session), left)
 
 
 def _mark(session: Pass) -> str:

@@ -23,6 +23,8 @@ THREADS = 4
 """The interpreter runs one at a time; more would only take turns."""
 WAITING = 512
 """Calls that may wait at once: a store that hangs is told to callers, not to the memory."""
+WAIT_S = 10.0
+"""Longest wait for an answer, the turn included: while the store hangs, each caller would wait for all before it."""
 SWITCH_S = 0.0005
 TOGETHER = 64
 """Most submissions in one round trip."""
@@ -42,11 +44,15 @@ class StoreCalls:
         self._writing: asyncio.Task[None] | None = None
 
     async def run(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a method of the store in a thread. Raises what it raises; StoreUnavailable when too many wait."""
+        """Call a method of the store in a thread. Raises what it raises; StoreUnavailable when too many wait, or this
+        one did for too long.
+        """
         self._admit(self._waiting)
         self._waiting += 1
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._readers, lambda: call(*args, **kwargs))
+            return await _in_time(
+                asyncio.get_running_loop().run_in_executor(self._readers, lambda: call(*args, **kwargs))
+            )
         finally:
             self._waiting -= 1
 
@@ -57,12 +63,13 @@ class StoreCalls:
         self._pending.append((submission, answer))
         if self._writing is None or self._writing.done():
             self._writing = asyncio.create_task(self._write())
-        return await answer
+        return await _in_time(answer)
 
     async def _write(self) -> None:
         loop = asyncio.get_running_loop()
         while self._pending:
             batch, self._pending = self._pending[:TOGETHER], self._pending[TOGETHER:]
+            batch = [one for one in batch if not one[1].done()]  # nobody waits for it any more
             try:
                 found: Sequence[tuple[Job, bool] | Exception] = await loop.run_in_executor(
                     self._writer, self._store.enqueue_all, [submission for submission, _ in batch]
@@ -85,3 +92,17 @@ class StoreCalls:
     def _admit(self, waiting: int) -> None:
         if waiting >= self._most:
             raise StoreUnavailable(f"{waiting} calls already wait for the job store; try again in a moment")
+
+
+async def _in_time(answer: asyncio.Future[T]) -> T:
+    """Wait for an answer; one whose turn has not come is given up."""
+    try:
+        async with asyncio.timeout(WAIT_S) as wait:
+            return await answer
+    except TimeoutError:
+        if not wait.expired():
+            raise
+        raise StoreUnavailable(
+            f"the job store did not answer within {WAIT_S:g} s; send the same again in a moment, a job with its "
+            "Idempotency-Key"
+        ) from None

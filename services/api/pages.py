@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Annotated
 from urllib.parse import parse_qs
@@ -43,7 +42,8 @@ async def job_page(request: Request, job_id: JobId) -> Response:
     """One job, live."""
     if not await _may_read(request):
         return await _page(request, "key.html", status=401)
-    job = await asyncio.to_thread(state_of(request).store.get, job_id)
+    state = state_of(request)
+    job = await state.calls.run(state.store.get, job_id)
     return await _page(request, "job.html", job_id=job.id, name=job.name)
 
 

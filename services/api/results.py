@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 from pydantic import Field
 
@@ -23,38 +23,41 @@ _REPORT_POLICY = (
 """A report is one self-contained file; it runs without an origin, so it can reach nothing of ours."""
 
 
-def _folder(request: Request, job_id: JobId) -> Path:
+async def _folder_of(request: Request, job_id: JobId) -> Path:
+    """Threads that read files do not wait for the store."""
     state = state_of(request)
-    return state.settings.runs_dir / state.store.get(job_id).id
+    return state.settings.runs_dir / (await state.calls.run(state.store.get, job_id)).id
+
+
+_Folder = Annotated[Path, Depends(_folder_of)]
 
 
 @router.get("/metrics")
 def metrics(
-    request: Request,
-    job_id: JobId,
+    folder: _Folder,
     names: Annotated[list[Annotated[str, Field(max_length=200)]], Query(max_length=200)] = [],  # noqa: B006
     since_step: Annotated[int, Query(ge=0, le=2**31 - 1)] = 0,
 ) -> Series:
     """Curves per optimizer step; `names` picks some, `since_step` leaves out what is known."""
-    return runs.series(_folder(request, job_id), names, since_step)
+    return runs.series(folder, names, since_step)
 
 
 @router.get("/checkpoints")
-def checkpoints(request: Request, job_id: JobId) -> list[CheckpointView]:
+def checkpoints(folder: _Folder) -> list[CheckpointView]:
     """Complete checkpoints, oldest first."""
-    return runs.checkpoints(_folder(request, job_id))
+    return runs.checkpoints(folder)
 
 
 @router.get("/artifacts")
-def artifacts(request: Request, job_id: JobId) -> list[ArtifactView]:
+def artifacts(folder: _Folder) -> list[ArtifactView]:
     """Files that can be downloaded, once the job has written its results."""
-    return runs.artifacts(_folder(request, job_id))
+    return runs.artifacts(folder)
 
 
 @router.get("/artifacts/{artifact_id}")
-def artifact(request: Request, job_id: JobId, artifact_id: ArtifactId) -> FileResponse:
+def artifact(folder: _Folder, artifact_id: ArtifactId) -> FileResponse:
     """Download one file by its id; byte ranges work."""
-    listed, path, status = runs.open_artifact(_folder(request, job_id), artifact_id)
+    listed, path, status = runs.open_artifact(folder, artifact_id)
     is_page = listed.media_type.startswith("text/html")
     return FileResponse(
         path,

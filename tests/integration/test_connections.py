@@ -64,6 +64,20 @@ def until_served(api: LiveApi, path: str = "/healthz") -> None:
         time.sleep(0.05)
 
 
+@contextlib.contextmanager
+def stream(api: LiveApi, path: str) -> Iterator[socket.socket]:
+    """An event stream, once the slot of the one before was given back."""
+    deadline = time.monotonic() + 30
+    while True:
+        with connections(api, 1) as (connection,):
+            connection.sendall(f"GET {path} HTTP/1.1\r\n{HEAD}\r\n".encode())
+            if connection.recv(65536).startswith(b"HTTP/1.1 200"):
+                yield connection
+                return
+        assert time.monotonic() < deadline, "the slot of the stream was not given back"
+        time.sleep(0.05)
+
+
 def assert_told(answer: bytes, status: int) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(f"HTTP/1.1 {status} ".encode()), answer[:200]
@@ -170,22 +184,13 @@ def test_a_stream_ends_with_its_connection_whatever_was_sent_behind_it(api: Live
         connection.sendall(f"GET {path} HTTP/1.1\r\n{HEAD}\r\nGET /healthz HTTP/1.1\r\n{HEAD}\r\n".encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         assert_told(get(api, path), 429)
-    deadline = time.monotonic() + 30
-    while True:
-        with connections(api, 1) as (connection,):
-            connection.sendall(f"GET {path} HTTP/1.1\r\n{HEAD}\r\n".encode())
-            if connection.recv(65536).startswith(b"HTTP/1.1 200"):
-                return
-        assert time.monotonic() < deadline, "the slot of the stream was not given back"
-        time.sleep(0.05)
+    with stream(api, path):
+        pass
 
 
 def test_a_stream_from_a_moment_that_has_not_come_stays_open(api: LiveApi) -> None:
     soon = int((time.time() + 600) * 1000)
-    with connections(api, 1) as (connection,):
-        path = f"/v1/jobs/{api.jobs['running']}/events?after={soon}"
-        connection.sendall(f"GET {path} HTTP/1.1\r\n{HEAD}\r\n".encode())
-        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+    with stream(api, f"/v1/jobs/{api.jobs['running']}/events?after={soon}") as connection:
         connection.settimeout(1)
         with pytest.raises(TimeoutError):
             while True:

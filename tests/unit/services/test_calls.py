@@ -102,3 +102,25 @@ def test_callers_of_a_store_that_hangs_are_refused_before_they_fill_the_memory(m
         return sum(answers)
 
     assert asyncio.run(ask()) == 8
+
+
+def test_nobody_waits_for_a_store_that_hangs_longer_than_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store's own deadline is for one call; in line, each would wait for the calls of all before it."""
+    monkeypatch.setattr(calls, "WAIT_S", 0.1)
+    store, asked = Counted(), []
+
+    async def ask() -> list[object]:
+        made = StoreCalls(store, threads=1)
+        held = [made.run(store.go.wait, 10), made.enqueue(submission("held"))]
+        tasks = [asyncio.ensure_future(call) for call in held]
+        await asyncio.sleep(0.02)
+        line = [made.run(asked.append, 1), made.enqueue(submission("late"))]
+        found = await asyncio.gather(*tasks, *line, return_exceptions=True)
+        store.go.set()
+        await made.run(int), await made.enqueue(submission("next"))
+        made.close()
+        return found
+
+    assert all(isinstance(answer, StoreUnavailable) for answer in asyncio.run(ask()))
+    assert asked == [] and store.trips[1:] == [1], "what was given up in line is not done later"
+    assert [job.id for job in store.page().jobs if job.id == "job-late"] == []
