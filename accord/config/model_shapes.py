@@ -103,6 +103,7 @@ def check_complete(component: Path, config: Mapping[str, Any], shapes: Shapes) -
     """
     stacks = _STACKS if _blocks_are_equal(component.name, config) else ()
     refuse_gaps(component, {*_required(component.name, config, shapes), *unlike(shapes, stacks)} - shapes.keys())
+    _refuse_odd(component, shapes, stacks)
     for stack, fields in _COUNTS.get(component.name, {}).items():
         _check_count(component, config, shapes, stack, fields)
 
@@ -120,6 +121,33 @@ def unlike(shapes: Shapes, stacks: Sequence[str]) -> Iterator[str]:
     yield from (f"{name.removesuffix('bias')}weight" for name in shapes if name.endswith(".bias"))
     yield from _unlike_their_stack(shapes, stacks) if stacks else ()
     yield from _unlike_their_kind(shapes)
+
+
+def _refuse_odd(component: Path, shapes: Shapes, stacks: Sequence[str]) -> None:
+    """Find tensors of a shape that no config makes. Raises ModelError that names the tensor and the one beside it.
+
+    A bias is as long as its layer is wide, and equal blocks are of equal shapes.
+    """
+    for name, shape in shapes.items():
+        weight = shapes.get(f"{name.removesuffix('bias')}weight", ()) if name.endswith(".bias") else ()
+        if weight and (len(shape) != 1 or shape[0] not in weight[:2]):  # a transposed convolution counts from the other
+            raise ModelError(
+                f"{component}: {name} is {_sides(shape)} beside a weight of {_sides(weight)}; copy it again"
+            )
+    first: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {}
+    for name, shape in sorted(shapes.items()) if stacks else ():
+        match = re.search(rf"(?:^|\.)(?:{'|'.join(stacks)})\.(\d+)\.", name)
+        if match is None:
+            continue
+        other, usual = first.setdefault((name[: match.start(1)], name[match.end() :]), (name, shape))
+        if shape != usual:
+            raise ModelError(
+                f"{component}: {name} is {_sides(shape)}, but {other} is {_sides(usual)}; copy the weights again"
+            )
+
+
+def _sides(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape)) or "one number"
 
 
 def _required(name: str, config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:

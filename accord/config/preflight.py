@@ -5,6 +5,7 @@ Light: runs in the control plane, before any process is started for the job.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Container
 
 from accord.config.algorithms import BlockScale, RegionSpec, SigmaSpec, SurgerySpec
@@ -266,4 +267,5 @@ def _prompt_problems(job: JobSpec, barred: Container[str]) -> list[Problem]:
 
 
 def _words(prompt: Prompt) -> tuple[str, ...]:
-    return tuple(prompt.prompt_av.casefold().split())
+    """Of a text, whatever its case, its spaces and the way its letters are composed."""
+    return tuple(unicodedata.normalize("NFKC", prompt.prompt_av).casefold().split())

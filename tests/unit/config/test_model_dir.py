@@ -71,9 +71,11 @@ CAPTIONS = tuple(
 
 
 def transformer_shapes(depth: int = 3) -> dict[str, tuple[int, ...]]:
+    biases = {f"{name.removesuffix('weight')}bias": shape[:1] for name, shape in ENDS.items()}
     return (
         dict.fromkeys((*REQUIRED["transformer"], *CAPTIONS), (2,))
         | ENDS
+        | biases
         | {f"transformer_blocks.{b}.{name}": shape for b in range(depth) for name, shape in BLOCK.items()}
     )
 

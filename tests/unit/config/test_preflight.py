@@ -105,6 +105,14 @@ def test_held_out_prompts_must_not_be_trained_on(job_tree):
     assert pointer == "/prompts/held_out" and message.startswith("blue: also in the training prompts")
 
 
+def test_letters_composed_in_two_ways_are_the_same_prompt(job_tree):
+    for name, text in (("train", "a caf\u00e9 with a bell"), ("held_out", "A cafe\u0301 with  a bell")):
+        line = {"id": "cafe", "prompt_av": text, "prompt_v": "x", "prompt_a": "x"}
+        Path(job_tree["prompts"][name]).write_text(json.dumps(line) + "\n")
+    ((pointer, message),) = check(job_tree)
+    assert pointer == "/prompts/held_out" and message.startswith("cafe: also in the training prompts")
+
+
 def test_a_schedule_of_another_kind_is_the_models_fault(job_tree):
     config = Path(job_tree["backbone"]["path"]) / "scheduler" / "scheduler_config.json"
     config.write_text('{"use_karras_sigmas": true}')

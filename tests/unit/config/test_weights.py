@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import struct
 from pathlib import Path
@@ -27,6 +28,16 @@ def test_no_tensor_is_missing_without_a_word(component: str) -> None:
     for name in shapes:
         with pytest.raises(ModelError, match=r"lacks .* such"):
             check_complete(TINY / component, config, {other: shapes[other] for other in shapes if other != name})
+
+
+@pytest.mark.parametrize("component", WEIGHTS)
+def test_no_bias_and_no_block_has_a_shape_of_its_own(component: str) -> None:
+    shapes, config = component_shapes(TINY / component), read_json(TINY / component / "config.json")
+    stacked = component in {"transformer", "text_encoder"}
+    for name, shape in shapes.items():
+        if name.endswith(".bias") or (stacked and re.search(r"(transformer_blocks|language_model.*layers)\.\d", name)):
+            with pytest.raises(ModelError, match=r"beside a weight of|; copy the weights again"):
+                check_complete(TINY / component, config, {**shapes, name: tuple(side + 1 for side in shape) or (3,)})
 
 
 @pytest.mark.parametrize(
