@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import accord
-from accord.config.model_shapes import refuse_gaps, unlike
+from accord.config.model_shapes import refuse_gaps, refuse_odd, unlike
 from accord.config.paths import BUILT_IN
-from accord.config.weights import Shapes, read_json, read_safetensors_header
+from accord.config.weights import Shapes, read_json, read_safetensors_header, refuse_quantised
 from accord.errors import ModelError
 
 TINY = f"{BUILT_IN}tiny-clap"
@@ -38,14 +38,20 @@ def clap_directory(path: str) -> Path:
 def inspect_clap_dir(path: str) -> Path:
     """Check a transformers `ClapModel` directory and return it. Raises ModelError that names the file."""
     root = clap_directory(path)
-    config = {name: read_json(root / name) for name in CONFIGS}["config.json"]
+    files = {name: read_json(root / name) for name in CONFIGS}
+    config = files["config.json"]
     if config.get("model_type") != "clap":
         raise ModelError(f"{root / 'config.json'}: model_type is {config.get('model_type')!r}, not 'clap'")
-    shapes = {name: tuple(entry["shape"]) for name, entry in read_safetensors_header(root / WEIGHTS).items()}
+    if not isinstance(files["tokenizer.json"].get("model"), dict):
+        raise ModelError(f"{root / 'tokenizer.json'}: holds no model of a tokenizer; copy it again")
+    header = read_safetensors_header(root / WEIGHTS)
+    refuse_quantised(root / WEIGHTS, header)
+    shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     for tower in _TOWERS:
         if not any(name.startswith(tower) for name in shapes):
             raise ModelError(f"{root / WEIGHTS}: holds nothing of {tower.rstrip('.')}; save a whole ClapModel")
     refuse_gaps(root, {*unlike(shapes, _STACKS), *_ends(shapes)} - shapes.keys() - _DERIVED)
+    refuse_odd(root, shapes, _STACKS)
     return root
 
 

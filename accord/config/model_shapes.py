@@ -103,7 +103,7 @@ def check_complete(component: Path, config: Mapping[str, Any], shapes: Shapes) -
     """
     stacks = _STACKS if _blocks_are_equal(component.name, config) else ()
     refuse_gaps(component, {*_required(component.name, config, shapes), *unlike(shapes, stacks)} - shapes.keys())
-    _refuse_odd(component, shapes, stacks)
+    refuse_odd(component, shapes, stacks)
     for stack, fields in _COUNTS.get(component.name, {}).items():
         _check_count(component, config, shapes, stack, fields)
 
@@ -123,7 +123,7 @@ def unlike(shapes: Shapes, stacks: Sequence[str]) -> Iterator[str]:
     yield from _unlike_their_kind(shapes)
 
 
-def _refuse_odd(component: Path, shapes: Shapes, stacks: Sequence[str]) -> None:
+def refuse_odd(component: Path, shapes: Shapes, stacks: Sequence[str]) -> None:
     """Find tensors of a shape that no config makes. Raises ModelError that names the tensor and the one beside it.
 
     A bias is as long as its layer is wide, and equal blocks are of equal shapes.

@@ -112,10 +112,7 @@ def component_shapes(component: Path) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
     for file in files:
         header = read_safetensors_header(file)
-        whole = next((name for name in header if _is_weight(name) and header[name]["dtype"] not in FLOATS), None)
-        if whole is not None:
-            kind = header[whole]["dtype"]
-            raise ModelError(f"{file}: {whole} is {kind}, which is quantised; take the model in bfloat16 or float32")
+        refuse_quantised(file, header)
         if twice := sorted(shapes.keys() & header.keys()):
             raise ModelError(f"{file}: holds {twice[0]}, which another file of {component.name} holds, too")
         if listed is not None:
@@ -126,9 +123,12 @@ def component_shapes(component: Path) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _is_weight(name: str) -> bool:
-    """Counters and tables of positions are whole numbers rightly."""
-    return name.endswith((".weight", ".bias"))
+def refuse_quantised(file: Path, header: Mapping[str, Any]) -> None:
+    """Raise ModelError for whole numbers as weights. Counters and tables of positions are such rightly."""
+    for name, entry in header.items():
+        if name.endswith((".weight", ".bias")) and entry["dtype"] not in FLOATS:
+            kind = entry["dtype"]
+            raise ModelError(f"{file}: {name} is {kind}, which is quantised; take the model in bfloat16 or float32")
 
 
 def weight_files(component: Path) -> list[Path]:

@@ -111,7 +111,7 @@ def rename(file: Path, names: dict[str, str | None]) -> None:
     file.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
-def test_a_clap_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> None:
+def test_a_clap_checkpoint_that_is_not_whole_is_refused(tmp_path: Path) -> None:
     """All but a handful that only the class itself knows to be there."""
     copy = Path(shutil.copytree(SHIPPED["builtin:tiny-clap"], tmp_path / "clap"))
     inspect_clap_dir(str(copy))
@@ -126,6 +126,13 @@ def test_a_clap_checkpoint_that_lacks_a_weight_is_refused(tmp_path: Path) -> Non
             assert "lacks" in str(error)
         file.write_bytes(whole)
     assert len(passed) < 8
+    file.write_bytes(whole.replace(b'"F32"', b'"I32"'))
+    with pytest.raises(ModelError, match="is I32, which is quantised"):
+        inspect_clap_dir(str(copy))
+    file.write_bytes(whole)
+    (copy / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelError, match="no model of a tokenizer"):
+        inspect_clap_dir(str(copy))
     (copy / "config.json").write_text('{"model_type": "clip"}')
     with pytest.raises(ModelError, match="model_type is 'clip'"):
         inspect_clap_dir(str(copy))
