@@ -121,7 +121,10 @@ class Settings(BaseSettings):
         if not isinstance(value, str) or not value.strip():
             return value
         parts = json.loads(value) if value.startswith("[") else value.split(os.pathsep)
-        return tuple(part for part in parts if part) or None
+        found = tuple(part for part in parts if part != "")
+        if not found:
+            raise ValueError("names no folder; give at least one, or unset it")
+        return found
 
     @property
     def roots(self) -> Roots:

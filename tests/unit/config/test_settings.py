@@ -16,6 +16,13 @@ def test_a_variable_that_is_set_and_empty_is_refused(monkeypatch: pytest.MonkeyP
         Settings()
 
 
+@pytest.mark.parametrize("value", [":", "::", "[]", '[""]'])
+def test_roots_that_name_nothing_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("ACCORD_INPUT_ROOTS", value)
+    with pytest.raises(ValidationError, match="names no folder"):
+        Settings()
+
+
 def test_white_space_around_a_value_is_not_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCORD_API_KEY", "0123456789abcdef\n")
     monkeypatch.setenv("REDIS_URL", " redis://store:6379/0\r\n")
