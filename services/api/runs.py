@@ -3,7 +3,6 @@ a user's is ever joined."""
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 from accord.errors import JobNotFound
 from services.api.views import ArtifactView, CheckpointView, Series
@@ -27,19 +27,31 @@ def series(folder: Path, names: Sequence[str] = (), since_step: int = 0) -> Seri
     for line in _lines_backwards(folder / "metrics.jsonl"):
         row = _object(line)
         step = row.get("step")
-        if not isinstance(step, int):
+        if type(step) is not int or not 0 <= step < 2**31:
             continue  # being written, or left torn by an attempt that was killed
         if step <= since_step or len(rows) == MAX_STEPS:
             break
         rows.append(row)
     rows.reverse()
-    metrics = {name for row in rows for name in row.get("metrics", {}) if not names or name in names}
-    phases = {name for row in rows for name in row.get("phase_seconds", {})}
+    curves = [_numbers(row.get("metrics")) for row in rows]
+    phases = [_numbers(row.get("phase_seconds")) for row in rows]
     return Series(
         steps=[row["step"] for row in rows],
-        metrics={name: [row.get("metrics", {}).get(name) for row in rows] for name in sorted(metrics)},
-        phase_seconds={name: [row.get("phase_seconds", {}).get(name) for row in rows] for name in sorted(phases)},
+        metrics=_columns(curves, {name for row in curves for name in row if not names or name in names}),
+        phase_seconds=_columns(phases, {name for row in phases for name in row}),
     )
+
+
+def _numbers(values: Any) -> dict[str, float | None]:
+    """What of a row can be drawn; another release, or whoever else wrote here, may have left something odd."""
+    if not isinstance(values, dict):
+        return {}
+    return {name: value if isinstance(value, float | int) and abs(value) < 2**1000 else None
+            for name, value in values.items()}  # fmt: skip
+
+
+def _columns(rows: Sequence[dict[str, float | None]], names: set[str]) -> dict[str, list[float | None]]:
+    return {name: [row.get(name) for row in rows] for name in sorted(names)}
 
 
 def checkpoints(folder: Path) -> list[CheckpointView]:
@@ -59,9 +71,11 @@ def artifacts(folder: Path) -> list[ArtifactView]:
     found = []
     for entry in listed if isinstance(listed, list) else []:
         try:
-            found.append(ArtifactView.model_validate(entry))
+            view = ArtifactView.model_validate(entry)
         except ValidationError:
             continue  # an entry of another version is not offered
+        if view.media_type.isascii() and view.media_type.isprintable():  # it becomes a header
+            found.append(view)
     return found
 
 
@@ -100,6 +114,8 @@ def _lines_backwards(path: Path) -> Iterator[bytes]:
             end = start
         if first == 0:
             yield begun
+    except OSError:
+        return  # a folder, or a disk that fails
     finally:
         os.close(descriptor)
 
@@ -113,7 +129,7 @@ def _text(path: Path) -> str:
 
 def _object(text: str | bytes) -> dict[str, Any]:
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = from_json(text)
+    except ValueError:
         return {}
     return value if isinstance(value, dict) else {}

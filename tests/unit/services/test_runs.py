@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.api import runs
+from services.api.views import Series
 
 
 def written(folder: Path, steps: int, width: int = 30) -> Path:
@@ -78,3 +79,35 @@ def test_a_file_without_end_is_read_as_far_as_the_bounds_go(
     assert sum(count) <= size // 3
     (tmp_path / "metrics.jsonl").unlink()
     assert runs.series(tmp_path).steps == []
+
+
+@pytest.mark.parametrize("line", [
+    b"[" * 100_000, b'{"step": true, "metrics": {"a": 1}}', b'{"step": 1' + b"0" * 100 + b', "metrics": {"a": 1}}',
+    b'{"step": 2, "metrics": [1]}', b'{"step": 2, "metrics": null, "phase_seconds": 3}',
+    b'{"step": 2, "metrics": {"a": "x"}}', b'{"step": 2, "metrics": {"a": {"b": 1}}}',
+    b'{"step": 2, "metrics": {"a": NaN}}', b'{"step": 2, "metrics": {"a": ' + b"9" * 400 + b"}}",
+    b'{"step": 2, "metrics": {"\\ud800": 1}}',
+])  # fmt: skip
+def test_an_odd_row_costs_no_other(tmp_path: Path, line: bytes) -> None:
+    good = b'{"step": 1, "metrics": {"a": 0.5}, "phase_seconds": {"learn": 2}}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(good + line + b"\n")
+    found = Series.model_validate_json(runs.series(tmp_path).model_dump_json())
+    assert found.metrics["a"][0] == 0.5 and found.phase_seconds["learn"][0] == 2
+    assert found.metrics["a"][1:] in ([], [None])
+
+
+def test_a_folder_in_the_place_of_the_curves_is_none(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").mkdir()
+    assert runs.series(tmp_path).steps == []
+
+
+@pytest.mark.parametrize("odd", [
+    {"media_type": "a/b\r\nX: y"}, {"media_type": "té"}, {"name": 3}, {"bytes": None},
+])  # fmt: skip
+def test_an_odd_entry_is_not_offered(tmp_path: Path, odd: dict[str, object]) -> None:
+    good = {"id": "a", "name": "a", "media_type": "a/b", "bytes": 1, "sha256": "0"}
+    (tmp_path / "artifacts.json").write_text(json.dumps({"artifacts": [good | odd | {"id": "b"}, good]}))
+    assert [entry.id for entry in runs.artifacts(tmp_path)] == ["a"]
+    for text in ("[" * 100_000, '{"artifacts": [{"id": "\\ud800"}]}'):
+        (tmp_path / "artifacts.json").write_text(text)
+        assert runs.artifacts(tmp_path) == []
