@@ -70,6 +70,8 @@ class StoreCalls:
         while self._pending:
             batch, self._pending = self._pending[:TOGETHER], self._pending[TOGETHER:]
             batch = [one for one in batch if not one[1].done()]  # nobody waits for it any more
+            if not batch:
+                continue
             try:
                 found: Sequence[tuple[Job, bool] | Exception] = await loop.run_in_executor(
                     self._writer, self._store.enqueue_all, [submission for submission, _ in batch]
