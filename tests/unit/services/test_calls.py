@@ -116,6 +116,7 @@ def test_nobody_waits_for_a_store_that_hangs_longer_than_told(monkeypatch: pytes
         await asyncio.sleep(0.02)
         line = [made.run(asked.append, 1), made.enqueue(submission("late"))]
         found = await asyncio.gather(*tasks, *line, return_exceptions=True)
+        monkeypatch.setattr(calls, "WAIT_S", 30)
         store.go.set()
         await made.run(int), await made.enqueue(submission("next"))
         made.close()
