@@ -243,6 +243,8 @@ def _read(spec: LTX2Spec, facts: ModelFacts, device: str, left_out: Sequence[str
             pipeline: Any = LTX2Pipeline.from_pretrained(
                 facts.path, local_files_only=True, **parts, **dict.fromkeys(unused)
             )
+        except MemoryError:
+            raise
         except Exception as error:  # a tokenizer's file may be wrong in ways that have no class of their own
             raise ModelError(f"{facts.path}: cannot be loaded as a pipeline: {error!r:.300}") from error
     pipeline.set_progress_bar_config(disable=True)

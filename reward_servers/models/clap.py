@@ -59,7 +59,9 @@ class ClapRewardModel(RewardModel):
                 directory, local_files_only=True, trust_remote_code=False
             )
             self._model = load_model(directory).to(self._device)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (ModelError, MemoryError):
+            raise
+        except Exception as error:  # a tokenizer's file may be wrong in ways that have no class of their own
             raise ModelError(f"{spec.path} is not a CLAP checkpoint that transformers can load: {error}") from error
         self._length = int(self._extractor.nb_max_samples)
         self._text_limit = int(self._model.config.text_config.max_position_embeddings) - 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import shutil
 from pathlib import Path
 
@@ -95,6 +96,14 @@ def test_directories_that_will_not_do(tmp_path: Path):
     (tmp_path / "torn" / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}      ")
     with pytest.raises(ModelError, match="holds nothing of audio_model"):
         build(ClapReward(path=str(tmp_path / "torn")))
+
+
+@pytest.mark.parametrize("rest", [{}, {"added_tokens": [], "version": "1.0"}, {"added_tokens": 3}])
+def test_a_tokenizer_that_only_its_library_understands_is_the_checkpoints_fault(tmp_path: Path, rest: dict):
+    shutil.copytree(CHECKPOINT, tmp_path / "copy")
+    (tmp_path / "copy" / "tokenizer.json").write_text(json.dumps({"model": {"type": "WordLevel", "vocab": 3}} | rest))
+    with pytest.raises(ModelError, match="is not a CLAP checkpoint that transformers can load"):
+        build(ClapReward(path=str(tmp_path / "copy")))
 
 
 def test_the_shipped_checkpoint_is_small_and_has_a_card():
