@@ -49,6 +49,9 @@ def _report(job_id, training, metrics, step):
         metrics.counter(name).inc()
     metrics.counter("accord_jobs_finished_total").labels(outcome="succeeded", reason="").inc()
     metrics.histogram("accord_queue_wait_seconds").observe(1.0)
+    metrics.counter("accord_runner_errors_total").labels(where="loop").inc()
+    metrics.gauge("accord_runner_can_claim").labels(check="ray").set(1)
+    metrics.gauge("accord_runs_volume_free_bytes").set(1e9)
     route = {"route": "/v1/jobs", "method": "GET", "status": "200"}
     metrics.histogram("accord_http_request_duration_seconds").labels(**route).observe(0.01)
 
