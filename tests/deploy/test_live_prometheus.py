@@ -13,6 +13,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import redis
 
 from accord.events import CheckpointSaved, Failed, ProcessLost, StepCompleted
 
@@ -76,13 +77,19 @@ def _await_ready(port, process):
 
 def test_every_panel_shows_something(tmp_path):
     prometheus_client = pytest.importorskip("prometheus_client")
+    from accord.ids import new_job_id
     from services.api.metrics import Metrics
-    from services.jobs.memory import InMemoryJobStore
+    from services.jobs.redis_store import PREFIX, RedisJobStore
     from services.jobs.store import Submission
+    from services.runner.embedded import EmbeddedStore
     from services.runner.prometheus import TrainingMetrics
 
-    store = InMemoryJobStore()
-    store.enqueue(Submission(id="job-1", name="x", spec_json="{}", steps=1))
+    server_of_store = EmbeddedStore(tmp_path / "store")
+    server_of_store.start()
+    store = RedisJobStore(server_of_store.url)
+    for _ in range(2):
+        torn, _ = store.enqueue(Submission(id=new_job_id(), name="x", spec_json="{}", steps=1))
+    redis.Redis.from_url(server_of_store.url).hset(f"{PREFIX}job:{torn.id}", "epoch", "torn")
     metrics = Metrics(store)
     training = TrainingMetrics(metrics)
     server, thread = prometheus_client.start_http_server(0, "127.0.0.1", registry=metrics.registry)
@@ -100,6 +107,7 @@ def test_every_panel_shows_something(tmp_path):
         _await_ready(port, process)
         for step in range(1, SECONDS + 1):
             _report("job-1", training, metrics, step)
+            store.page()  # lists all but the record that is torn
             time.sleep(1)
         board = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "accord.json").read_text())
         empty = []
@@ -120,4 +128,6 @@ def test_every_panel_shows_something(tmp_path):
         process.terminate()
         process.wait(20)
         server.shutdown()
+        store.close()
+        server_of_store.stop()
         thread.join(10)
