@@ -311,6 +311,8 @@ def main() -> None:
         given.rounds, given.seconds, given.connections, given.clients, rate=given.rate, streams=given.streams,
         spec=read_job(given.job, []),
     )  # fmt: skip
+    if given.out:
+        given.out.mkdir(parents=True, exist_ok=True)  # before the minutes of measuring, not after
     text = table(*compare(plan, given.against))
     print(text)
     if given.out:
