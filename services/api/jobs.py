@@ -129,7 +129,7 @@ async def events(
     if last_event_id is not None:
         cursor = event_cursor(last_event_id)
     state = state_of(request)
-    if "application/json" in request.headers.get("accept", ""):
+    if "application/json" in request.headers.get("accept", "").lower():
         page = await state.calls.run(_event_page, state.store, job_id, cursor, limit)
         return _json(page.model_dump_json().encode())
     await state.hub.find(job_id)

@@ -370,7 +370,7 @@ class TestEvents:
         assert ("", "progress") in told and told[-1] == ("", "end")
 
     def test_json_page(self, client: TestClient, job_id: str) -> None:
-        url, headers = f"/v1/jobs/{job_id}/events", {"Accept": "application/json"}
+        url, headers = f"/v1/jobs/{job_id}/events", {"Accept": "Application/JSON"}
         page = client.get(url, headers=headers, params={"limit": 3}).json()
         assert [item["event"]["type"] for item in page["items"]] == ["state", "state", "warning"]
         assert not page["finished"]
