@@ -1,7 +1,7 @@
 """What a runner needs before it may claim a job: a runs volume that takes writes, and a Ray that answers.
 
-consumes: the settings, and where an attempt would find Ray; waits for: one probe of Ray, bounded; produces: the
-environment of an attempt, or what is missing, for the log, `/readyz`, the metrics and the jobs that wait.
+consumes: the settings, and where an attempt would find Ray; waits for: one probe of Ray, bounded; produces: what
+is missing, for the log, `/readyz`, the metrics and the jobs that wait.
 """
 
 from __future__ import annotations
@@ -42,13 +42,6 @@ class Gate:
         self._asked = ("", -_FRESH_S, "")
         self._written = -_WRITTEN_S
         self.checks: Mapping[str, Callable[[], object]] = {"ray": self.ray, "runs": self.volume}
-
-    def pass_through(self) -> Mapping[str, str]:
-        """Return the environment for an attempt. Raises ServiceError saying everything that is missing."""
-        missing = self.missing()
-        if missing:
-            raise ServiceError(missing)
-        return self._environment()
 
     def missing(self) -> str:
         """What keeps a job from running here, "" when nothing does; also told to the metrics."""
