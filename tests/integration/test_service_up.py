@@ -211,6 +211,7 @@ class TestApiProcess:
             process.kill()
             process.wait(5)
             process = start(tmp_path, "api", **settings)
+            await_http(f"{base}/readyz", process, tmp_path / "out.log")  # the storm may be over before the kill
             for client in clients:
                 client.join(60)
             assert len(accepted) == 24
