@@ -310,7 +310,7 @@ def export(
 @app.command("pretrain-tiny")
 def pretrain_tiny(target: Annotated[Path, typer.Argument(metavar="OUT", show_default=False)]) -> None:
     """Build the tiny LTX-2 pipeline that ships with Accord, from nothing (about an hour of CPU)."""
-    from accord.world.build import pretrain_tiny as build
+    from tiny_models.build import pretrain_tiny as build
 
     with _told():
         build(target)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("accord", "services", "rollout_workers", "reward_servers", "learner")
+ROOMS = ("accord", "services", "rollout_workers", "reward_servers", "learner", "tiny_models")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 DOORS: dict[str, set[str]] = {
@@ -20,7 +20,7 @@ DOORS: dict[str, set[str]] = {
     "ray.serve": {"reward_servers/deployment.py", "reward_servers/app.py"},
     "redis": {"services/jobs/redis_store.py"},
 }
-LTX_DOORS = ("accord/backbones/ltx2.py", "accord/world/")
+LTX_DOORS = ("accord/backbones/ltx2.py", "tiny_models/")
 
 
 @cache

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from accord.types import Clip, Prompt
-from accord.world.card import _INTRO
+from tiny_models.card import _INTRO
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = {".venv", ".git", "node_modules", "runs"}

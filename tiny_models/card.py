@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from accord.world.gates import LEAST_ACCURACY, LEAST_COUPLING, LEAST_SYNC_GAP, SAMPLING_STEPS, ClipSet
 from accord.world.measure import audio_onsets, visual_contacts
 from accord.world.scene import FPS, SAMPLE_RATE
+from tiny_models.gates import LEAST_ACCURACY, LEAST_COUPLING, LEAST_SYNC_GAP, SAMPLING_STEPS, ClipSet
 
 _MARGIN, _ZOOM = 14, 2
 _PAPER, _INK, _SEEN, _HEARD = (255, 255, 255), (20, 20, 20), (230, 60, 30), (40, 190, 255)

@@ -25,14 +25,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from accord.world.codecs import log_mel, video_to_tensor
-from accord.world.pipeline import (
+from accord.world.scene import ALL_PROMPTS, CLEAN, FPS, IMPERFECT, Imperfections, make_clips
+from tiny_models.codecs import log_mel, video_to_tensor
+from tiny_models.pipeline import (
     AUDIO_TOKENS,
     LATENT_GRID,
     encode_text,
     normalise_latents,
 )
-from accord.world.scene import ALL_PROMPTS, CLEAN, FPS, IMPERFECT, Imperfections, make_clips
 
 Progress = Callable[[str], None]
 

@@ -34,8 +34,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from accord.world.codecs import AUDIO_LATENTS, MEL_BANDS, VIDEO_LATENTS, VIDEO_PATCH
 from accord.world.scene import ALL_PROMPTS, FPS, FRAMES, SAMPLE_RATE
+from tiny_models.codecs import AUDIO_LATENTS, MEL_BANDS, VIDEO_LATENTS, VIDEO_PATCH
 
 TEXT_TOKENS = 16
 TEXT_WIDTH = 64

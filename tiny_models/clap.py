@@ -1,6 +1,6 @@
 """Train the built-in tiny CLAP on the procedural world and write it to `reward_servers/checkpoints/tiny-clap`.
 
-    python -m reward_servers.train_clap --pipeline accord/world/pretrained/tiny-ltx2
+    python -m tiny_models.clap --pipeline accord/world/pretrained/tiny-ltx2
 
 A transformers `ClapModel` (Swin audio tower, RoBERTa text tower) learns by a sigmoid contrastive loss: for each sound
 in a batch and each of the four texts, sigmoid(scale * cosine + bias) should be the share of the sound's energy that
@@ -38,9 +38,9 @@ from transformers import (
 )
 
 from accord.config.clap_dir import SHIPPED
-from accord.world.codecs import build_vocoder, log_mel
-from accord.world.pipeline import load_pipeline
 from accord.world.scene import ALL_PROMPTS, AUDIO_SAMPLES, SAMPLE_RATE, SOUNDS, render_audio
+from tiny_models.codecs import build_vocoder, log_mel
+from tiny_models.pipeline import load_pipeline
 
 Float = NDArray[np.float32]
 NAMES = tuple(SOUNDS)

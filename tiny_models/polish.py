@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from accord.world.codecs import MEL_FLOOR, log_mel, video_to_tensor
 from accord.world.scene import CLEAN, IMPERFECT, make_clips
+from tiny_models.codecs import MEL_FLOOR, log_mel, video_to_tensor
 
 Progress = Callable[[str], None]
 LATENT_NOISE = 0.05

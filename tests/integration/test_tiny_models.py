@@ -7,11 +7,12 @@ import pytest
 import torch
 from diffusers import LTX2Pipeline
 
-from accord.world import gates, heldout, measure
-from accord.world.build import untrained_pipeline
-from accord.world.pipeline import LATENT_GRID, encode_text, load_pipeline, save_pipeline
-from accord.world.pretrain import Denoiser, Recipe, draw_sigmas, encode_captions, encode_clips, flow_loss
+from accord.world import heldout, measure
 from accord.world.scene import ALL_PROMPTS, CLEAN, make_clips
+from tiny_models import gates
+from tiny_models.build import untrained_pipeline
+from tiny_models.pipeline import LATENT_GRID, encode_text, load_pipeline, save_pipeline
+from tiny_models.pretrain import Denoiser, Recipe, draw_sigmas, encode_captions, encode_clips, flow_loss
 
 PLAIN = {
     "height": 32,
@@ -29,7 +30,7 @@ PLAIN = {
     "audio_guidance_rescale": 0.0,
     "spatio_temporal_guidance_blocks": None,
 }
-SHIPPED = Path(gates.__file__).parent / "pretrained" / "tiny-ltx2"
+SHIPPED = heldout.CLEAN_WORLD.parent / "tiny-ltx2"
 
 
 @pytest.fixture(scope="module")

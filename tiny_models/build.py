@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from accord.world import gates
-from accord.world.card import Measured, contact_sheet, spectrogram_sheet, write_card
-from accord.world.codecs import build_audio_vae, build_video_vae, build_vocoder, log_mel, video_to_tensor
 from accord.world.heldout import fit_statistics, load_clean_world, save_clean_world
-from accord.world.pipeline import build_pipeline, load_pipeline, save_pipeline
-from accord.world.polish import polish_audio, polish_video
-from accord.world.pretrain import (
+from accord.world.scene import CLEAN, IMPERFECT, make_clips
+from tiny_models import gates
+from tiny_models.card import Measured, contact_sheet, spectrogram_sheet, write_card
+from tiny_models.codecs import build_audio_vae, build_video_vae, build_vocoder, log_mel, video_to_tensor
+from tiny_models.pipeline import build_pipeline, load_pipeline, save_pipeline
+from tiny_models.polish import polish_audio, polish_video
+from tiny_models.pretrain import (
     Corpus,
     Denoiser,
     Recipe,
@@ -31,7 +32,6 @@ from accord.world.pretrain import (
     encode_captions,
     imperfect_corpus,
 )
-from accord.world.scene import CLEAN, IMPERFECT, make_clips
 
 Progress = Callable[[str], None]
 

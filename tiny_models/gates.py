@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from accord.world import measure
-from accord.world.codecs import VIDEO_LATENTS, log_mel, tensor_to_video, video_to_tensor
 from accord.world.heldout import WorldStatistics, diversity, frechet_distance
-from accord.world.pipeline import (
+from accord.world.scene import ALL_PROMPTS, COLOURS, FPS, FRAMES, MOTIONS, SOUNDS, Clip, WorldPrompt
+from tiny_models.codecs import VIDEO_LATENTS, log_mel, tensor_to_video, video_to_tensor
+from tiny_models.pipeline import (
     AUDIO_CHANNELS,
     AUDIO_TOKENS,
     LATENT_GRID,
@@ -29,8 +30,7 @@ from accord.world.pipeline import (
     encode_text,
     normalise_latents,
 )
-from accord.world.pretrain import Denoiser
-from accord.world.scene import ALL_PROMPTS, COLOURS, FPS, FRAMES, MOTIONS, SOUNDS, Clip, WorldPrompt
+from tiny_models.pretrain import Denoiser
 
 SAMPLING_STEPS = 8
 LEAST_COUPLING = 0.10
