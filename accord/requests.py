@@ -1,29 +1,19 @@
-"""Everything random is derived, never drawn: seeds and prompt order as pure functions of the job.
-
-A seed depends on (job seed, purpose, step, prompt index, sample index) alone, so it is the same on every worker, rank
-and attempt.
-"""
+"""What is sampled in each step, as pure functions of the job: which prompts, which seeds, which stochastic steps."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 from accord.config.grpo import WindowSpec
 from accord.config.job import JobSpec
 from accord.ids import PolicyVersion
+from accord.seeds import Purpose, derive_seed
 from accord.types import Prompt, RolloutRequest
-
-
-def derive_seed(*parts: int | str) -> int:
-    """Return 63 bits of BLAKE2b over the parts: a seed for a counter-based generator."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def prompt_order(job_seed: int, epoch: int, count: int) -> list[int]:
     """Return a permutation of range(count): the order of the prompts in one pass over the file."""
-    return sorted(range(count), key=lambda index: derive_seed(job_seed, "prompt-order", epoch, index))
+    return sorted(range(count), key=lambda index: derive_seed(job_seed, Purpose.PROMPT_ORDER, epoch, index))
 
 
 def sampling_version(step: int, policy_lag: int) -> PolicyVersion:
@@ -45,8 +35,16 @@ def stochastic_steps(job: JobSpec, step: int) -> tuple[int, ...]:
         return tuple(candidates)
     places = len(candidates) - window.size + 1
     moved = (step - 1) // window.every * window.stride
-    start = (derive_seed(job.seed, "sde-window", step) if window.kind == "random" else moved) % places
+    start = (derive_seed(job.seed, Purpose.WINDOW, step) if window.kind == "random" else moved) % places
     return tuple(candidates[start : start + window.size])
+
+
+def _step_prompts(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[Prompt]:
+    """The prompts of one step; where it runs over the end of a pass, the next pass goes on."""
+    count = job.prompts.per_step
+    places = [divmod(index, len(prompts)) for index in range((step - 1) * count, step * count)]
+    orders = {epoch: prompt_order(job.seed, epoch, len(prompts)) for epoch in {epoch for epoch, _ in places}}
+    return [prompts[orders[epoch][place]] for epoch, place in places]
 
 
 def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[RolloutRequest]:
@@ -55,10 +53,8 @@ def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[Ro
     shared = getattr(job.algorithm, "initial_noise", "independent") == "shared"
     sde_steps = stochastic_steps(job, step)
     requests = []
-    for position in range(job.prompts.per_step):
-        epoch, place = divmod((step - 1) * job.prompts.per_step + position, len(prompts))
-        prompt = prompts[prompt_order(job.seed, epoch, len(prompts))[place]]
-        seeds = tuple(derive_seed(job.seed, "train", step, position, g) for g in range(job.prompts.group_size))
+    for position, prompt in enumerate(_step_prompts(job, prompts, step)):
+        seeds = tuple(derive_seed(job.seed, Purpose.SAMPLE, step, position, g) for g in range(job.prompts.group_size))
         requests.append(
             RolloutRequest(
                 step=step,
@@ -69,7 +65,7 @@ def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[Ro
                 policy_version=sampling_version(step, job.cluster.policy_lag),
                 capture_token_weights=bool(region and region.enabled),
                 sde_steps=sde_steps,
-                initial_seed=derive_seed(job.seed, "train-start", step, position) if shared else None,
+                initial_seed=derive_seed(job.seed, Purpose.SHARED_START, step, position) if shared else None,
             )
         )
     return requests
@@ -77,10 +73,11 @@ def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[Ro
 
 def evaluation_requests(job: JobSpec, prompts: Sequence[Prompt], version: PolicyVersion) -> list[RolloutRequest]:
     """One group per held-out prompt, same seeds each time, sampled from the trained policy along the ODE."""
+    samples = range(job.evaluate.samples_per_prompt)
     return [
         RolloutRequest(
             step=0, prompt_index=index, prompt=prompt, role="policy", policy_version=version,
-            seeds=tuple(derive_seed(job.seed, "evaluate", index, g) for g in range(job.evaluate.samples_per_prompt)),
+            seeds=tuple(derive_seed(job.seed, Purpose.HELD_OUT, index, sample) for sample in samples),
         )
         for index, prompt in enumerate(prompts)
     ]  # fmt: skip

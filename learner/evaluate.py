@@ -32,7 +32,8 @@ from accord.errors import MediaError
 from accord.events import EvaluationDone, Event, Phase, Progress, RewardSummary, Warned
 from accord.ids import PolicyVersion
 from accord.media import write_mp4
-from accord.requests import derive_seed, evaluation_requests
+from accord.requests import evaluation_requests
+from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, GroupData, GroupSource, Modality, Prompt, RolloutRequest, ScoredGroup
 from accord.world import heldout
 from accord.world.heldout import WorldStatistics
@@ -218,7 +219,7 @@ def partner(seed: int, prompt: int, sample: int, prompts: int, samples: int) -> 
     """
     if prompts == 1:
         return 0, (sample + 1) % samples
-    shift = 1 + derive_seed(seed, "shuffle", sample) % (prompts - 1)
+    shift = 1 + derive_seed(seed, Purpose.SHUFFLED_SOUND, sample) % (prompts - 1)
     return (prompt + shift) % prompts, sample
 
 

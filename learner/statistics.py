@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from accord.events import RewardSummary
-from accord.requests import derive_seed
+from accord.seeds import Purpose, derive_seed
 
 Scores = Sequence[Sequence[float | None]]
 """One row per prompt, one value per sample; None where there is none [P, G]."""
@@ -54,7 +54,7 @@ def bootstrapped(statistic: Callable[[list[int]], float | None], prompts: int, *
     value = statistic(list(range(prompts)))
     if value is None or prompts < 2:
         return RewardSummary(mean=value, sem=None, n=prompts)
-    generator = np.random.default_rng(derive_seed("bootstrap", *seed))
+    generator = np.random.default_rng(derive_seed(Purpose.BOOTSTRAP, *seed))
     draws = [statistic(generator.integers(0, prompts, prompts).tolist()) for _ in range(RESAMPLES)]
     known = [draw for draw in draws if draw is not None]
     sem = float(np.std(known, ddof=1)) if len(known) > 1 else None

@@ -16,7 +16,7 @@ from accord.config.algorithms import SigmaSpec
 from accord.diffusion.noise import sample_noise
 from accord.diffusion.schedule import trained_sigmas
 from accord.errors import SpecError
-from accord.requests import derive_seed
+from accord.seeds import Purpose, derive_seed
 from accord.types import Modality
 from learner.algorithms.base import ForwardAlgorithm, ForwardBatch, Noised, View
 from learner.batches import Batches, Item, MicroBatch
@@ -83,14 +83,14 @@ class ForwardBatches(Batches):
             batch=ForwardBatch(noised, self.advantages_of(items), self._token_weights(items), group_size),
         )
 
-    def _parts(self, purpose: str, place: int, sample: int) -> tuple[int | str, ...]:
+    def _parts(self, purpose: Purpose, place: int, sample: int) -> tuple[int | str, ...]:
         """What a draw depends on; what a group shares is drawn as for its first sample."""
         drawn_for = 0 if self.by_group else sample
         return (self.job.seed, purpose, self.step, self.groups[place].group.request.prompt_index, drawn_for)
 
     def _sigma(self, place: int, sample: int, draw: int) -> Tensor:
-        drawn = draw_sigmas(self.levels, self.algorithm.sigmas.per_sample, *self._parts("sigma", place, sample))
-        return drawn[draw]
+        parts = self._parts(Purpose.LOSS_SIGMA, place, sample)
+        return draw_sigmas(self.levels, self.algorithm.sigmas.per_sample, *parts)[draw]
 
     def _latents(self, modality: Modality, items: Sequence[Item]) -> Tensor:
         rows = [torch.from_numpy(self.data[place].latents[modality][sample].copy()) for place, sample, _ in items]
@@ -99,8 +99,9 @@ class ForwardBatches(Batches):
     def _noise(self, modality: Modality, items: Sequence[Item]) -> Tensor:
         rows = []
         for place, sample, draw in items:
-            seed = derive_seed(*self._parts("learn", place, sample), draw)
-            rows.append(sample_noise(seed, f"train/{modality}", self.data[place].latents[modality][sample].shape))
+            seed = derive_seed(*self._parts(Purpose.LOSS_DRAW, place, sample), draw)
+            shape = self.data[place].latents[modality][sample].shape
+            rows.append(sample_noise(seed, Purpose.LOSS_NOISE.at(modality), shape))
         return torch.stack(rows).to(self.device)
 
     def _token_weights(self, items: Sequence[Item]) -> dict[Modality, Tensor]:

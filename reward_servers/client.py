@@ -17,7 +17,7 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from accord.config.rewards import RewardSpec
 from accord.errors import RewardError, RolloutError
-from accord.requests import derive_seed
+from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, Prompt, RewardScores, ScoreReason
 from reward_servers import app
 from reward_servers.base import RewardModel, build, score_groups
@@ -144,5 +144,5 @@ def _checked(scores: RewardScores, reward: str, count: int, seconds: float) -> R
 
 def _pause(reward: str, prompt: Prompt, attempt: int) -> float:
     """Growing pauses, spread by a hash so that callers do not return in step."""
-    spread = 0.5 + (derive_seed("reward-pause", reward, prompt.id, attempt) % 1000) / 1000.0
+    spread = 0.5 + (derive_seed(Purpose.REWARD_PAUSE, reward, prompt.id, attempt) % 1000) / 1000.0
     return min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** (attempt - 1)) * spread

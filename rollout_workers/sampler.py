@@ -19,6 +19,7 @@ from accord.config.grpo import DynamicsSpec
 from accord.diffusion.noise import group_noise
 from accord.diffusion.steps import euler_step, log_density, sde_moments
 from accord.errors import NonFiniteError
+from accord.seeds import Purpose
 from accord.types import Modality, Transitions
 from rollout_workers.guidance import OFF, Guidance, guided_velocity
 
@@ -45,8 +46,8 @@ class StochasticSteps:
         after = {}
         for modality, x in latents.items():
             levels = [level.expand(len(seeds)).to(x.device) for level in (sigma, sigma_next)]
-            mean, std = sde_moments(self.dynamics, x, velocity[modality], *levels)
-            noise = group_noise(seeds, f"sde/{modality}/{step}", x.shape[1:]).to(x.device)
+            mean, std = sde_moments(self.dynamics.kind, self.dynamics.eta, x, velocity[modality], *levels)
+            noise = group_noise(seeds, Purpose.STEP_NOISE.at(modality, step), x.shape[1:]).to(x.device)
             after[modality] = mean + std * noise
             seen = (x, after[modality], log_density(after[modality], mean, std))
             self._seen.setdefault(modality, []).append(seen)
@@ -99,7 +100,7 @@ def denoise(
     unconditions = empty_prompt.repeat(count) if empty_prompt is not None else None
     starts = seeds if initial_seed is None else [initial_seed] * count
     latents = {
-        modality: group_noise(starts, f"init/{modality}", shape).to(device)
+        modality: group_noise(starts, Purpose.START_NOISE.at(modality), shape).to(device)
         for modality, shape in backbone.latent_shapes().items()
     }
     for step in range(num_steps):

@@ -22,7 +22,7 @@ from torch import nn
 
 from accord.config.backbones import LoRASpec
 from accord.errors import CheckpointError, SpecError
-from accord.requests import derive_seed
+from accord.seeds import Purpose, derive_seed
 from accord.types import Role
 
 ADAPTER_ROLES: tuple[Role, Role] = ("policy", "old")
@@ -76,7 +76,7 @@ def _initialise(layer: Any, name: Role, path: str, rank: int, seed: int) -> None
     for kind, part in (("lora_A", layer.lora_A[name]), ("lora_B", layer.lora_B[name])):
         value = torch.zeros(part.weight.shape, device=device)
         if kind == "lora_A" and not value.is_meta:
-            generator = torch.Generator().manual_seed(derive_seed(seed, "lora", f"{path}.{kind}.weight"))
+            generator = torch.Generator().manual_seed(derive_seed(seed, Purpose.ADAPTER, f"{path}.{kind}.weight"))
             value = (torch.randn(value.shape, generator=generator) / rank).to(device)
         part.weight = nn.Parameter(value, requires_grad=name == "policy")
 

@@ -1,8 +1,4 @@
-"""Seeded noise: every draw is a function of a seed and a purpose, never of what was drawn before it.
-
-Purposes in use: `init/video`, `init/audio` (where sampling starts), `train/video`, `train/audio` (noise of the loss),
-`sde/video/<step>`, `sde/audio/<step>` (stochastic denoising steps).
-"""
+"""Seeded noise: a draw is a function of a seed and a purpose (`accord.seeds`), never of what was drawn before it."""
 
 from __future__ import annotations
 
@@ -10,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from accord.requests import derive_seed
+from accord.seeds import derive_seed
 
 
 def sample_noise(seed: int, purpose: str, shape: Sequence[int]) -> torch.Tensor:

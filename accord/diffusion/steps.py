@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from accord.config.grpo import DynamicsSpec
+NoiseKind = Literal["flow", "dance"]
 
 
 def euler_step(x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor) -> Tensor:
@@ -35,11 +36,11 @@ def clean_estimate(x: Tensor, v: Tensor, sigma: Tensor) -> Tensor:
 
 
 def sde_moments(
-    dynamics: DynamicsSpec, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor
+    kind: NoiseKind, eta: float, x: Tensor, v: Tensor, sigma: Tensor, sigma_next: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Mean [B, T, C] and standard deviation [B, 1, 1] of the next state of a stochastic step.
 
-    With dt = sigma_next - sigma < 0 and the noise rate g of the dynamics, Euler-Maruyama on the SDE that has the
+    With dt = sigma_next - sigma < 0 and the noise rate g of that kind and eta, Euler-Maruyama on the SDE that has the
     marginals of dx/dsigma = v (Flow-GRPO; its score is -(x + (1 - sigma) v) / sigma):
 
         mean = x (1 + g^2 / (2 sigma) dt) + v (1 + g^2 (1 - sigma) / (2 sigma)) dt        std = g sqrt(-dt)
@@ -48,7 +49,7 @@ def sde_moments(
     """
     s, s_next = sigma.view(-1, 1, 1), sigma_next.view(-1, 1, 1)
     dt = s_next - s
-    rate = _NOISE_RATES[dynamics.kind](dynamics.eta, s, s_next)
+    rate = _NOISE_RATES[kind](eta, s, s_next)
     pull = rate.square() / (2 * s)
     mean = x * (1 + pull * dt) + v * ((1 + pull * (1 - s)) * dt)
     return mean, rate * torch.sqrt(-dt)
@@ -73,4 +74,4 @@ def _dance_rate(eta: float, s: Tensor, _s_next: Tensor) -> Tensor:
     return torch.full_like(s, eta)
 
 
-_NOISE_RATES: Mapping[str, Callable[[float, Tensor, Tensor], Tensor]] = {"flow": _flow_rate, "dance": _dance_rate}
+_NOISE_RATES: Mapping[NoiseKind, Callable[[float, Tensor, Tensor], Tensor]] = {"flow": _flow_rate, "dance": _dance_rate}

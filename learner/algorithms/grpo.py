@@ -41,7 +41,7 @@ def grpo_loss(
     """
     dtype = torch.promote_types(policy_BTC.dtype, torch.float32)
     x, levels = transition.before_BTC.to(dtype), (transition.sigma_B.to(dtype), transition.sigma_next_B.to(dtype))
-    mean, std = sde_moments(dynamics, x, policy_BTC.to(dtype), *levels)
+    mean, std = sde_moments(dynamics.kind, dynamics.eta, x, policy_BTC.to(dtype), *levels)
     log_ratio = log_density(transition.after_BTC.to(dtype), mean, std) - transition.log_prob_B.to(dtype)
     ratio = torch.exp(log_ratio)
     advantage = advantage_B.to(dtype).clamp(-spec.advantage_clip, spec.advantage_clip)
@@ -54,7 +54,7 @@ def grpo_loss(
         "kl": log_ratio.detach().square() / 2,
     }
     if ref_BTC is not None:
-        ref_mean, _ = sde_moments(dynamics, x, ref_BTC.to(dtype), *levels)
+        ref_mean, _ = sde_moments(dynamics.kind, dynamics.eta, x, ref_BTC.to(dtype), *levels)
         away = ((mean - ref_mean) / std).square().mean((1, 2)) / 2
         terms["reference"] = away * (levels[0] - levels[1]) if spec.kl_variance == "rate" else away
     return terms

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 
 from accord.config.job import JobSpec
-from accord.requests import derive_seed, sampling_version, step_requests
+from accord.requests import sampling_version, step_requests
+from accord.seeds import derive_seed
 from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup
 
 PROMPTS = [Prompt(f"p{i}", f"a red ball with sound {i}", "a red ball", f"sound {i}") for i in range(6)]

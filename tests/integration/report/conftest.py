@@ -13,7 +13,7 @@ import pytest
 from accord.config.job import JobSpec
 from accord.events import StepCompleted
 from accord.media import write_mp4
-from accord.requests import derive_seed
+from accord.seeds import derive_seed
 from accord.types import Clip
 from accord.world.scene import CLEAN, FPS, HELD_OUT_PROMPTS, SAMPLE_RATE, Imperfections, make_clip, write_prompt_file
 

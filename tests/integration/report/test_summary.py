@@ -12,7 +12,7 @@ import pytest
 
 from accord.config.job import JobSpec
 from accord.events import RewardSummary
-from accord.requests import derive_seed
+from accord.seeds import derive_seed
 from services.runner.comparison import headline, summary_rows, verdict_of
 from services.runner.summary import Change, Summary, build_summary, component_versions, write_summary
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import accord.requests
 from accord.config.grpo import FlowGRPOSpec
 from accord.config.job import JobSpec
 from accord.errors import SpecError
@@ -109,3 +110,14 @@ def test_what_cannot_be_trained_names_field_and_remedy(case):
     with pytest.raises(SpecError) as caught:
         job(**changes)
     assert message in dict(caught.value.problems)[pointer]
+
+
+def test_the_order_of_a_pass_is_derived_once_a_step(monkeypatch):
+    """Two prompts a step, three prompts: the second step goes over the end of the first pass."""
+    asked: list[int] = []
+    order = accord.requests.prompt_order
+    monkeypatch.setattr(accord.requests, "prompt_order", lambda *args: asked.append(args[1]) or order(*args))
+    spec = job(seed=3)
+    chosen = [request.prompt for step in (1, 2, 3) for request in step_requests(spec, PROMPTS, step)]
+    assert asked == [0, 0, 1, 1]
+    assert chosen == [PROMPTS[index] for epoch in (0, 1) for index in order(3, epoch, 3)]

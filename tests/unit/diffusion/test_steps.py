@@ -34,7 +34,7 @@ def drawn(dtype=torch.float64):
 @pytest.mark.parametrize("dynamics", [FLOW, DANCE], ids=lambda spec: spec.kind)
 def test_moments_are_as_printed(dynamics):
     x, v, _, sigma, sigma_next = drawn()
-    mean, std = sde_moments(dynamics, x, v, sigma, sigma_next)
+    mean, std = sde_moments(dynamics.kind, dynamics.eta, x, v, sigma, sigma_next)
     for b in range(B):
         for t in range(T):
             for c in range(C):
@@ -47,7 +47,7 @@ def test_moments_are_as_printed(dynamics):
 @pytest.mark.parametrize("dynamics", [FLOW, DANCE], ids=lambda spec: spec.kind)
 def test_density_is_torchs(dynamics):
     x, v, noise, sigma, sigma_next = drawn()
-    mean, std = sde_moments(dynamics, x, v, sigma, sigma_next)
+    mean, std = sde_moments(dynamics.kind, dynamics.eta, x, v, sigma, sigma_next)
     after = mean + std * noise
     expected = torch.distributions.Normal(mean, std.expand_as(mean)).log_prob(after).mean((1, 2))
     torch.testing.assert_close(log_density(after, mean, std), expected, rtol=1e-12, atol=1e-12)
@@ -55,12 +55,12 @@ def test_density_is_torchs(dynamics):
 
 def test_a_row_does_not_depend_on_its_batch():
     x, v, noise, sigma, sigma_next = drawn(torch.float32)
-    mean, std = sde_moments(FLOW, x, v, sigma, sigma_next)
+    mean, std = sde_moments(FLOW.kind, FLOW.eta, x, v, sigma, sigma_next)
     whole = log_density(mean + std * noise, mean, std)
     assert whole.dtype == torch.float32
     for b in range(B):
         row = slice(b, b + 1)
-        alone = sde_moments(FLOW, x[row], v[row], sigma[row], sigma_next[row])
+        alone = sde_moments(FLOW.kind, FLOW.eta, x[row], v[row], sigma[row], sigma_next[row])
         assert torch.equal(alone[0], mean[row]) and torch.equal(alone[1], std[row])
         torch.testing.assert_close(log_density((mean + std * noise)[row], *alone), whole[row], rtol=1e-6, atol=0)
 
@@ -79,7 +79,7 @@ def simulated(dynamics: DynamicsSpec, steps: int) -> float:
     found, one = variance(0.9), torch.ones(1, 1, 1, dtype=torch.float64)
     for s, s_next in pairwise(levels):
         slope = (s - (1 - s) * DATA_STD**2) / variance(float(s))  # E[eps - x0 | x] = slope x
-        mean, std = sde_moments(dynamics, one, slope * one, s.view(1), s_next.view(1))
+        mean, std = sde_moments(dynamics.kind, dynamics.eta, one, slope * one, s.view(1), s_next.view(1))
         found = float(mean) ** 2 * found + float(std) ** 2
     return found
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from accord.config.job import JobSpec
-from accord.requests import derive_seed
+from accord.seeds import derive_seed
 from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup
 from accord.world import heldout
 from learner.evaluate import Evaluator, clip_name, partner

@@ -102,7 +102,7 @@ def test_a_stochastic_step_is_its_gaussian_with_noise_from_seed_and_step(kind):
             velocity = BACKBONE.velocity(before, levels, None)
         for m in SHAPES:
             mean, std = sde_moments(
-                dynamics, before[m], velocity[m], *SCHEDULE[step : step + 2].view(2, 1).expand(2, 3)
+                dynamics.kind, dynamics.eta, before[m], velocity[m], *SCHEDULE[step : step + 2].view(2, 1).expand(2, 3)
             )
             noise = torch.stack([sample_noise(seed, f"sde/{m}/{step}", SHAPES[m]) for seed in SEEDS])
             after = recorded[m][1][place]
