@@ -109,7 +109,7 @@ def test_every_panel_shows_something(tmp_path):
             _report("job-1", training, metrics, step)
             store.page()  # lists all but the record that is torn
             time.sleep(1)
-        board = json.loads((ROOT / "deploy" / "grafana" / "dashboards" / "accord.json").read_text())
+        board = json.loads((ROOT / "helm" / "files" / "accord.json").read_text())
         empty = []
         for panel in (panel for panel in board["panels"] if panel["type"] != "row"):
             for target in panel["targets"]:

@@ -1,9 +1,10 @@
-"""Dashboards, rules and alerts use metrics that exist, with the labels they have; copies in the chart are exact."""
+"""Dashboard, rules and alerts use metrics that exist, with the labels they have; who reads the files finds them."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -17,7 +18,9 @@ from accord.metrics import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 PROMETHEUS = ROOT / "deploy" / "prometheus"
-DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "accord.json"
+FILES = ROOT / "helm" / "files"
+DASHBOARD = FILES / "accord.json"
+COMPOSE = ROOT / "deploy" / "docker" / "compose.yaml"
 
 SERIES = {
     name: metric
@@ -32,7 +35,7 @@ SERIES = {
 
 @cache
 def _rules():
-    files = [yaml.safe_load((PROMETHEUS / name).read_text()) for name in ("rules.yml", "alerts.yml")]
+    files = [yaml.safe_load((FILES / name).read_text()) for name in ("rules.yml", "alerts.yml")]
     return [rule for file in files for group in file["groups"] for rule in group["rules"]]
 
 
@@ -152,18 +155,30 @@ def test_every_alert_has_a_unit_test():
     assert firing == {alert["alert"] for alert in _alerts()}
 
 
-@pytest.mark.parametrize(
-    ("source", "copy"),
-    [
-        (PROMETHEUS / "alerts.yml", "alerts.yml"),
-        (PROMETHEUS / "rules.yml", "rules.yml"),
-        (DASHBOARD, "accord.json"),
-    ],
-    ids=lambda item: Path(item).name,
-)
-def test_the_chart_holds_exact_copies(source, copy):
-    copied = ROOT / "helm" / "files" / copy
-    assert copied.read_text() == source.read_text(), f"cp {source.relative_to(ROOT)} {copied.relative_to(ROOT)}"
+def test_every_file_that_prometheus_reads_is_there_on_the_host_and_in_the_container():
+    config = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text())
+    scrapes = [source for scrape in config["scrape_configs"] for source in scrape["file_sd_configs"]]
+    read = [*config["rule_files"], *(file for source in scrapes for file in source["files"])]
+    compose = yaml.safe_load(COMPOSE.read_text())
+    mounted = {item["target"]: item["source"] for item in compose["services"]["prometheus"]["configs"]}
+    place = Path("/etc/prometheus/prometheus.yml")
+    assert compose["configs"][mounted[str(place)]] == {"file": "../prometheus/prometheus.yml"}
+    for file in (file for file in read if not file.startswith("/")):
+        assert (PROMETHEUS / file).is_file(), file
+        source = compose["configs"][mounted[os.path.normpath(place.parent / file)]]
+        if "file" in source:
+            assert (COMPOSE.parent / source["file"]).samefile(PROMETHEUS / file)
+    assert {Path(file).name for file in config["rule_files"]} == {file.name for file in FILES.glob("*.yml")}
+
+
+def test_grafana_gets_the_dashboard_and_the_address_that_its_source_reads():
+    compose = yaml.safe_load(COMPOSE.read_text())
+    grafana = compose["services"]["grafana"]
+    files = {item["target"]: COMPOSE.parent / compose["configs"][item["source"]]["file"] for item in grafana["configs"]}
+    assert files["/var/lib/grafana/dashboards/accord.json"].samefile(DASHBOARD)
+    source = files["/etc/grafana/provisioning/datasources/prometheus.yaml"].read_text()
+    assert set(re.findall(r"\$\{(\w+)\}", source)) == set(grafana["environment"])
+    assert all(file.is_file() for file in files.values())
 
 
 def _promtool(*arguments):
