@@ -23,9 +23,9 @@ from accord.ids import PolicyVersion
 from accord.plugins import load_impl
 from accord.requests import sampling_version, step_requests
 from accord.types import Clip, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup
+from learner.collectives import Ranks
 from learner.engine import make_engine
 from learner.rank import Rank
-from learner.ranks import Ranks
 from learner.run import Run
 from reward_servers.client import LocalScorer
 from rollout_workers.worker import RolloutWorker

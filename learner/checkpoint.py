@@ -32,7 +32,7 @@ from accord.config.job import JobSpec
 from accord.errors import CheckpointError, SpecError
 from accord.ids import PolicyVersion, file_sha256
 from accord.types import PolicyState, Role
-from learner.ranks import Ranks
+from learner.collectives import Ranks
 
 MANIFEST = "manifest.json"
 FORMAT = 1

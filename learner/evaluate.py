@@ -37,7 +37,7 @@ from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, GroupData, GroupSource, Modality, Prompt, RolloutRequest, ScoredGroup
 from accord.world import heldout
 from accord.world.heldout import WorldStatistics
-from learner.statistics import Scores, bootstrapped, clustered, differences
+from learner.uncertainty import Scores, bootstrapped, clustered, differences
 
 
 @dataclass(slots=True)

@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from accord.backbones.adapters import adapter_parameters
 from accord.backbones.shaping import branch_of, watch_audio_from_video
+from learner.collectives import Ranks
 from learner.engine import Engine, trainable
-from learner.ranks import Ranks
 
 
 class GradientNorms:

@@ -15,13 +15,16 @@ from accord.backbones.shaping import audio_to_video, gradient_surgery
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
 from accord.types import GroupData, Modality, ScoredGroup
-from learner.algorithms.base import Algorithm, Credit, LossTerms
-from learner.batches import MicroBatch
+from learner.algorithms.base import Algorithm, Credit, LossTerms, View
+from learner.collectives import Ranks
 from learner.engine import AdapterState, Engine
 from learner.gradients import GradientNorms
-from learner.ranks import Ranks
-from learner.views import VIEWS
+from learner.views.base import Batches, MicroBatch
+from learner.views.forward import ForwardBatches
+from learner.views.transition import TransitionBatches
 
+VIEWS: dict[View, type[Batches]] = {"forward": ForwardBatches, "transition": TransitionBatches}
+"""How the groups of a step become micro-batches, by the name that an algorithm gives."""
 Report = Callable[[int, int], None]
 """Called with (done, total) micro-batches."""
 

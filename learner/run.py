@@ -26,12 +26,12 @@ from accord.requests import sampling_version
 from accord.types import GroupSource, Modality, PolicyState, Prompt, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit
 from learner.checkpoint import Checkpoints
+from learner.collectives import Ranks
 from learner.engine import Engine
 from learner.evaluate import Evaluator
 from learner.outcome import TrainResult
 from learner.publish import policy_state
 from learner.rank import Rank
-from learner.ranks import Ranks
 
 _T = TypeVar("_T")
 

@@ -18,7 +18,7 @@ from accord.types import Modality, Role, ScoredGroup
 
 View = Literal["forward", "transition"]
 """`forward`: clean latents are noised again and the velocity is matched. `transition`: stored denoising steps are
-re-evaluated. An algorithm names its view; `learner/views.py` builds the micro-batches of it."""
+re-evaluated. An algorithm names its view; `learner/views/` builds the micro-batches of it."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -41,7 +41,7 @@ from services.runner.inputs import Pins, pin_inputs
 from services.runner.sink import StoreEventSink
 
 if TYPE_CHECKING:
-    from learner.group import TrainResult
+    from learner.workers import TrainResult
 
 SUCCEEDED, USER_ERROR, RETRYABLE, FENCED, TERMINATED, UNAVAILABLE = 0, 10, 11, 12, 13, 14
 
@@ -167,7 +167,7 @@ def _train(
     job: JobSpec, run_dir: Path, sink: StoreEventSink, epoch: int, stages: Stages, started: float, settings: Settings
 ) -> TrainResult:
     """Reward servers, rollout workers and stream, learner: then the learner's page runs until the last step."""
-    from learner import group
+    from learner import workers
     from reward_servers import app
     from reward_servers.client import ServeScorer
     from rollout_workers.actor import start_stream
@@ -177,7 +177,7 @@ def _train(
     app.deploy(job.rewards, idle_s=settings.reward_idle_s)
     stages.next("loading models into rollout workers and learner ranks")
     stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), sink)
-    return group.run(
+    return workers.run(
         job,
         run_dir,
         make_source=partial(_itself, stream),

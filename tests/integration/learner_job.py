@@ -120,9 +120,9 @@ class Sink:
 def run_leg(leg: dict, directory: Path) -> dict:
     from accord.backbones.ltx2 import LTX2Backbone
     from accord.plugins import load_impl
+    from learner.collectives import Ranks
     from learner.engine import make_engine
     from learner.rank import Rank
-    from learner.ranks import Ranks
     from learner.run import Run
     from learner.train import train
 

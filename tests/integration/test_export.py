@@ -18,7 +18,7 @@ from accord.diffusion.noise import group_noise
 from accord.errors import CheckpointError, ModelError, UserError
 from accord.types import PolicyState, Prompt, RolloutRequest
 from learner.checkpoint import Checkpoints
-from learner.ranks import Ranks
+from learner.collectives import Ranks
 from rollout_workers.worker import RolloutWorker
 from services.runner.export import NOTE, export
 

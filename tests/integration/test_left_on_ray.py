@@ -21,7 +21,7 @@ from accord.config.rewards import SyncReward
 from accord.errors import ModelError
 from accord.ids import PolicyVersion
 from accord.types import PolicyState
-from learner import group
+from learner import workers
 from reward_servers import app, owners
 from rollout_workers.actor import start_stream
 from tests.integration.service import small_job
@@ -64,7 +64,7 @@ def test_a_rollout_worker_that_cannot_load_its_model_says_why(job):
 
 def test_a_learner_rank_that_cannot_load_its_model_ends_the_group_at_once(job, tmp_path):
     with pytest.raises(ModelError, match="/nowhere/model") as caught:
-        group.run(
+        workers.run(
             job, tmp_path, make_source=partial(_itself, None), make_events=partial(_itself, Silent()), deadline_s=120
         )  # fmt: skip
     assert type(caught.value) is ModelError

@@ -30,6 +30,6 @@ def test_page_runs_without_loading_ray_or_deepspeed():
 
 
 def test_launching_the_group_needs_no_torch():
-    code = "import sys, learner.group; sys.exit('torch' in sys.modules)"
+    code = "import sys, learner.workers; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

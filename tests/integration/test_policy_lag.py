@@ -11,9 +11,9 @@ from accord.backbones.adapters import load_adapter_state, role
 from accord.backbones.ltx2 import LTX2Backbone
 from accord.config.job import JobSpec
 from accord.plugins import load_impl
+from learner.collectives import Ranks
 from learner.engine import make_engine
 from learner.rank import Rank
-from learner.ranks import Ranks
 from learner.run import Run
 from learner.train import train
 from tests.integration.learner_job import PROMPTS, ReplaySource, run_leg

@@ -17,10 +17,10 @@ from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
 from accord.plugins import load_impl
 from accord.requests import step_requests
+from learner.collectives import Ranks
 from learner.engine import TorchEngine
 from learner.rank import Rank
-from learner.ranks import Ranks
-from learner.views import ForwardBatches
+from learner.views.forward import ForwardBatches
 from tests.integration.learner_job import PROMPTS, ReplaySource
 
 BRANCHES = {

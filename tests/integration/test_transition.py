@@ -14,10 +14,10 @@ from accord.plugins import load_impl
 from accord.requests import step_requests
 from accord.types import GroupData, PolicyState, Prompt, SampleGroup, ScoredGroup, Transitions
 from learner.algorithms.base import Credit
+from learner.collectives import Ranks
 from learner.engine import make_engine
 from learner.rank import Rank
-from learner.ranks import Ranks
-from learner.transition import TransitionBatches
+from learner.views.transition import TransitionBatches
 from rollout_workers.sampler import denoise
 from rollout_workers.worker import RolloutWorker
 

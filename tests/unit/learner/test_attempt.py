@@ -12,11 +12,11 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from accord.errors import AccordError, ModelError, NonFiniteError, RewardError, SpecError, VolumeFull
-from learner.group import _page_error
+from learner.collectives import Ranks
 from learner.rank import _require_finite
-from learner.ranks import Ranks
 from learner.run import _cut_metrics, append_whole
 from learner.trainer import would_repeat
+from learner.workers import _page_error
 
 OURS = [
     RewardError("sync is down"), NonFiniteError("step 3"), SpecError([("/algorithm/sigmas", "none left")]),

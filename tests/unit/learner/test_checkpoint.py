@@ -11,7 +11,7 @@ from accord.errors import CheckpointError, Fenced
 from accord.ids import file_sha256
 from accord.types import PolicyState
 from learner.checkpoint import Checkpoints
-from learner.ranks import Ranks
+from learner.collectives import Ranks
 
 
 def job(**changes) -> JobSpec:

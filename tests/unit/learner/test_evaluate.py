@@ -12,7 +12,7 @@ from accord.seeds import derive_seed
 from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup
 from accord.world import heldout
 from learner.evaluate import Evaluator, clip_name, partner
-from learner.statistics import bootstrapped, clustered, differences
+from learner.uncertainty import bootstrapped, clustered, differences
 
 PROMPTS = [Prompt(f"p/{i}", f"av{i}", "v", "a") for i in range(4)]
 SAMPLES = 3

@@ -13,7 +13,7 @@ from accord.config.job import JobSpec
 from accord.errors import SpecError
 from accord.types import GroupData, Prompt, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.base import Credit
-from learner.views import ForwardBatches, candidate_sigmas, draw_sigmas
+from learner.views.forward import ForwardBatches, candidate_sigmas, draw_sigmas
 
 SCHEDULE = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.1, 0.0])
 

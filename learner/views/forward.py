@@ -1,4 +1,4 @@
-"""Views: how the groups of a step become micro-batches. `forward` noises clean latents again and matches velocities.
+"""The forward view: clean latents are noised again and velocities matched.
 
 Everything drawn here is derived from (job seed, step, prompt index, sample index, draw): the same for any number of
 ranks and any micro-batch size.
@@ -18,9 +18,8 @@ from accord.diffusion.schedule import trained_sigmas
 from accord.errors import SpecError
 from accord.seeds import Purpose, derive_seed
 from accord.types import Modality
-from learner.algorithms.base import ForwardAlgorithm, ForwardBatch, Noised, View
-from learner.batches import Batches, Item, MicroBatch
-from learner.transition import TransitionBatches
+from learner.algorithms.base import ForwardAlgorithm, ForwardBatch, Noised
+from learner.views.base import Batches, Item, MicroBatch
 
 
 def candidate_sigmas(schedule: Tensor, spec: SigmaSpec) -> Tensor:
@@ -111,6 +110,3 @@ class ForwardBatches(Batches):
             return {}
         rows = [torch.from_numpy(captured[place][sample].copy()) for place, sample, _ in items]  # type: ignore[index]
         return {"video": torch.stack(rows).to(self.device)}
-
-
-VIEWS: dict[View, type[Batches]] = {"forward": ForwardBatches, "transition": TransitionBatches}

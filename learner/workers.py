@@ -35,7 +35,7 @@ COLLECTIVE_TIMEOUT_S = 7200
 
 
 @dataclass(frozen=True, slots=True)
-class Attempt:
+class Launch:
     """What every rank needs; it travels to them pickled."""
 
     job: JobSpec
@@ -77,10 +77,10 @@ def run(
     """
     deadline_s = job.max_runtime_s if deadline_s is None else deadline_s
     held_out = load_prompts(job.prompts.held_out)
-    attempt = Attempt(job, Path(run_dir), held_out, make_source, make_events, guard, epoch, began, disk_wait_s)
-    attempt.loss.parent.mkdir(parents=True, exist_ok=True)
-    attempt.loss.unlink(missing_ok=True)
-    outcome = _fit_within(attempt, deadline_s)
+    launch = Launch(job, Path(run_dir), held_out, make_source, make_events, guard, epoch, began, disk_wait_s)
+    launch.loss.parent.mkdir(parents=True, exist_ok=True)
+    launch.loss.unlink(missing_ok=True)
+    outcome = _fit_within(launch, deadline_s)
     if isinstance(outcome, Exception):
         raise _page_error(outcome)
     return TrainResult(**outcome)
@@ -98,13 +98,13 @@ def _page_error(outcome: Exception) -> AccordError:
     return wrapped
 
 
-def _fit_within(attempt: Attempt, deadline_s: float) -> Any:
+def _fit_within(launch: Launch, deadline_s: float) -> Any:
     """Ray Train's `fit` waits without end, so it gets a thread and we keep the clock."""
     box: list[Any] = []
 
     def fit() -> None:
         try:
-            box.append(_fit(attempt))
+            box.append(_fit(launch))
         except Exception as error:  # whatever Ray raises is the outcome; `run` turns it into ours
             box.append(error)
 
@@ -118,7 +118,7 @@ def _fit_within(attempt: Attempt, deadline_s: float) -> Any:
     return box[0]
 
 
-def _fit(attempt: Attempt) -> Any:
+def _fit(launch: Launch) -> Any:
     """Start the group and wait for it. Returns what the page returned on rank 0; raises what Ray Train ended with."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths of the job mean what they mean here
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
@@ -129,10 +129,10 @@ def _fit(attempt: Attempt) -> Any:
 
     from learner.trainer import NoteLoss, Trainer, restarts
 
-    cluster = attempt.job.cluster
+    cluster = launch.job.cluster
     gpus = cluster.learner_gpus
     resources = {"CPU": cluster.learner_cpus} | ({"GPU": gpus} if gpus else {})
-    page: Any = partial(rank_main, attempt)
+    page: Any = partial(rank_main, launch)
     trainer = Trainer(
         page,
         torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
@@ -140,20 +140,20 @@ def _fit(attempt: Attempt) -> Any:
             num_workers=cluster.learner_ranks, use_gpu=gpus > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=f"attempt-{attempt.epoch}",
-            storage_path=str(attempt.run_dir / "learner"),
+            name=f"attempt-{launch.epoch}",
+            storage_path=str(launch.run_dir / "learner"),
             failure_config=restarts(MAX_RESTARTS),
-            callbacks=[NoteLoss(attempt.loss)],
+            callbacks=[NoteLoss(launch.loss)],
         ),
     )
     result: Any = trainer.fit()
     return result.return_value
 
 
-def rank_main(attempt: Attempt) -> dict[str, Any]:
+def rank_main(launch: Launch) -> dict[str, Any]:
     """One rank's process, from its first line to its result. An error of ours leaves it without Ray's wrapping."""
     try:
-        return _train(attempt)
+        return _train(launch)
     except Exception as error:
         found = ours(error)
         if found is None or found is error:
@@ -161,42 +161,42 @@ def rank_main(attempt: Attempt) -> dict[str, Any]:
         raise found from None
 
 
-def _train(attempt: Attempt) -> dict[str, Any]:
+def _train(launch: Launch) -> dict[str, Any]:
     import ray.train.torch
     import torch
 
     from accord.plugins import load_impl
+    from learner.collectives import Ranks
     from learner.engine import make_engine
     from learner.rank import Rank
-    from learner.ranks import Ranks
     from learner.run import Run
     from learner.train import train
 
-    job = attempt.job
+    job = launch.job
     torch.set_num_threads(job.cluster.torch_threads)
     device = str(ray.train.torch.get_device())
     ranks = Ranks(device)
     backbone = load_impl(job.backbone).load(job.backbone, job.sampling, device=device, decoders=False, seed=job.seed)
     engine = make_engine(job, backbone.velocity_model)
     rank = Rank(job, backbone, engine, load_impl(job.algorithm)(job.algorithm), ranks, device)
-    events = attempt.make_events() if ranks.first else None
-    began = attempt.began
+    events = launch.make_events() if ranks.first else None
+    began = launch.began
     if events is not None:
-        began = _report_loss(attempt, events) or began
+        began = _report_loss(launch, events) or began
     run = Run(
-        job, attempt.run_dir, source=attempt.make_source(), events=events, rank=rank, held_out=attempt.held_out,
-        guard=attempt.guard, epoch=attempt.epoch, began=began,
-        disk_wait_s=attempt.disk_wait_s,
+        job, launch.run_dir, source=launch.make_source(), events=events, rank=rank, held_out=launch.held_out,
+        guard=launch.guard, epoch=launch.epoch, began=began,
+        disk_wait_s=launch.disk_wait_s,
     )  # fmt: skip
     return asdict(train(run))
 
 
-def _report_loss(attempt: Attempt, events: EventSink) -> float | None:
+def _report_loss(launch: Launch, events: EventSink) -> float | None:
     """Tell what happened to the group's former life, if it had one, and return the Unix time of its end."""
-    if not attempt.loss.exists():
+    if not launch.loss.exists():
         return None
-    note = json.loads(attempt.loss.read_text(encoding="utf-8"))
-    attempt.loss.unlink()
+    note = json.loads(launch.loss.read_text(encoding="utf-8"))
+    launch.loss.unlink()
     events.emit(
         ProcessLost(
             process="learner rank",

@@ -11,7 +11,7 @@ from torch import Tensor
 from accord.errors import RolloutError
 from accord.types import GroupData, Modality, ScoredGroup, Transitions
 from learner.algorithms.base import Transition, TransitionBatch
-from learner.batches import Batches, Item, MicroBatch
+from learner.views.base import Batches, Item, MicroBatch
 
 
 class TransitionBatches(Batches):
