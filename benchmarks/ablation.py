@@ -56,7 +56,7 @@ Result = dict[str, Any]
 
 def job_of(arm: str, seed: int, steps: int) -> JobSpec:
     """The job of one run."""
-    from services.runner.job_file import read_job
+    from services.cli.job_file import read_job
 
     source = "tiny_flow_grpo.toml" if arm == "Flow-GRPO" else "tiny_omninft.toml"
     document = read_job(ROOT / "examples" / source, [])

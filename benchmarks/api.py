@@ -33,8 +33,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from services.runner.embedded import EmbeddedStore
-from services.runner.job_file import read_job
+from services.cli.job_file import read_job
+from services.node.embedded import EmbeddedStore
 from tests.integration.service import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,7 +140,7 @@ def accord(stack: contextlib.ExitStack, name: str, root: Path, checkout: Path) -
         "ACCORD_API_KEY": key, "ACCORD_DATA_DIR": str(root / name / "data"),
         "ACCORD_RUNS_DIR": str(root / name / "runs"), **LIMITS, "ACCORD_INPUT_ROOTS": str(ROOT),
     }  # fmt: skip
-    command = [sys.executable, "-m", "services.runner.cli", "api"]
+    command = [sys.executable, "-m", "services.cli.main", "api"]
     process = stack.enter_context(served(command, port, root / f"{name}.log", cwd=checkout, env=environment))
     return Arm(name, port, process, store, checkout, key)
 

@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--job", type=Path, default=Path("examples/tiny_omninft.toml"))
     parser.add_argument("--out", type=Path, help="directory for cost.md")
     arguments = parser.parse_args()
-    from services.runner.job_file import read_job
+    from services.cli.job_file import read_job
 
     document = read_job(
         arguments.job, ["prompts.per_step=1", "cluster.learner_ranks=1", "algorithm.sigmas.per_sample=1"]

@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--job", type=Path, default=Path("examples/tiny_omninft.toml"))
     parser.add_argument("--out", type=Path, help="directory for step.md")
     arguments = parser.parse_args()
-    from services.runner.job_file import read_job
+    from services.cli.job_file import read_job
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the service must not outlive this process
     job = JobSpec.parse(json.dumps(read_job(arguments.job, ["evaluate.samples_per_prompt=2", "evaluate.clips=0"])))

@@ -23,7 +23,7 @@ from accord.config.paths import input_paths
 from accord.config.weights import header_bytes
 from accord.errors import ModelError, SpecError
 from accord.ids import file_sha256
-from services.runner.summary import write_whole
+from services.results.summary import write_whole
 
 NOTE = "inputs.json"
 WEIGHTS = ".safetensors"

@@ -36,7 +36,7 @@ from accord.errors import (
     ours,
 )
 from accord.events import Failed, Progress, Warned
-from services.runner.embedded import ray_address
+from services.node.embedded import ray_address
 from services.runner.inputs import Pins, pin_inputs
 from services.runner.sink import StoreEventSink
 
@@ -130,7 +130,7 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
             result = _train(job, run_dir, sink, epoch, stages, started, settings)
     finally:
         ray.shutdown()  # ends every actor this attempt owns; the reward servers are not among them
-    from services.runner.conclude import conclude
+    from services.results.conclude import conclude
 
     wall_seconds = time.monotonic() - started
     write(partial(conclude, settings, run_dir, job_id, job, state="succeeded", wall_seconds=wall_seconds))

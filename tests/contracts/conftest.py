@@ -9,7 +9,7 @@ import pytest
 from services.jobs.memory import InMemoryJobStore
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import JobStore
-from services.runner.embedded import EmbeddedStore
+from services.node.embedded import EmbeddedStore
 from tests.contracts.stores import system_redis
 
 

@@ -19,8 +19,8 @@ from services.api.metrics import Metrics
 from services.jobs.job import JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import Submission
-from services.runner.embedded import EmbeddedStore
-from services.runner.service import Api, prepare_directories
+from services.node.embedded import EmbeddedStore
+from services.node.service import Api, prepare_directories
 
 KEY = "a-key-for-these-tests"
 TEXTS = {"prompt_av": "a red ball", "prompt_v": "a red ball", "prompt_a": "a beep"}

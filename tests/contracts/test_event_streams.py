@@ -19,7 +19,7 @@ from services.api.streams import Hub
 from services.jobs.job import JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import FeedEntry, StoredEvent, Submission
-from services.runner.embedded import EmbeddedStore
+from services.node.embedded import EmbeddedStore
 
 LEASE_S = 60.0
 

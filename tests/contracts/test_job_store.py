@@ -15,7 +15,7 @@ from accord.ids import new_job_id
 from services.jobs.job import TRANSITIONS, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import Beat, JobStore, Submission
-from services.runner.embedded import EmbeddedStore
+from services.node.embedded import EmbeddedStore
 from tests.contracts.stores import BACKOFF, LEASE, states, step_event, submit
 
 

@@ -19,7 +19,7 @@ from services.jobs.job import TRANSITIONS, JobState, Reason
 from services.jobs.memory import InMemoryJobStore
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import JobStore, Submission
-from services.runner.embedded import EmbeddedStore
+from services.node.embedded import EmbeddedStore
 from tests.contracts.stores import step_event
 
 LONG = 1000.0

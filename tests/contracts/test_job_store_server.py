@@ -22,7 +22,7 @@ from services.jobs.job import JobState, Reason
 from services.jobs.redis_store import RedisJobStore, without_password
 from services.jobs.server import complaints
 from services.jobs.store import Beat, JobStore
-from services.runner.embedded import EmbeddedStore
+from services.node.embedded import EmbeddedStore
 from tests.contracts.stores import BACKOFF, states, step_event, submit, valkey
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -142,7 +142,7 @@ def test_no_process_starts_on_a_server_that_loses(short: Path) -> None:
         }  # fmt: skip
         redis.Redis(unix_socket_path=str(socket)).config_set("requirepass", "hush")
         done = subprocess.run(
-            [sys.executable, "-m", "services.runner.cli", "api"], env=environment, capture_output=True, text=True,
+            [sys.executable, "-m", "services.cli.main", "api"], env=environment, capture_output=True, text=True,
             timeout=120,
         )  # fmt: skip
     assert done.returncode == 2 and "set maxmemory-policy noeviction" in done.stderr and "hush" not in done.stderr

@@ -6,7 +6,7 @@ import pytest
 
 from accord.config.settings import Settings
 from services.jobs.redis_store import open_store
-from services.runner.embedded import EmbeddedStore
+from services.node.embedded import EmbeddedStore
 
 
 @pytest.mark.parametrize(

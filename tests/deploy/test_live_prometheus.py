@@ -81,7 +81,7 @@ def test_every_panel_shows_something(tmp_path):
     from services.api.metrics import Metrics
     from services.jobs.redis_store import PREFIX, RedisJobStore
     from services.jobs.store import Submission
-    from services.runner.embedded import EmbeddedStore
+    from services.node.embedded import EmbeddedStore
     from services.runner.prometheus import TrainingMetrics
 
     server_of_store = EmbeddedStore(tmp_path / "store")

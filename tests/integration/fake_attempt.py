@@ -33,8 +33,8 @@ def command(job_id: str, epoch: int) -> list[str]:
 
 def supervise() -> None:
     from services.api.metrics import Metrics
-    from services.runner.runner import Supervisor
-    from services.runner.signals import Signals
+    from services.runner.supervisor import Supervisor
+    from services.signals import Signals
 
     signals = Signals()
     signals.install()

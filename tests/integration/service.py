@@ -111,7 +111,7 @@ def running_service(root: Path, **settings: str) -> Iterator[Service]:
         environment.pop(name, None)
     log = (root / "up.log").open("wb")
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.runner.cli", "up"], cwd=REPOSITORY, env=environment, stdout=log,
+        [sys.executable, "-m", "services.cli.main", "up"], cwd=REPOSITORY, env=environment, stdout=log,
         stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     try:

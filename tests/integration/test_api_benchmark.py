@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import api
-from services.runner.job_file import read_job
+from services.cli.job_file import read_job
 
 TINY = api.Plan(rounds=1, seconds=0.3, connections=2, clients=4, jobs=2, rate=40, streams=3)
 JOB = api.ROOT / "examples" / "tiny_omninft.toml"

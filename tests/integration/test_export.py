@@ -20,7 +20,7 @@ from accord.types import PolicyState, Prompt, RolloutRequest
 from learner.checkpoint import Checkpoints
 from learner.collectives import Ranks
 from rollout_workers.worker import RolloutWorker
-from services.runner.export import NOTE, export
+from services.results.export import NOTE, export
 
 BASE = resolve_model_path("builtin:tiny-ltx2")
 TEXT = "a red ball bouncing with a bell sound"

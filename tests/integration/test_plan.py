@@ -9,8 +9,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from accord.config.job import JobSpec
-from services.runner.commands import app
-from services.runner.plan import _step, show
+from services.cli.commands import app
+from services.cli.plan import _step, show
 
 JOB = """
 steps = 2

@@ -24,10 +24,10 @@ from services.api.metrics import Metrics
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import Submission
+from services.node.embedded import EmbeddedStore
+from services.processes import alive, marked
 from services.runner import janitor
-from services.runner.embedded import EmbeddedStore
-from services.runner.processes import alive, marked
-from services.runner.runner import MARK, Supervisor
+from services.runner.supervisor import MARK, Supervisor
 from tests.integration import fake_attempt
 
 LEASE = 3.0  # a busy machine pauses a process for longer than one would think

@@ -20,12 +20,12 @@ import psutil
 import pytest
 
 from services.jobs.redis_store import RedisJobStore
-from services.runner.embedded import EmbeddedStore
-from services.runner.processes import marked
+from services.node.embedded import EmbeddedStore
+from services.processes import marked
 from tests.integration.service import REPOSITORY, free_port
 
 KEY = "a-key-for-these-tests"
-ACCORD = [sys.executable, "-m", "services.runner.cli"]
+ACCORD = [sys.executable, "-m", "services.cli.main"]
 
 
 def environment(root: Path, **more: str) -> dict[str, str]:
@@ -274,7 +274,7 @@ def refused_unread(port: int) -> None:
 
 
 def test_the_api_leaves_torch_and_ray_alone() -> None:
-    modules = "services.api.app, services.runner.commands"
+    modules = "services.api.app, services.cli.commands"
     code = f"import sys, {modules}; print(sorted({{'torch', 'ray', 'numpy'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -17,10 +17,10 @@ from accord.events import Warned
 from accord.ids import new_job_id
 from services.jobs.job import JobState, Reason
 from services.jobs.store import Submission
-from services.runner import runner
-from services.runner.embedded import EmbeddedStore
+from services.node.embedded import EmbeddedStore
+from services.node.service import prepare_directories
+from services.runner import supervisor
 from services.runner.runner_port import watched_at
-from services.runner.service import prepare_directories
 from tests.integration import fake_attempt
 from tests.integration.service import free_port
 from tests.integration.test_service_supervisor import Bench
@@ -107,7 +107,7 @@ def test_an_odd_answer_costs_nothing(bench: Bench, part: str, monkeypatch: pytes
 
         return call
 
-    place = {"observe": bench.supervisor.training, "conclude": runner}.get(part, bench.store)
+    place = {"observe": bench.supervisor.training, "conclude": supervisor}.get(part, bench.store)
     name = "conclude_unfinished" if part == "conclude" else part
     monkeypatch.setattr(place, name, odd(getattr(place, name)))
     kind, end = ("crash", JobState.FAILED) if part == "conclude" else ("long", JobState.SUCCEEDED)
@@ -236,7 +236,7 @@ def test_an_attempt_that_ends_with_its_ray_is_given_back(bench: Bench, ray: grpc
 
 
 def test_giving_back_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "MAX_RELEASES", 1)
+    monkeypatch.setattr(supervisor, "MAX_RELEASES", 1)
     job_id = bench.submit("away", max_attempts=1)
     bench.thread.start()
     job = bench.state(job_id, JobState.FAILED)

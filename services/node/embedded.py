@@ -24,9 +24,9 @@ from urllib.parse import quote
 
 from accord.config.settings import Settings
 from accord.errors import AccordError, ServiceError, StoreUnavailable, Unreachable
+from services import guard, processes
 from services.jobs.redis_store import URL_FILE, RedisJobStore
-from services.runner import guard, processes
-from services.runner.ray_holder import MARK as RAY_MARK
+from services.node.ray_holder import MARK as RAY_MARK
 
 log = logging.getLogger("accord.embedded")
 
@@ -230,7 +230,7 @@ class EmbeddedRay(_Watched):
         }
         environment.pop("RAY_ADDRESS", None)
         command = [
-            sys.executable, "-m", "services.runner.ray_holder", str(self._folder), str(self._cpus),
+            sys.executable, "-m", "services.node.ray_holder", str(self._folder), str(self._cpus),
             str(self._object_store_mb),
         ]  # fmt: skip
         (self._data_dir / "logs").mkdir(exist_ok=True)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 
-from services.runner.signals import INTERRUPTED, leave_at_once
+from services.signals import INTERRUPTED, leave_at_once
 
 
 def app() -> None:
     """Run the command line."""
     signal.signal(signal.SIGINT, leave_at_once)
     try:
-        from services.runner.commands import app as commands
+        from services.cli.commands import app as commands
 
         commands()
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from services.runner.artifacts import write_artifacts
+from services.results.artifacts import write_artifacts
 
 
 def test_results_are_listed_with_their_hashes(new_run: Callable[..., Path], tmp_path: Path) -> None:

@@ -22,11 +22,11 @@ from accord.config.departures import departures
 from accord.config.job import JobSpec
 from accord.errors import MediaError, SpecError, UserError
 from accord.events import StepCompleted
-from services.runner.comparison import Row, headline, summary_rows
-from services.runner.remarks import kept, surgery_of
-from services.runner.report_charts import Point, Series, line_chart, phase_chart
-from services.runner.report_clips import embed
-from services.runner.summary import (
+from services.results.comparison import Row, headline, summary_rows
+from services.results.remarks import kept, surgery_of
+from services.results.report_charts import Point, Series, line_chart, phase_chart
+from services.results.report_clips import embed
+from services.results.summary import (
     PHASES,
     ClipPair,
     Evaluation,

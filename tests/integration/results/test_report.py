@@ -15,11 +15,11 @@ import pytest
 from accord.config.job import JobSpec
 from accord.errors import UserError
 from accord.types import Clip
-from services.runner import report
-from services.runner.report import duration, number, signed, write_report
-from services.runner.report_charts import COLOURS
-from services.runner.report_clips import strip_image
-from services.runner.summary import build_summary, write_summary
+from services.results import report
+from services.results.report import duration, number, signed, write_report
+from services.results.report_charts import COLOURS
+from services.results.report_clips import strip_image
+from services.results.summary import build_summary, write_summary
 
 LOADING = {"src", "srcset", "href", "xlink:href", "action", "data", "poster"}
 VOID = {"meta", "img", "link", "br", "hr", "input", "source"}

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from accord.ids import file_sha256
-from services.runner.summary import Document, write_whole
+from services.results.summary import Document, write_whole
 
 MEDIA_TYPES: Mapping[str, str] = {
     ".json": "application/json",

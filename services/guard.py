@@ -1,4 +1,4 @@
-"""Runs a command that must not outlive its parent: `python -m services.runner.guard PARENT_PID SIGNAL COMMAND…`.
+"""Runs a command that must not outlive its parent: `python -m services.guard PARENT_PID SIGNAL COMMAND…`.
 
 The kernel sends SIGNAL to the command when the parent is gone (Linux; elsewhere the command just runs). This is a
 program and not a `preexec_fn`, because running Python between fork and exec is not safe in a process with threads.
@@ -34,7 +34,7 @@ def spawn(
 
     Proxies of the environment are not for loopback, where our processes speak to each other.
     """
-    prefix = [sys.executable, "-m", "services.runner.guard", str(os.getpid()), str(int(when_orphaned))]
+    prefix = [sys.executable, "-m", "services.guard", str(os.getpid()), str(int(when_orphaned))]
     env = without_loopback_proxy(os.environ if env is None else env)
     return subprocess.Popen(
         [*prefix, *command], env=env, stdin=stdin, stdout=stdout, stderr=subprocess.STDOUT if stdout else None,

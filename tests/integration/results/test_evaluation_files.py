@@ -14,8 +14,8 @@ from accord.config.prompts import load_prompts
 from accord.types import Clip, GroupData, Prompt, RewardScores, RolloutRequest, SampleGroup, ScoredGroup
 from accord.world.scene import FPS, HELD_OUT_PROMPTS, SAMPLE_RATE, make_clip, parse_prompt, write_prompt_file
 from learner.evaluate import Evaluator
-from services.runner.comparison import summary_rows
-from services.runner.summary import build_summary
+from services.results.comparison import summary_rows
+from services.results.summary import build_summary
 
 
 class Source:

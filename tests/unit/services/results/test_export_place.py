@@ -2,7 +2,7 @@
 
 import pytest
 
-from services.runner.export import _swap_in
+from services.results.export import _swap_in
 
 
 def test_a_failed_exchange_puts_the_old_export_back(tmp_path):

@@ -24,14 +24,14 @@ from rich.table import Table
 from accord.config.settings import Settings
 from accord.errors import AccordError, ServiceError, Unreachable
 from accord.events import RewardSummary
+from services import guard, processes
 from services.api.auth import KEY_FILE
-from services.runner import guard, processes
-from services.runner.client import ApiClient
-from services.runner.comparison import Row, headline, summary_rows
-from services.runner.job_file import read_job
-from services.runner.service import prepare_directories
-from services.runner.summary import Summary
-from services.runner.watch import JobPicture, watch
+from services.cli.client import ApiClient
+from services.cli.job_file import read_job
+from services.cli.watch import JobPicture, watch
+from services.node.service import prepare_directories
+from services.results.comparison import Row, headline, summary_rows
+from services.results.summary import Summary
 
 READY_S = 240.0
 
@@ -133,7 +133,7 @@ def _service(
         environment.pop(name, None)
     with (data_dir / "service.log").open("wb") as output:
         process = guard.spawn(
-            [sys.executable, "-m", "services.runner.cli", "up"], env=environment, when_orphaned=signal.SIGTERM,
+            [sys.executable, "-m", "services.cli.main", "up"], env=environment, when_orphaned=signal.SIGTERM,
             stdout=output,
         )  # fmt: skip
     interrupts.service = process

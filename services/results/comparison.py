@@ -13,7 +13,7 @@ from typing import Literal
 
 from accord.events import RewardSummary
 from accord.types import Route
-from services.runner.summary import Change, Summary
+from services.results.summary import Change, Summary
 
 Better = Literal["higher", "lower", "not lower"]
 

@@ -1,7 +1,7 @@
 """Holds an embedded Ray: starts it and publishes its address in `<folder>/address`.
 
 It ends on SIGTERM, and when a part of Ray dies. Started by embedded.py as
-`python -m services.runner.ray_holder FOLDER CPUS OBJECT_STORE_MB`.
+`python -m services.node.ray_holder FOLDER CPUS OBJECT_STORE_MB`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from services.runner import processes
+from services import processes
 
 MARK = "ACCORD_RAY_DIR"
 """Environment variable that every process of an embedded Ray carries: its folder."""
@@ -70,7 +70,7 @@ if __name__ == "__main__":
     # An orderly ray.shutdown() takes seconds and adds nothing.
     outside = {name: value for name, value in os.environ.items() if name != MARK}
     subprocess.Popen(
-        [sys.executable, "-m", "services.runner.ray_holder", str(ray_folder), "clean"], env=outside,
+        [sys.executable, "-m", "services.node.ray_holder", str(ray_folder), "clean"], env=outside,
         start_new_session=True,
     )  # fmt: skip
     os._exit(status)

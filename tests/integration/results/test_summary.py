@@ -13,8 +13,8 @@ import pytest
 from accord.config.job import JobSpec
 from accord.events import RewardSummary
 from accord.seeds import derive_seed
-from services.runner.comparison import headline, summary_rows, verdict_of
-from services.runner.summary import Change, Summary, build_summary, component_versions, write_summary
+from services.results.comparison import headline, summary_rows, verdict_of
+from services.results.summary import Change, Summary, build_summary, component_versions, write_summary
 
 
 def summarise(run_dir: Path, **changes: object) -> Summary:

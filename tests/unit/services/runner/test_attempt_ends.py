@@ -17,8 +17,8 @@ from accord.errors import (
     VolumeFull,
 )
 from accord.events import Event, Failed
-from services.runner.client import on_loopback
-from services.runner.guard import without_loopback_proxy
+from services.cli.client import on_loopback
+from services.guard import without_loopback_proxy
 from services.runner.launch import FENCED, RETRYABLE, UNAVAILABLE, USER_ERROR, _ended
 
 ENDS = [

@@ -31,11 +31,11 @@ from accord.errors import (
     UnsafeStore,
     UserError,
 )
-from services.runner.client import ApiClient, base_url
-from services.runner.job_file import read_job, shown
-from services.runner.signals import Signals, interrupt_again
-from services.runner.watch import JobPicture
-from services.runner.watch import watch as show
+from services.cli.client import ApiClient, base_url
+from services.cli.job_file import read_job, shown
+from services.cli.watch import JobPicture
+from services.cli.watch import watch as show
+from services.signals import Signals, interrupt_again
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 
@@ -116,7 +116,7 @@ def up(port: Port = None) -> None:
     with _told():
         signals = Signals()
         signals.install()
-        from services.runner.service import Service
+        from services.node.service import Service
 
         logs.configure("WARNING", role="service")
         Service(_settings(port=port), signals, _say).run()
@@ -128,7 +128,7 @@ def api(port: Port = None) -> None:
     with _told():
         signals = Signals()
         signals.install()
-        from services.runner.service import run_api
+        from services.node.service import run_api
 
         logs.configure(role="api")
         run_api(_settings(port=port), signals, _say)
@@ -140,7 +140,7 @@ def runner() -> None:
     with _told():
         signals = Signals()
         signals.install()
-        from services.runner.service import run_runner
+        from services.node.service import run_runner
 
         logs.configure(role="runner")
         run_runner(_settings(), signals, _say)
@@ -236,7 +236,7 @@ def validate(job_file: JobFile, set_: Overrides = []) -> None:  # noqa: B006
     """
     from accord.config.job import JobSpec
     from accord.config.preflight import preflight
-    from services.runner.remarks import remarks
+    from services.results.remarks import remarks
 
     with _told():
         spec = JobSpec.parse(shown(read_job(job_file, set_)))
@@ -260,7 +260,7 @@ def plan(
 
     with _told():
         spec = JobSpec.parse(shown(read_job(job_file, set_)))
-        from services.runner import plan as planning
+        from services.cli import plan as planning
 
         found = planning.plan(spec)
         if json:
@@ -275,7 +275,7 @@ def demo(
     set_: Overrides = [],  # noqa: B006
 ) -> None:
     """Start the service, run one whole job, show every reward before and after, stop everything."""
-    from services.runner.demo import demo as run_demo
+    from services.cli.demo import demo as run_demo
 
     with _told():
         status = run_demo(job_file, set_, _settings(), out)
@@ -301,7 +301,7 @@ def export(
     Example: `accord export JOB --to merged --out my-model`, then `path = "my-model"` in another job, or
     `LTX2Pipeline.from_pretrained("my-model")`.
     """
-    from services.runner.export import export as write
+    from services.results.export import export as write
 
     with _told():
         _say(str(write(_settings().runs_dir, job, to, step=step, out=out_dir, force=force, link=link)))
@@ -348,7 +348,7 @@ def rewards_scale(
 
 def _rewards() -> Any:
     """The module that manages reward servers, connected to Ray. Raises Unreachable."""
-    from services.runner.embedded import ray_address
+    from services.node.embedded import ray_address
 
     address = ray_address(_settings())
     import ray

@@ -14,10 +14,10 @@ from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from accord.errors import IncompatibleSpec
 from services.jobs.job import Job, JobState
-from services.runner.artifacts import write_artifacts
-from services.runner.embedded import RAY_FILE
-from services.runner.report import write_report
-from services.runner.summary import build_summary, component_versions, write_summary
+from services.node.embedded import RAY_FILE
+from services.results.artifacts import write_artifacts
+from services.results.report import write_report
+from services.results.summary import build_summary, component_versions, write_summary
 
 log = logging.getLogger("accord.conclude")
 

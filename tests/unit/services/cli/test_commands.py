@@ -14,10 +14,10 @@ from typer.testing import CliRunner, Result
 from accord.config.job import JobSpec
 from accord.errors import SpecError, UserError
 from accord.events import EvaluationDone, Failed, Progress, RewardSummary, StateChanged, StepCompleted
-from services.runner.commands import app
-from services.runner.demo import link_latest, show_result
-from services.runner.job_file import read_job, shown
-from services.runner.watch import JobPicture, sparkline, watch
+from services.cli.commands import app
+from services.cli.demo import link_latest, show_result
+from services.cli.job_file import read_job, shown
+from services.cli.watch import JobPicture, sparkline, watch
 
 JOB = """
 name = "from a file"
@@ -69,7 +69,7 @@ def one_line(result: Result, status: int, *words: str) -> None:
 
 @pytest.mark.parametrize("command", ["api", "runner"])
 def test_no_store(accord: Any, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.runner.signals.Signals.install", lambda _: None)
+    monkeypatch.setattr("services.signals.Signals.install", lambda _: None)
     monkeypatch.setattr("accord.logs.configure", lambda *_, **__: None)
     one_line(accord(command), 3, "no job store", "REDIS_URL", "accord up")
 

@@ -35,11 +35,11 @@ from accord.errors import (
     StoreUnavailable,
 )
 from accord.events import Failed, JobEvent
+from services import guard, processes
 from services.api.metrics import Metrics
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.store import Beat, JobStore
-from services.runner import guard, processes
-from services.runner.conclude import conclude_unfinished
+from services.results.conclude import conclude_unfinished
 from services.runner.gate import Gate
 from services.runner.janitor import keep_clean
 from services.runner.prometheus import TrainingMetrics
