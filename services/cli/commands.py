@@ -31,10 +31,11 @@ from accord.errors import (
     UnsafeStore,
     UserError,
 )
-from services.cli.client import ApiClient, base_url
+from services.cli.client import ApiClient
 from services.cli.job_file import read_job, shown
 from services.cli.watch import JobPicture
 from services.cli.watch import watch as show
+from services.connections import base_url, ray_address
 from services.signals import Signals, interrupt_again
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
@@ -348,8 +349,6 @@ def rewards_scale(
 
 def _rewards() -> Any:
     """The module that manages reward servers, connected to Ray. Raises Unreachable."""
-    from services.node.embedded import ray_address
-
     address = ray_address(_settings())
     import ray
 

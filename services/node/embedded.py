@@ -23,14 +23,14 @@ from typing import Self
 from urllib.parse import quote
 
 from accord.config.settings import Settings
-from accord.errors import AccordError, ServiceError, StoreUnavailable, Unreachable
+from accord.errors import AccordError, ServiceError, StoreUnavailable
 from services import guard, processes
+from services.connections import RAY_FILE, ray_token
 from services.jobs.redis_store import URL_FILE, RedisJobStore
 from services.node.ray_holder import MARK as RAY_MARK
 
 log = logging.getLogger("accord.embedded")
 
-RAY_FILE = "ray.json"
 _SOCKET_PATH_LIMIT = 100
 """Unix socket paths end at 107 bytes."""
 
@@ -217,7 +217,7 @@ class EmbeddedRay(_Watched):
         write_private(self._token, secrets.token_hex(32))
         environment = {
             **os.environ,
-            **_connection_environment(self._token),
+            **ray_token(self._token),
             RAY_MARK: str(self._folder),
             "RAY_USAGE_STATS_ENABLED": "0",
             "ACCORD_TEXT_CACHE_DIR": str(self._text_caches),  # workers change their folder
@@ -273,39 +273,6 @@ class EmbeddedRay(_Watched):
             if Path(folder).name.startswith("accord-ray-"):
                 shutil.rmtree(folder, ignore_errors=True)
         self._file.unlink(missing_ok=True)
-
-
-def ray_environment(settings: Settings) -> dict[str, str]:
-    """The environment with which a process reaches Ray: RAY_ADDRESS, else the embedded one of the data directory.
-
-    Raises Unreachable when neither is there.
-    """
-    if settings.ray_address:
-        return {"RAY_ADDRESS": settings.ray_address}
-    try:
-        found = json.loads((settings.data_dir / RAY_FILE).read_text(encoding="utf-8"))
-        return {"RAY_ADDRESS": str(found["address"]), **_connection_environment(Path(found["token_path"]))}
-    except (OSError, ValueError, KeyError):
-        raise Unreachable(
-            f"no Ray: RAY_ADDRESS is not set and no service runs on {settings.data_dir.resolve()}; "
-            "start one with `accord up` or set RAY_ADDRESS"
-        ) from None
-
-
-def ray_address(settings: Settings) -> str:
-    """The address for `ray.init`; also sets what else this process needs to connect. Call it before importing ray."""
-    environment = ray_environment(settings)
-    os.environ.update(environment)
-    return environment["RAY_ADDRESS"]
-
-
-def _connection_environment(token: Path) -> dict[str, str]:
-    return {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        # Ray's switch for "this machine only" on every platform: all its ports then listen on 127.0.0.1 alone.
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    }
 
 
 def _quoted(path: Path) -> str:

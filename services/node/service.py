@@ -24,11 +24,11 @@ from services.api.app import create_app
 from services.api.auth import KEY_FILE
 from services.api.metrics import Metrics
 from services.api.protocol import bounded_protocol
-from services.cli.client import base_url
+from services.connections import base_url, ray_environment
 from services.jobs.address import without_password
 from services.jobs.redis_store import open_store, store_url
 from services.jobs.store import JobStore
-from services.node.embedded import EmbeddedRay, EmbeddedStore, ray_environment
+from services.node.embedded import EmbeddedRay, EmbeddedStore
 from services.runner.gate import Gate
 from services.runner.runner_port import watched_at
 from services.runner.supervisor import Supervisor

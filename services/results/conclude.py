@@ -13,8 +13,8 @@ from accord.config.files import reading
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from accord.errors import IncompatibleSpec
+from services.connections import RAY_FILE
 from services.jobs.job import Job, JobState
-from services.node.embedded import RAY_FILE
 from services.results.artifacts import write_artifacts
 from services.results.report import write_report
 from services.results.summary import build_summary, component_versions, write_summary

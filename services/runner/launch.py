@@ -36,7 +36,7 @@ from accord.errors import (
     ours,
 )
 from accord.events import Failed, Progress, Warned
-from services.node.embedded import ray_address
+from services.connections import ray_address
 from services.runner.inputs import Pins, pin_inputs
 from services.runner.sink import StoreEventSink
 

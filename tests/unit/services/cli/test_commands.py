@@ -117,7 +117,7 @@ def test_validate_names_the_field(accord: Any, job_file: Path, tmp_path: Path) -
 
 
 def test_validate_says_what_a_job_departs_from_and_what_its_surgery_means(accord: Any) -> None:
-    example = str(Path(__file__).parents[3] / "examples" / "tiny_omninft.toml")
+    example = str(Path(__file__).parents[4] / "examples" / "tiny_omninft.toml")
     runs = "{start = 0, stop = 1, keep = 0.0, unit = 'block'}, {start = 0.25, stop = 0.375, keep = 0.1}"
     changes = ("algorithm.preset=published", "sampling.stg_scale=0.0", f"algorithm.surgery.schedule=[{runs}]")
     published = accord("validate", example, *(word for change in changes for word in ("--set", change)))
