@@ -27,7 +27,8 @@ from services.jobs.store import Submission
 from services.node.embedded import EmbeddedStore
 from services.processes import alive, marked
 from services.runner import janitor
-from services.runner.supervisor import MARK, Supervisor
+from services.runner.attempt import MARK
+from services.runner.supervisor import Supervisor
 from tests.integration import fake_attempt
 
 LEASE = 3.0  # a busy machine pauses a process for longer than one would think

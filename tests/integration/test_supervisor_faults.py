@@ -19,7 +19,7 @@ from services.jobs.job import JobState, Reason
 from services.jobs.store import Submission
 from services.node.embedded import EmbeddedStore
 from services.node.service import prepare_directories
-from services.runner import supervisor
+from services.runner import attempt, supervisor
 from services.runner.runner_port import watched_at
 from tests.integration import fake_attempt
 from tests.integration.service import free_port
@@ -236,7 +236,7 @@ def test_an_attempt_that_ends_with_its_ray_is_given_back(bench: Bench, ray: grpc
 
 
 def test_giving_back_is_bounded(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "MAX_RELEASES", 1)
+    monkeypatch.setattr(attempt, "MAX_RELEASES", 1)
     job_id = bench.submit("away", max_attempts=1)
     bench.thread.start()
     job = bench.state(job_id, JobState.FAILED)
