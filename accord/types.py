@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from accord.errors import RolloutError
 from accord.ids import PolicyVersion
 
 if TYPE_CHECKING:
@@ -48,9 +49,97 @@ class Clip:
     sample_rate: int
 
 
+Scales = Mapping[Modality, float]
+"""Strength of one term of guidance by modality; one that is missing is not guided by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guidance:
+    """How strongly each term guides each modality (rollout_workers/guidance.py)."""
+
+    text: Scales = field(default_factory=dict)
+    """Classifier-free; 1 = off."""
+    stg: Scales = field(default_factory=dict)
+    """0 = off."""
+    modality: Scales = field(default_factory=dict)
+    """1 = off."""
+    rescale: Scales = field(default_factory=dict)
+    """Share of the guided estimate that is brought back to the conditional one's standard deviation; 0 = off."""
+    blocks: tuple[int, ...] = ()
+    """Blocks whose self-attention the perturbed pass skips."""
+
+    @property
+    def reads_empty_prompt(self) -> bool:
+        """Classifier-free guidance is on for some modality."""
+        return any(scale > 1.0 for scale in self.text.values())
+
+
+@dataclass(frozen=True, slots=True)
+class StochasticSteps:
+    """Denoising steps that are drawn from a Gaussian and recorded (accord/diffusion/steps.py)."""
+
+    kind: Literal["flow", "dance"]
+    """Which noise rate."""
+    eta: float
+    """How much noise."""
+    steps: tuple[int, ...]
+    """0-based, ascending, at least one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Which attention from sound to picture is read while sampling, and how it becomes token weights."""
+
+    formula: Literal["minmax", "frame_sigmoid"]
+    strength: float
+    """That of the training step the group is for."""
+    first_block: float
+    last_block: float
+    """Fractions of the depth between which attention is read."""
+    first_step: float
+    last_step: float
+    """Fractions of the denoising steps between which attention is read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """From `step` on, sample `sample` goes on from the state of sample `parent`, with noise of its own."""
+
+    sample: int
+    parent: int
+    step: int
+    """Denoising step (0-based) before which the state is taken over; 0 = both start from the parent's noise."""
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutPlan:
+    """How every group of a training step is sampled. Made by `plan` of an algorithm's spec, or for an evaluation."""
+
+    role: Role
+    num_steps: int
+    """Denoising steps."""
+    guidance: Guidance = field(default_factory=Guidance)
+    stochastic: StochasticSteps | None = None
+    """The steps that are drawn; the others follow the ODE. None: all do."""
+    initial_noise: Literal["independent", "shared"] = "independent"
+    """`shared`: the samples of a group start from the noise of the request's `start_seed`, else of their own seeds."""
+    capture: Capture | None = None
+    """None: no token weights."""
+    forks: tuple[Fork, ...] = ()
+    """Samples that share a prefix with another sample of their group. None: all are independent."""
+
+
 @dataclass(frozen=True, slots=True)
 class RolloutRequest:
-    """Everything that determines a group bit for bit, given the weights of `policy_version`."""
+    """Everything that determines a group bit for bit, given the model and the weights of `policy_version`.
+
+    Example:
+        Two samples along the ODE, from version 3 of the policy that is trained:
+
+            plan = RolloutPlan(role="policy", num_steps=8, guidance=Guidance(text={"video": 3.0, "audio": 2.0}))
+            prompt = Prompt("red", "a red ball bouncing with a bell sound", "a red ball bouncing", "a bell sound")
+            RolloutRequest(0, 0, prompt, seeds=(1, 2), policy_version=PolicyVersion(3), plan=plan)
+    """
 
     step: int
     """Training step the group is for (1-based); 0 for evaluation."""
@@ -60,17 +149,38 @@ class RolloutRequest:
     seeds: tuple[int, ...]
     """One 63-bit seed per sample [G]; all of a sample's noise is derived from its seed."""
     policy_version: PolicyVersion
-    role: Role = "old"
-    capture_token_weights: bool = False
-    sde_steps: tuple[int, ...] = ()
-    """Denoising steps (0-based) that are stochastic and recorded; the others follow the ODE."""
-    initial_seed: int | None = None
-    """Seed of the noise that the whole group starts from; None: every sample starts from its own."""
+    plan: RolloutPlan
+    start_seed: int = 0
+    """Seed of the noise that the whole group starts from, where the plan says so."""
+
+    def __post_init__(self) -> None:
+        """Raises RolloutError for a fork that has no place in the group."""
+        forked = {fork.sample: fork.step for fork in self.plan.forks}
+        if len(forked) < len(self.plan.forks):
+            raise RolloutError("a sample forks more than once; it has one parent")
+        for fork in self.plan.forks:
+            reason = self._misfit(fork, forked)
+            if reason:
+                raise RolloutError(f"sample {fork.sample} cannot fork from {fork.parent} at step {fork.step}: {reason}")
+
+    def _misfit(self, fork: Fork, forked: Mapping[int, int]) -> str:
+        samples = range(len(self.seeds))
+        if fork.sample not in samples or fork.parent not in samples:
+            return f"the group has {len(samples)} samples, counted from 0"
+        if fork.sample == fork.parent:
+            return "that is itself"
+        if not 0 <= fork.step < self.plan.num_steps:
+            return f"there are {self.plan.num_steps} steps, counted from 0"
+        if forked.get(fork.parent, -1) >= fork.step:
+            return f"the parent itself forks at step {forked[fork.parent]}; a parent forks before its children"
+        if self.plan.stochastic is None or self.plan.stochastic.steps[-1] < fork.step:
+            return "no stochastic step follows, so both would end alike"
+        return ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Transitions:
-    """One modality of a group at its stochastic denoising steps, in the order of `RolloutRequest.sde_steps`."""
+    """One modality of a group at its stochastic denoising steps, in the order of the plan's `stochastic.steps`."""
 
     before_KGTC: np.ndarray
     """The state that the step started from, float32."""
@@ -95,7 +205,13 @@ class GroupData:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SampleGroup:
-    """The samples of one prompt: the unit that is sampled, scored, queued, dropped and normalised."""
+    """The samples of one prompt: the unit that is sampled, scored, queued, dropped and normalised.
+
+    Example:
+        As a worker answers in one process; in a cluster `data` and `clips` are object references:
+
+            SampleGroup(request, request.policy_version, GroupData({"video": latents_GTC}), [clip, clip])
+    """
 
     request: RolloutRequest
     policy_version: PolicyVersion
@@ -110,7 +226,13 @@ class SampleGroup:
 
 @dataclass(frozen=True, slots=True)
 class RewardScores:
-    """One reward's view of one group. `values[i]` means something only where `valid[i]`."""
+    """One reward's view of one group. `values[i]` means something only where `valid[i]`.
+
+    Example:
+        Of two clips the second has no sound, so it has no score:
+
+            RewardScores("sync", "1", (0.7, math.nan), (True, False), ("ok", "too_short"), 0.4, {"f1": (0.8, math.nan)})
+    """
 
     reward: str
     version: str

@@ -118,7 +118,9 @@ class Bench:
 
     def rollout(self, capture: bool) -> Callable[[], int]:
         """Sample one group, with or without watching attention."""
-        request = replace(self.requests[0], capture_token_weights=capture)
+        request = self.requests[0]
+        if not capture:
+            request = replace(request, plan=replace(request.plan, capture=None))
 
         def call() -> int:
             self.source.worker.sample(request)

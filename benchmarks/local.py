@@ -37,7 +37,7 @@ class LocalSource:
     def __init__(self, job: JobSpec) -> None:
         self.job = job
         self.prompts = load_prompts(Path(job.prompts.train))
-        self.worker = RolloutWorker(job)
+        self.worker = RolloutWorker(job.backbone, job.sampling, seed=job.seed, threads=job.cluster.torch_threads)
         self.scorer = LocalScorer(job.rewards)
         self.states: dict[PolicyVersion, PolicyState] = {}
         self.seconds: dict[str, float] = {}

@@ -12,6 +12,8 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
+from accord.config.backbones import SamplingSpec
+from accord.config.base import Spec
 from accord.config.job import JobSpec
 from accord.errors import DeadlineExceeded, RolloutError, ours
 from accord.events import EventSink, Phase
@@ -38,15 +40,14 @@ _POLL_S = 0.2
 class RolloutActor:
     """A RolloutWorker in its own process."""
 
-    def __init__(self, job: JobSpec) -> None:
+    def __init__(self, spec: Spec, sampling: SamplingSpec, seed: int, threads: int, device: str) -> None:
         """Load the model. What that raises is told by the calls: Ray keeps only the text of a constructor's error."""
         self.worker: Any = None
         self.failure: Exception | None = None
-        self.serial = 0
         try:
             from rollout_workers.worker import RolloutWorker
 
-            self.worker = RolloutWorker(job)
+            self.worker = RolloutWorker(spec, sampling, seed=seed, threads=threads, device=device)
         except Exception as error:
             self.failure = error
 
@@ -62,10 +63,10 @@ class RolloutActor:
         They travel as results of the call, so the caller owns them and they outlive this process.
         """
         self.ready()
-        if weights.serial != self.serial:
+        if weights.serial != self.worker.serial:
             state = weights.handle
-            self.worker.load(ray.get(state, timeout=CALL_DEADLINE_S) if state is not None else None)
-            self.serial = weights.serial
+            state = ray.get(state, timeout=CALL_DEADLINE_S) if state is not None else None
+            self.worker.load(state, weights.serial)
         group = self.worker.sample(request)
         return replace(group, data=None, clips=None), group.data, group.clips
 
@@ -79,10 +80,11 @@ class RayWorker:
         self.actor = self._create()
 
     def _create(self) -> Any:
-        cluster = self.job.cluster
+        job, cluster = self.job, self.job.cluster
         options = {"num_cpus": cluster.rollout_cpus, "num_gpus": cluster.rollout_gpus, "max_restarts": -1}
+        device = "cuda" if cluster.rollout_gpus > 0 else "cpu"
         remote: Any = ray.remote(RolloutActor)
-        return remote.options(**options).remote(self.job)
+        return remote.options(**options).remote(job.backbone, job.sampling, job.seed, cluster.torch_threads, device)
 
     async def sample(self, request: RolloutRequest, weights: Weights) -> SampleGroup:
         """See WorkerPort."""

@@ -13,51 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import Self
 
 from torch import Tensor
 
 from accord.backbones.base import Backbone, Conditions, Latents
-from accord.config.backbones import SamplingSpec
-from accord.types import Modality
-
-Scales = Mapping[Modality, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Guidance:
-    """How strongly each term guides each modality; a modality that is missing is not guided."""
-
-    text: Scales = field(default_factory=dict)
-    """Classifier-free; 1 = off."""
-    stg: Scales = field(default_factory=dict)
-    """0 = off."""
-    modality: Scales = field(default_factory=dict)
-    """1 = off."""
-    rescale: Scales = field(default_factory=dict)
-    """Share of the guided estimate that is brought back to the conditional one's standard deviation; 0 = off."""
-    blocks: tuple[int, ...] = ()
-    """Blocks whose self-attention the perturbed pass skips."""
-
-    @classmethod
-    def of(cls, spec: SamplingSpec) -> Self:
-        """What a job asks for."""
-        return cls(
-            text=spec.scales("guidance"),
-            stg=spec.scales("stg_scale"),
-            modality=spec.scales("modality_scale"),
-            rescale=spec.scales("guidance_rescale"),
-            blocks=spec.stg_blocks,
-        )
-
-    @property
-    def reads_empty_prompt(self) -> bool:
-        """Classifier-free guidance is on for some modality."""
-        return any(scale > 1.0 for scale in self.text.values())
-
-
-OFF = Guidance()
+from accord.types import Guidance, Modality, Scales
 
 
 def guided_velocity(

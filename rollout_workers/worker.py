@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -11,13 +12,13 @@ from torch import Tensor
 from accord.backbones.adapters import ADAPTER_ROLES, load_adapter_state, reset_adapters, role, starting_adapter
 from accord.backbones.base import Backbone, Conditions
 from accord.backbones.shaping import capture_region
-from accord.config.job import JobSpec
+from accord.config.backbones import SamplingSpec
+from accord.config.base import Spec
 from accord.errors import NonFiniteError, RolloutError
 from accord.ids import PolicyVersion
 from accord.plugins import load_impl
 from accord.types import GroupData, Modality, PolicyState, RolloutRequest, SampleGroup
-from rollout_workers.guidance import Guidance
-from rollout_workers.sampler import StochasticSteps, denoise
+from rollout_workers.sampler import denoise
 
 _CACHED_PROMPTS = 256
 
@@ -25,27 +26,32 @@ _CACHED_PROMPTS = 256
 class RolloutWorker:
     """Samples groups. The bits of a group depend on its request and the weights, not on the worker."""
 
-    def __init__(self, job: JobSpec) -> None:
-        torch.set_num_threads(job.cluster.torch_threads)
+    def __init__(
+        self, spec: Spec, sampling: SamplingSpec, *, seed: int = 0, threads: int = 1, device: str = "cpu"
+    ) -> None:
+        """Load the backbone of `spec` for the clip size of `sampling`; `seed` is what its adapters start from.
+
+        Raises what loading the model raises.
+        """
+        torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - costs time, decides nothing
-        self.job = job
-        self.backbone: Backbone = load_impl(job.backbone).load(
-            job.backbone, job.sampling, device="cuda" if job.cluster.rollout_gpus > 0 else "cpu", seed=job.seed
-        )
+        self.backbone: Backbone = load_impl(spec).load(spec, sampling, device=device, seed=seed)
         self._start = starting_adapter(self.backbone.velocity_model)
         self.version = PolicyVersion(0)
-        """What is loaded; 0 is what the job starts from."""
+        """What is loaded; 0 is what the model starts from."""
+        self.serial = 0
+        """Which publication of that version; 0 is the start."""
         self._encoded: OrderedDict[str, Conditions] = OrderedDict()
 
-    def load(self, state: PolicyState | None) -> None:
+    def load(self, state: PolicyState | None, serial: int = 0) -> None:
         """Take over published weights; None is version 0, as loaded. Raises CheckpointError on a misfit."""
         if state is None:
             reset_adapters(self.backbone.velocity_model, self._start)
         else:
             for name in ADAPTER_ROLES:
                 load_adapter_state(self.backbone.velocity_model, name, state.adapters[name])
-        self.version = PolicyVersion(0) if state is None else state.version
+        self.version, self.serial = PolicyVersion(0) if state is None else state.version, serial
 
     def sample(self, request: RolloutRequest) -> SampleGroup:
         """Sample and decode one group.
@@ -77,30 +83,23 @@ class RolloutWorker:
             },
         )
 
-    def _denoise(self, request: RolloutRequest) -> tuple[GroupData, dict[Modality, Tensor]]:
-        """The group's data, with token weights and stochastic steps if the request wants them; latents [G, T, C]."""
-        sampling, model, guidance = self.job.sampling, self.backbone.velocity_model, Guidance.of(self.job.sampling)
-        spec = getattr(self.job.algorithm, "region", None) if request.capture_token_weights else None
-        region = capture_region(model, spec, sampling.num_steps) if spec is not None else None
-        dynamics = getattr(self.job.algorithm, "dynamics", None) if request.sde_steps else None
-        stochastic = StochasticSteps(dynamics, request.sde_steps) if dynamics is not None else None
-        with role(model, request.role):
-            latents = denoise(
+    def _denoise(self, request: RolloutRequest) -> tuple[GroupData, Mapping[Modality, Tensor]]:
+        """The group's data, with token weights and stochastic steps if the plan wants them; latents [G, T, C]."""
+        model, plan = self.backbone.velocity_model, request.plan
+        region = capture_region(model, plan.capture, plan.num_steps) if plan.capture is not None else None
+        with role(model, plan.role):
+            denoised = denoise(
                 self.backbone,
                 self._encode(request.prompt.prompt_av),
-                self._encode("") if guidance.reads_empty_prompt else None,
+                self._encode("") if plan.guidance.reads_empty_prompt else None,
                 request.seeds,
-                num_steps=sampling.num_steps,
-                guidance=guidance,
+                plan,
+                start_seed=request.start_seed,
                 region=region,
-                stochastic=stochastic,
-                initial_seed=request.initial_seed,
             )
-        weights = (
-            region.weights(self.backbone.latent_frames, request.step).cpu().numpy() if region is not None else None
-        )
-        arrays = {name: latent.cpu().numpy() for name, latent in latents.items()}
-        return GroupData(arrays, weights, stochastic.recorded() if stochastic is not None else None), latents
+        weights = region.weights(self.backbone.latent_frames).cpu().numpy() if region is not None else None
+        arrays = {name: latent.cpu().numpy() for name, latent in denoised.latents.items()}
+        return GroupData(arrays, weights, denoised.transitions), denoised.latents
 
     def _encode(self, text: str) -> Conditions:
         """Encode a text once; the most recent ones are kept."""

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from accord.backbones.base import VelocityModel
-from accord.config.algorithms import RegionSpec, SurgerySpec
+from accord.config.algorithms import SurgerySpec
 from accord.errors import SpecError
-from accord.types import Modality
+from accord.types import Capture, Modality
 
 _AUDIO_TO_VIDEO = "audio_to_video_attn"
 _BLOCK_PART = re.compile(r"[^.]+\.(\d+)\.([^.]+)\.")
@@ -141,7 +141,7 @@ class _Scale(torch.autograd.Function):
 class RegionCapture:
     """Collects, during the denoising of a group, how much sound attends to each video token (OmniNFT eq. 10)."""
 
-    def __init__(self, model: VelocityModel, spec: RegionSpec, num_steps: int) -> None:
+    def __init__(self, model: VelocityModel, spec: Capture, num_steps: int) -> None:
         self.model = model
         self.spec = spec
         self.blocks = _between(spec.first_block, spec.last_block, model.depth)
@@ -159,18 +159,23 @@ class RegionCapture:
         self.total = mass_BT if self.total is None else self.total + mass_BT
         self.count += 1
 
+    def fork(self, rows: Sequence[int]) -> None:
+        """Sample g goes on as a copy of sample rows[g], with what that one has collected so far."""
+        if self.total is not None:
+            self.total = self.total[rows]
+
     def scores(self) -> Tensor:
         """Mean over the chosen blocks and steps of the attention each video token got, float32 [G, T]."""
         if self.total is None:
             raise RuntimeError("no attention was captured: no forward ran inside `during`")
         return self.total / self.count
 
-    def weights(self, frames: int, step: int) -> Tensor:
-        """The weights of the video loss [G, T] in a training step; `frames` is the number of latent frames."""
-        return region_weights(self.scores(), self.spec.formula, self.spec.strength_at(step), frames)
+    def weights(self, frames: int) -> Tensor:
+        """The weights of the video loss [G, T]; `frames` is the number of latent frames."""
+        return region_weights(self.scores(), self.spec.formula, self.spec.strength, frames)
 
 
-def capture_region(module: nn.Module, spec: RegionSpec, num_steps: int) -> RegionCapture:
+def capture_region(module: nn.Module, spec: Capture, num_steps: int) -> RegionCapture:
     """A fresh RegionCapture for one group denoised in `num_steps` steps by the model inside `module`.
 
     Nothing is attached to the model outside of `during`. Raises SpecError when there is no such attention to read.

@@ -6,13 +6,18 @@ A preset fills fields that the user left out; anything written beside it wins. T
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from accord.config.base import Spec
 from accord.config.presets import PRESET_SAMPLING, PRESETS, PresetName, filled
+from accord.types import Capture, RolloutPlan
+
+if TYPE_CHECKING:
+    from accord.config.job import JobSpec
 
 
 class CreditSpec(Spec):
@@ -167,6 +172,19 @@ class RegionSpec(Spec):
         done = max(step - 1, 0)
         return self.strength * done / self.warmup_steps if done < self.warmup_steps else self.strength
 
+    def capture(self, step: int) -> Capture | None:
+        """What the groups of a training step are watched for; None when switched off."""
+        if not self.enabled:
+            return None
+        return Capture(
+            formula=self.formula,
+            strength=self.strength_at(step),
+            first_block=self.first_block,
+            last_block=self.last_block,
+            first_step=self.first_step,
+            last_step=self.last_step,
+        )
+
     @model_validator(mode="after")
     def _ordered(self) -> Self:
         for low, high in (("first_block", "last_block"), ("first_step", "last_step")):
@@ -212,6 +230,11 @@ class DiffusionNFTSpec(Spec):
     sigmas: SigmaSpec = SigmaSpec()
     old_policy: OldPolicySpec = OldPolicySpec()
 
+    def plan(self, job: JobSpec, step: int) -> RolloutPlan:
+        """How the groups of a training step are sampled: from the old policy along the ODE."""
+        del step
+        return job.sampling.plan("old")
+
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, value: Any) -> Any:
@@ -228,3 +251,7 @@ class OmniNFTSpec(DiffusionNFTSpec):
     credit: CreditSpec = CreditSpec(mode="routed")
     surgery: SurgerySpec = SurgerySpec()
     region: RegionSpec = RegionSpec()
+
+    def plan(self, job: JobSpec, step: int) -> RolloutPlan:
+        """From the old policy along the ODE, with the region watched."""
+        return replace(job.sampling.plan("old"), capture=self.region.capture(step))

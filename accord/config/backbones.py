@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from accord.config.base import Spec
 from accord.config.paths import LORA_BYTES, InputPath
-from accord.types import MODALITIES, Modality
+from accord.types import MODALITIES, Guidance, Modality, Role, RolloutPlan
 
 PartName = Annotated[str, Field(max_length=200)]
 
@@ -90,6 +90,20 @@ class SamplingSpec(Spec):
         """A guidance field by modality: the audio has its own value where one is given."""
         video, audio = getattr(self, name), getattr(self, f"audio_{name}")
         return {"video": video, "audio": video if audio is None else audio}
+
+    def plan(self, role: Role) -> RolloutPlan:
+        """The plain rollout: `role` along the ODE, guided as the fields say. What an algorithm's plan starts from."""
+        return RolloutPlan(
+            role=role,
+            num_steps=self.num_steps,
+            guidance=Guidance(
+                text=self.scales("guidance"),
+                stg=self.scales("stg_scale"),
+                modality=self.scales("modality_scale"),
+                rescale=self.scales("guidance_rescale"),
+                blocks=self.stg_blocks,
+            ),
+        )
 
     @property
     def passes(self) -> int:

@@ -5,12 +5,17 @@ They share credit, noise levels, old policy, surgery and region weights with Omn
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from accord.config.algorithms import CreditSpec, OldPolicySpec, RegionSpec, SigmaSpec, SurgerySpec
 from accord.config.base import Spec
+from accord.types import RolloutPlan
+
+if TYPE_CHECKING:
+    from accord.config.job import JobSpec
 
 
 class MatchingSpec(Spec):
@@ -74,6 +79,10 @@ class ForwardSpec(Spec):
     old_policy: OldPolicySpec = OldPolicySpec()
     surgery: SurgerySpec = SurgerySpec(enabled=False)
     region: RegionSpec = RegionSpec(enabled=False)
+
+    def plan(self, job: JobSpec, step: int) -> RolloutPlan:
+        """How the groups of a training step are sampled: from the old policy along the ODE."""
+        return replace(job.sampling.plan("old"), capture=self.region.capture(step))
 
 
 class AWMSpec(ForwardSpec):

@@ -5,13 +5,19 @@ A recipe fills fields that the user left out; anything written beside it wins.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from accord.config.algorithms import CreditSpec, OldPolicySpec
 from accord.config.base import Spec
 from accord.config.presets import filled
+from accord.seeds import Purpose, derive_seed
+from accord.types import RolloutPlan, StochasticSteps
+
+if TYPE_CHECKING:
+    from accord.config.job import JobSpec
 
 RecipeName = Literal["flow_grpo", "dance_grpo", "fast_grpo", "mix_grpo"]
 
@@ -79,6 +85,20 @@ class WindowSpec(Spec):
         """Denoising steps that may be stochastic: all but the last, whose noise would stay in the clip."""
         return range(num_steps - 1)
 
+    def steps(self, num_steps: int, job_seed: int, step: int) -> tuple[int, ...]:
+        """Denoising steps (0-based, ascending) that are stochastic in training step `step`.
+
+        `random` begins anywhere, derived from (job seed, step); `progressive` begins at ((step - 1) // every * stride)
+        and starts over at the noise when it would leave the schedule.
+        """
+        candidates = self.candidates(num_steps)
+        if self.kind == "all":
+            return tuple(candidates)
+        places = len(candidates) - self.size + 1
+        moved = (step - 1) // self.every * self.stride
+        start = (derive_seed(job_seed, Purpose.WINDOW, step) if self.kind == "random" else moved) % places
+        return tuple(candidates[start : start + self.size])
+
 
 class GRPOLossSpec(Spec):
     """The clipped policy-gradient loss of each modality."""
@@ -116,6 +136,15 @@ class FlowGRPOSpec(Spec):
     loss: GRPOLossSpec = GRPOLossSpec()
     old_policy: OldPolicySpec = OldPolicySpec(rate=0.0)
     """Who samples; by default the policy itself."""
+
+    def plan(self, job: JobSpec, step: int) -> RolloutPlan:
+        """How the groups of a training step are sampled: from the old policy, stochastic inside the window."""
+        window = self.window.steps(job.sampling.num_steps, job.seed, step)
+        return replace(
+            job.sampling.plan("old"),
+            stochastic=StochasticSteps(self.dynamics.kind, self.dynamics.eta, window),
+            initial_noise=self.initial_noise,
+        )
 
     @model_validator(mode="before")
     @classmethod

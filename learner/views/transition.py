@@ -27,13 +27,13 @@ class TransitionBatches(Batches):
         return [
             (place, sample, step)
             for place, group in enumerate(self.groups)
-            for step in range(len(group.group.request.sde_steps))
+            for step in range(len(_stochastic(group)))
             for sample in range(len(group.group.request.seeds))
         ]
 
     def micro_batch(self, items: Sequence[Item]) -> MicroBatch:
         """Recorded steps, to be evaluated again."""
-        steps = torch.tensor([self.groups[place].group.request.sde_steps[step] for place, _, step in items])
+        steps = torch.tensor([_stochastic(self.groups[place])[step] for place, _, step in items])
         sigma_B, sigma_next_B = (self.schedule[index].to(self.device) for index in (steps, steps + 1))
         transitions = {m: self._transition(m, items, sigma_B, sigma_next_B) for m in self.transitions[0]}
         return MicroBatch(
@@ -57,6 +57,11 @@ class TransitionBatches(Batches):
 
     def _stacked(self, rows: Iterable[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(list(rows))).to(self.device)
+
+
+def _stochastic(group: ScoredGroup) -> tuple[int, ...]:
+    stochastic = group.group.request.plan.stochastic
+    return stochastic.steps if stochastic is not None else ()
 
 
 def _recorded(group: ScoredGroup, data: GroupData) -> Mapping[Modality, Transitions]:

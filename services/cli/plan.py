@@ -16,7 +16,6 @@ from accord.backbones.sizes import ModelSizes
 from accord.config.job import JobSpec
 from accord.errors import UserError
 from accord.plugins import load_impl, resolve
-from accord.requests import stochastic_steps
 from learner.memory import STAGES, Stage, rank_bytes
 
 GIB = 2**30
@@ -95,8 +94,8 @@ def _rank(job: JobSpec, sizes: ModelSizes, stage: Stage) -> Bytes:
 def _step(job: JobSpec) -> dict[str, int]:
     """How often the model runs in one step. Forwards of sampling count a whole group as one batch."""
     algorithm = load_impl(job.algorithm)(job.algorithm)
-    window = stochastic_steps(job, 1)
-    draws = len(window) if window else algorithm.sigmas.per_sample
+    drawn = job.algorithm.plan(job, 1).stochastic
+    draws = len(drawn.steps) if drawn is not None else algorithm.sigmas.per_sample
     items = job.prompts.per_step // job.cluster.learner_ranks * job.prompts.group_size * draws
     batches = math.ceil(items / job.optimizer.micro_batch)
     again = 1 if job.backbone.gradient_checkpointing else 0

@@ -98,11 +98,11 @@ def test_gradients_reach_the_policy_and_nothing_else(backbone, batch):
 @torch.no_grad()
 def test_shapers_change_no_forward_value(backbone, batch):
     plain = backbone.velocity(*batch)
-    region = capture_region(backbone.velocity_model, RegionSpec(first_step=0.0), 1)
+    region = capture_region(backbone.velocity_model, RegionSpec(first_step=0.0).capture(1), 1)
     with gradient_surgery(audio_to_video(backbone.velocity_model), SurgerySpec()), region.during(0):
         shaped = backbone.velocity(*batch)
     assert all(torch.equal(plain[modality], shaped[modality]) for modality in plain)
-    assert region.weights(backbone.latent_frames, step=1).shape == batch[0]["video"].shape[:2]
+    assert region.weights(backbone.latent_frames).shape == batch[0]["video"].shape[:2]
 
 
 @torch.no_grad()

@@ -45,7 +45,7 @@ def job() -> JobSpec:
 
 @pytest.fixture(scope="module")
 def worker(job) -> RolloutWorker:
-    return RolloutWorker(job)
+    return RolloutWorker(job.backbone, job.sampling, seed=job.seed)
 
 
 def random_state(worker, version: int) -> PolicyState:
@@ -75,10 +75,10 @@ def runs(job, states, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def ours(worker, states):
+def ours(worker, job, states):
     """What the worker with version 5 makes, and the noise it started from."""
     worker.load(states[5])
-    group = worker.sample(RolloutRequest(1, 0, Prompt("p", TEXT, "", ""), SEEDS, 5, "policy"))
+    group = worker.sample(RolloutRequest(1, 0, Prompt("p", TEXT, "", ""), SEEDS, 5, job.sampling.plan("policy")))
     noise = {m: group_noise(SEEDS, f"init/{m}", shape) for m, shape in worker.backbone.latent_shapes().items()}
     return group, noise, worker.backbone.grid
 
@@ -118,7 +118,7 @@ def from_merged(runs):
 
 
 @pytest.mark.parametrize("load", [from_lora, from_merged])
-def test_an_export_makes_the_workers_clip_in_diffusers(load, runs, ours, worker):
+def test_an_export_makes_the_workers_clip_in_diffusers(load, runs, ours, worker, job):
     group, noise, grid = ours
     latents, frames, sound = theirs(load(runs), noise, grid)
     for modality, latent in group.data.latents.items():
@@ -128,7 +128,7 @@ def test_an_export_makes_the_workers_clip_in_diffusers(load, runs, ours, worker)
         assert np.abs(clip.video_FHWC / 255.0 - frames[index]).max() < 0.51 / 255 + 1e-3
         np.testing.assert_allclose(clip.audio_CS, sound[index].clamp(-1, 1), atol=1e-3)
     worker.load(None)
-    base = worker.sample(RolloutRequest(1, 0, Prompt("p", TEXT, "", ""), SEEDS, 0, "policy"))
+    base = worker.sample(RolloutRequest(1, 0, Prompt("p", TEXT, "", ""), SEEDS, 0, job.sampling.plan("policy")))
     assert np.abs(base.data.latents["video"] - group.data.latents["video"]).max() > 0.1
 
 

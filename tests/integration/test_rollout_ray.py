@@ -80,7 +80,7 @@ def cluster():
 
 @pytest.fixture(scope="module")
 def alone(job) -> RolloutWorker:
-    return RolloutWorker(job)
+    return RolloutWorker(job.backbone, job.sampling, seed=job.seed)
 
 
 def weights(worker: RolloutWorker, version: int) -> PolicyState:

@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from accord.backbones.adapters import ADAPTER_ROLES, adapter_state
+from accord.config.backbones import LTX2Spec, SamplingSpec
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError, RolloutError
-from accord.types import PolicyState, Prompt, RolloutRequest
+from accord.requests import step_requests
+from accord.types import Guidance, PolicyState, Prompt, RolloutPlan, RolloutRequest
 from rollout_workers.worker import RolloutWorker
 
 RED = Prompt("red", "a red ball bouncing with a bell sound", "a red ball bouncing", "a bell sound")
@@ -32,7 +34,7 @@ def job() -> JobSpec:
 
 @pytest.fixture(scope="module")
 def worker(job) -> RolloutWorker:
-    return RolloutWorker(job)
+    return RolloutWorker(job.backbone, job.sampling, seed=job.seed)
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +43,8 @@ def base(worker):
 
 
 def request(prompt=RED, seeds=(1, 2), version=0, role="old", **more) -> RolloutRequest:
-    return RolloutRequest(1, 0, prompt, tuple(seeds), version, role, **more)
+    plan = RolloutPlan(role, num_steps=3, **more)
+    return RolloutRequest(1, 0, prompt, tuple(seeds), version, plan)
 
 
 def state(worker, version=3) -> PolicyState:
@@ -106,7 +109,7 @@ def test_another_version_than_the_one_loaded_is_refused(worker):
 
 
 def test_captured_weights_come_along_and_change_nothing(worker, job):
-    plain, captured = worker.sample(request()), worker.sample(request(capture_token_weights=True))
+    plain, captured = worker.sample(request()), worker.sample(request(capture=job.algorithm.region.capture(1)))
     weights = captured.data.token_weights_GT
     assert weights.shape == (2, worker.backbone.latent_shapes()["video"][0]) and weights.dtype == np.float32
     strength = job.algorithm.region.strength
@@ -114,12 +117,12 @@ def test_captured_weights_come_along_and_change_nothing(worker, job):
     assert all(np.array_equal(plain.data.latents[m], captured.data.latents[m]) for m in plain.data.latents)
 
 
-def test_captured_weights_have_the_strength_of_their_step(worker, job, monkeypatch):
+def test_captured_weights_have_the_strength_of_their_step(worker, job):
     region = job.algorithm.region.model_copy(update={"warmup_steps": 4})
     warming = job.model_copy(update={"algorithm": job.algorithm.model_copy(update={"region": region})})
-    monkeypatch.setattr(worker, "job", warming)
     for step, share in ((1, 0.0), (2, 0.25), (9, 1.0)):
-        weights = worker.sample(replace(request(capture_token_weights=True), step=step)).data.token_weights_GT
+        plan = warming.algorithm.plan(warming, step)
+        weights = worker.sample(replace(request(), plan=plan)).data.token_weights_GT
         assert np.allclose(weights.max(1), 1.0 + share * region.strength)
 
 
@@ -146,9 +149,17 @@ def test_weights_that_give_nan_are_named(worker):
 
 
 @pytest.mark.parametrize("fields", [{"audio_guidance": 3.0}, {"stg_scale": 1.0, "stg_blocks": (1,)}])
-def test_guidance_of_the_job_reaches_the_sampler(worker, job, monkeypatch, fields):
-    plain = worker.sample(request()).data.latents
+def test_guidance_of_the_job_reaches_the_sampler(worker, job, fields):
+    plain = worker.sample(step_requests(job, [RED], 1)[0]).data.latents
     guided = job.model_copy(update={"sampling": job.sampling.model_copy(update=fields)})
-    monkeypatch.setattr(worker, "job", guided)
-    changed = worker.sample(request()).data.latents
+    changed = worker.sample(step_requests(guided, [RED], 1)[0]).data.latents
     assert max(np.abs(changed[m] - plain[m]).max() for m in plain) > 1e-3
+
+
+def test_a_worker_samples_for_what_is_no_training_job():
+    clip = SamplingSpec(frames=9)
+    endpoint = RolloutWorker(LTX2Spec(), clip)
+    plan = RolloutPlan("policy", num_steps=2, guidance=Guidance(text={"video": 2.0, "audio": 2.0}))
+    group = endpoint.sample(RolloutRequest(0, 0, RED, (1, 2, 3), 0, plan))
+    assert len(group.clips) == 3 and group.clips[0].video_FHWC.shape == (9, 32, 32, 3)
+    assert np.array_equal(video(group), video(endpoint.sample(group.request)))

@@ -12,7 +12,7 @@ from accord.config.job import JobSpec
 from accord.errors import RolloutError
 from accord.plugins import load_impl
 from accord.requests import step_requests
-from accord.types import GroupData, PolicyState, Prompt, SampleGroup, ScoredGroup, Transitions
+from accord.types import GroupData, PolicyState, Prompt, RolloutPlan, SampleGroup, ScoredGroup, Transitions
 from learner.algorithms.base import Credit
 from learner.collectives import Ranks
 from learner.engine import make_engine
@@ -44,7 +44,8 @@ def job(micro_batch=GROUP, **algorithm) -> JobSpec:
 
 @pytest.fixture(scope="module")
 def worker() -> RolloutWorker:
-    return RolloutWorker(job())
+    spec = job()
+    return RolloutWorker(spec.backbone, spec.sampling, seed=spec.seed)
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +61,9 @@ def published(worker) -> PolicyState:
 
 def sampled(worker, published, kind) -> list[ScoredGroup]:
     """The groups of step 2, sampled with version 1."""
-    worker.job = job(dynamics={"kind": kind})
     worker.load(published)
-    return [ScoredGroup(worker.sample(request), {}) for request in step_requests(worker.job, PROMPTS, 2)]
+    requests = step_requests(job(dynamics={"kind": kind}), PROMPTS, 2)
+    return [ScoredGroup(worker.sample(request), {}) for request in requests]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +119,6 @@ def test_another_policy_does_not(worker, published, groups):
 
 def test_a_group_carries_what_its_request_asks_for_and_sampling_again_gives_the_same(worker, published, groups):
     worker.load(published)
-    worker.job = job()
     shapes = worker.backbone.latent_shapes()
     again = worker.sample(groups[0].group.request)
     for modality, steps in groups[0].group.data.transitions.items():
@@ -126,16 +126,18 @@ def test_a_group_carries_what_its_request_asks_for_and_sampling_again_gives_the_
         assert steps.log_prob_KG.shape == (2, GROUP)
         for name in ("before_KGTC", "after_KGTC", "log_prob_KG"):
             assert np.array_equal(getattr(steps, name), getattr(again.data.transitions[modality], name))
-    request = replace(groups[0].group.request, sde_steps=())
-    ode = worker.sample(request)
+    request = groups[0].group.request
+    plan = request.plan
+    ode = worker.sample(replace(request, plan=replace(plan, stochastic=None)))
     assert ode.data.transitions is None
     backbone = worker.backbone
     conditions = backbone.encode([PROMPTS[0].prompt_av if request.prompt.id == "red" else PROMPTS[1].prompt_av])
-    plain = denoise(backbone, conditions, None, request.seeds, num_steps=3)
+    plain = denoise(backbone, conditions, None, request.seeds, RolloutPlan("policy", num_steps=3)).latents
     for modality, latents in ode.data.latents.items():  # both adapters hold the same numbers here
         assert np.array_equal(latents, plain[modality].numpy())
         assert not np.array_equal(latents, groups[0].group.data.latents[modality])
-    shared = worker.sample(replace(request, sde_steps=(1,), initial_seed=5)).data.transitions
+    late = replace(plan, stochastic=replace(plan.stochastic, steps=(1,)), initial_noise="shared")
+    shared = worker.sample(replace(request, plan=late, start_seed=5)).data.transitions
     for steps in shared.values():
         np.testing.assert_allclose(steps.before_KGTC[0], steps.before_KGTC[0, :1].repeat(GROUP, 0), atol=1e-5)
 

@@ -11,7 +11,7 @@ from accord.backbones.adapters import adapter_state, export_lora, role
 from accord.backbones.ltx2 import LTX2Backbone
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.config.job import JobSpec
-from accord.types import PolicyState, Prompt, RolloutRequest
+from accord.types import PolicyState, Prompt, RolloutPlan, RolloutRequest
 from rollout_workers.worker import RolloutWorker
 
 LORA = LoRASpec(rank=4, alpha=6.0)
@@ -51,13 +51,20 @@ def job(directory, file, **lora) -> JobSpec:
     )  # fmt: skip
 
 
+def worker_of(ltx2_dir, file) -> RolloutWorker:
+    spec = job(ltx2_dir, file)
+    return RolloutWorker(spec.backbone, spec.sampling, seed=spec.seed)
+
+
 @pytest.fixture(scope="module")
 def worker(ltx2_dir, file) -> RolloutWorker:
-    return RolloutWorker(job(ltx2_dir, file))
+    return worker_of(ltx2_dir, file)
 
 
 def video(worker, version=0, name="policy") -> np.ndarray:
-    return worker.sample(RolloutRequest(0, 0, RED, (1, 2), version, name)).data.latents["video"]
+    return worker.sample(RolloutRequest(0, 0, RED, (1, 2), version, RolloutPlan(name, num_steps=2))).data.latents[
+        "video"
+    ]
 
 
 def test_both_roles_start_from_the_file(worker, state):
@@ -83,7 +90,7 @@ def test_version_zero_is_the_start_whatever_was_loaded_in_between(worker, ltx2_d
     worker.load(None)
     assert np.array_equal(video(worker), first) and np.array_equal(video(worker, name="old"), first)
     assert np.array_equal(video(worker, name="ref"), base)
-    assert np.array_equal(video(RolloutWorker(job(ltx2_dir, file))), first), "another worker"
+    assert np.array_equal(video(worker_of(ltx2_dir, file)), first), "another worker"
 
 
 @torch.no_grad()
@@ -131,6 +138,6 @@ def test_what_peft_and_kohya_write_is_as_strong_as_they_say(worker, state, ltx2_
     save_file({f"base_model.model.{key}": value for key, value in tensors.items()}, tmp_path / "peft/a.safetensors")
     LoraConfig(r=4, lora_alpha=6).save_pretrained(tmp_path / "peft")
     for name in ("tensors", "plain", "peft/a"):
-        other = RolloutWorker(job(ltx2_dir, tmp_path / f"{name}.safetensors"))
+        other = worker_of(ltx2_dir, tmp_path / f"{name}.safetensors")
         other.load(None)
         np.testing.assert_allclose(video(other), expected, rtol=1e-4, atol=1e-5)

@@ -9,7 +9,7 @@ from accord.backbones.adapters import adapter_state, export_lora, role
 from accord.backbones.ltx2 import LTX2Backbone
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.diffusion.noise import group_noise
-from rollout_workers.guidance import Guidance
+from accord.types import RolloutPlan
 from rollout_workers.sampler import denoise
 
 SAMPLING = SamplingSpec(frames=9, height=32, width=32, fps=12.0, num_steps=4)
@@ -69,8 +69,8 @@ def pair(model_dir):
 def ours(backbone, **fields):
     """Sample with these guidance fields of a job."""
     prompt, empty = backbone.encode([PROMPT]), backbone.encode([""])
-    guidance = Guidance.of(SamplingSpec(**fields))
-    return denoise(backbone, prompt, empty, SEEDS, num_steps=STEPS, guidance=guidance)
+    plan = SamplingSpec(num_steps=STEPS, **fields).plan("policy")
+    return denoise(backbone, prompt, empty, SEEDS, plan).latents
 
 
 GUIDED = {
@@ -188,9 +188,9 @@ def test_exported_adapter_loads_in_diffusers(model_dir, load, perturb, tmp_path)
     export_lora(adapter_state(backbone.velocity_model, "policy"), LoRASpec(rank=4, alpha=6.0), tmp_path)
     prompt = backbone.encode([PROMPT])
     with role(backbone.velocity_model, "policy"):
-        tuned = denoise(backbone, prompt, None, SEEDS, num_steps=STEPS)
+        tuned = denoise(backbone, prompt, None, SEEDS, RolloutPlan("policy", STEPS)).latents
     with role(backbone.velocity_model, "ref"):
-        base = denoise(backbone, prompt, None, SEEDS, num_steps=STEPS)
+        base = denoise(backbone, prompt, None, SEEDS, RolloutPlan("policy", STEPS)).latents
     pipeline = plain_pipeline(model_dir)
     pipeline.load_lora_weights(tmp_path)
     theirs = pipeline_latents(pipeline, backbone)

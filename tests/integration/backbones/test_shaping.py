@@ -20,7 +20,7 @@ from accord.backbones.shaping import (
 )
 from accord.config.algorithms import BlockScale, OmniNFTSpec, RegionSpec, SurgerySpec
 from accord.errors import SpecError
-from rollout_workers.guidance import Guidance
+from accord.types import Guidance, RolloutPlan
 from rollout_workers.sampler import denoise
 
 SCHEDULE = (BlockScale(start=0, stop=1, keep=0.0, unit="block"), BlockScale(start=1, stop=2, keep=0.25, unit="block"))
@@ -268,7 +268,7 @@ def test_a_model_without_the_edge_is_refused():
     with pytest.raises(SpecError, match="/algorithm/surgery"), gradient_surgery([], SurgerySpec()):
         pass
     with pytest.raises(SpecError, match="/algorithm/region"):
-        capture_region(nn.Linear(2, 2), RegionSpec(), 4)
+        capture_region(nn.Linear(2, 2), RegionSpec().capture(1), 4)
 
 
 # ---- region -------------------------------------------------------------------------------------------------------
@@ -307,12 +307,12 @@ def test_region_scores_equal_brute_force_on_the_chosen_blocks_and_steps(model_di
     backbone = load(model_dir)
     perturb(backbone.velocity_model, "policy", 3)
     prompt, empty = backbone.encode(["a red ball"]), backbone.encode([""])
-    region = capture_region(backbone.velocity_model, spec, steps)
+    region = capture_region(backbone.velocity_model, spec.capture(1), steps)
     assert region.blocks == list(blocks) and sorted(region.steps) == [4, 5, 6]
-    guided = Guidance({"video": guidance, "audio": guidance})
-    with_capture = denoise(backbone, prompt, empty, seeds, num_steps=steps, guidance=guided, region=region)
+    plan = RolloutPlan("policy", steps, Guidance({"video": guidance, "audio": guidance}))
+    with_capture = denoise(backbone, prompt, empty, seeds, plan, region=region).latents
     brute = BruteForce(backbone, blocks)
-    without = denoise(backbone, prompt, empty, seeds, num_steps=steps, guidance=guided)
+    without = denoise(backbone, prompt, empty, seeds, plan).latents
     assert all(torch.equal(with_capture[modality], without[modality]) for modality in without)
 
     passes = 2 if guidance > 1 else 1
@@ -328,7 +328,7 @@ def test_region_scores_equal_brute_force_on_the_chosen_blocks_and_steps(model_di
 def test_capture_attaches_nothing_outside_its_steps(ltx2_dir, load):
     backbone = load(ltx2_dir)
     attention = backbone.velocity_model.transformer.transformer_blocks[2].video_to_audio_attn
-    region = capture_region(backbone.velocity_model, RegionSpec(), 8)
+    region = capture_region(backbone.velocity_model, RegionSpec().capture(1), 8)
     with region.during(0):
         assert not attention._forward_hooks
     with region.during(7):
@@ -344,7 +344,7 @@ class DepthOf48(nn.Module):
 
 
 def test_published_steps():
-    region = RegionCapture(DepthOf48(), RegionSpec(first_block=0.0, first_step=0.5, last_step=0.9), 20)
+    region = RegionCapture(DepthOf48(), RegionSpec(first_block=0.0, first_step=0.5, last_step=0.9).capture(1), 20)
     assert sorted(region.steps) == list(range(10, 19)) and region.blocks == list(range(48))
 
 
@@ -384,9 +384,13 @@ def test_frame_sigmoid_weights():
 
 def test_published_weights_grow_flatter_than_they_grow_small():
     """w = 1 + (W - 1) sigmoid((W - 1) z), W growing from 1 to 1.5 over 400 steps; one frame of scores (0, 2, 4)."""
-    job = OmniNFTSpec(preset="published").region
-    capture = RegionCapture(DepthOf48(), job, 20)
-    capture._add(torch.tensor([[0.0, 2.0, 4.0]]))  # z = (-1, 0, 1): the unbiased deviation is 2
+    region = OmniNFTSpec(preset="published").region
+
+    def weights(step: int) -> torch.Tensor:
+        capture = RegionCapture(DepthOf48(), region.capture(step), 20)
+        capture._add(torch.tensor([[0.0, 2.0, 4.0]]))  # z = (-1, 0, 1): the unbiased deviation is 2
+        return capture.weights(1)[0]
+
     by_hand = {
         1: [1.0, 1.0, 1.0],
         2: [1.00062461, 1.000625, 1.00062539],  # W - 1 = 0.00125: 0.00125 / (1 + e^0.00125) and so on
@@ -396,8 +400,8 @@ def test_published_weights_grow_flatter_than_they_grow_small():
         900: [1.18877033, 1.25, 1.31122967],
     }
     for step, expected in by_hand.items():
-        assert capture.weights(1, step)[0].tolist() == pytest.approx(expected, abs=2e-7), step
-    contrast = [float(capture.weights(1, step)[0].max() - capture.weights(1, step)[0].min()) for step in (41, 401)]
+        assert weights(step).tolist() == pytest.approx(expected, abs=2e-7), step
+    contrast = [float(weights(step).max() - weights(step).min()) for step in (41, 401)]
     assert contrast[0] == pytest.approx(
         contrast[1] / 98, rel=0.01
     )  # a tenth of the strength, a hundredth of the contrast

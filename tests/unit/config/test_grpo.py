@@ -8,8 +8,8 @@ import accord.requests
 from accord.config.grpo import FlowGRPOSpec
 from accord.config.job import JobSpec
 from accord.errors import SpecError
-from accord.requests import evaluation_requests, step_requests, stochastic_steps
-from accord.types import Prompt
+from accord.requests import evaluation_requests, step_requests
+from accord.types import Prompt, StochasticSteps
 
 PROMPTS = [Prompt(name, f"{name} av", f"{name} v", f"{name} a") for name in ("one", "two", "three")]
 
@@ -29,7 +29,7 @@ def job(seed=0, steps=4, num_steps=8, guidance=1.0, name="flow_grpo", **algorith
 
 def windows(steps=300, **more) -> list[tuple[int, ...]]:
     spec = job(**more)
-    return [stochastic_steps(spec, step) for step in range(1, steps + 1)]
+    return [spec.algorithm.plan(spec, step).stochastic.steps for step in range(1, steps + 1)]
 
 
 def test_all_is_every_step_but_the_last():
@@ -59,17 +59,20 @@ def test_the_window_fills_the_schedule_at_most():
 def test_requests_carry_the_window_and_evaluation_follows_the_ode():
     spec = job(window={"kind": "random", "size": 2})
     for step in (1, 2, 3):
-        assert {request.sde_steps for request in step_requests(spec, PROMPTS, step)} == {stochastic_steps(spec, step)}
-    assert {request.sde_steps for request in evaluation_requests(spec, PROMPTS, 3)} == {()}
-    assert {request.sde_steps for request in step_requests(job(name="omninft"), PROMPTS, 1)} == {()}
+        drawn = StochasticSteps("flow", 0.7, spec.algorithm.window.steps(8, 0, step))
+        assert len(drawn.steps) == 2
+        assert [request.plan.stochastic for request in step_requests(spec, PROMPTS, step)] == [drawn, drawn]
+    assert {request.plan.stochastic for request in evaluation_requests(spec, PROMPTS, 3)} == {None}
+    assert {request.plan.stochastic for request in step_requests(job(name="omninft"), PROMPTS, 1)} == {None}
 
 
 def test_a_group_shares_its_first_noise_when_the_recipe_says_so():
     shared = [request for step in (1, 2) for request in step_requests(job(preset="dance_grpo"), PROMPTS, step)]
-    assert len({request.initial_seed for request in shared}) == 4
-    assert not {request.initial_seed for request in shared} & {seed for request in shared for seed in request.seeds}
-    assert {request.initial_seed for request in step_requests(job(), PROMPTS, 1)} == {None}
-    assert {request.initial_seed for request in evaluation_requests(job(preset="dance_grpo"), PROMPTS, 0)} == {None}
+    assert {request.plan.initial_noise for request in shared} == {"shared"}
+    assert len({request.start_seed for request in shared}) == 4
+    assert not {request.start_seed for request in shared} & {seed for request in shared for seed in request.seeds}
+    own = [*step_requests(job(), PROMPTS, 1), *evaluation_requests(job(preset="dance_grpo"), PROMPTS, 0)]
+    assert {request.plan.initial_noise for request in own} == {"independent"}
 
 
 def test_a_recipe_is_laid_under_what_the_user_wrote():

@@ -9,7 +9,7 @@ import torch
 from accord.config.algorithms import CreditSpec
 from accord.config.rewards import AudioAestheticsReward, SyncReward, TextVideoReward
 from accord.errors import RewardError
-from accord.types import Prompt, RewardScores, RolloutRequest, SampleGroup, ScoredGroup
+from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.credit import assign_credit, tabulate
 
 REWARDS = (SyncReward(weight=1.0), AudioAestheticsReward(weight=0.5), TextVideoReward(weight=1.5))
@@ -29,7 +29,9 @@ def scored(values: dict[str, list[list[float | None]]]) -> list[ScoredGroup]:
                 name, "1", tuple(math.nan if v is None else v for v in row), tuple(v is not None for v in row),
                 tuple("ok" if v is not None else "timeout" for v in row),
             )  # fmt: skip
-        request = RolloutRequest(1, p, Prompt(f"p{p}", "av", "v", "a"), tuple(range(len(row))), 0)
+        request = RolloutRequest(
+            1, p, Prompt(f"p{p}", "av", "v", "a"), tuple(range(len(row))), 0, RolloutPlan("old", 8)
+        )
         groups.append(ScoredGroup(SampleGroup(request, 0, None, None), scores))
     return groups
 

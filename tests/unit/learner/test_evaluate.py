@@ -172,10 +172,13 @@ def test_differences_need_both_sides():
 
 
 def test_clip_names_are_file_names():
-    from accord.types import RolloutRequest
+    from accord.types import RolloutPlan, RolloutRequest
 
     ids = ("../a b", "../a_b", ".", "..", "", "x" * 300, "a\0b", "\u2028", "-5-tuned", "con")
-    requests = [RolloutRequest(0, index, Prompt(one, "x", "x", "x"), (5, 6), 0) for index, one in enumerate(ids)]
+    requests = [
+        RolloutRequest(0, index, Prompt(one, "x", "x", "x"), (5, 6), 0, RolloutPlan("old", 8))
+        for index, one in enumerate(ids)
+    ]
     made = {clip_name(request, sample, "base") for request in requests for sample in (0, 1)}
     assert len(made) == 2 * len(ids)
     for name in made:

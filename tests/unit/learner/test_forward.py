@@ -17,7 +17,7 @@ from accord.config.forward import (
     MatchingSpec,
 )
 from accord.config.rewards import AudioAestheticsReward, TextVideoReward
-from accord.types import Prompt, RewardScores, RolloutRequest, SampleGroup, ScoredGroup
+from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.awm import AWM, awm_loss
 from learner.algorithms.base import ForwardBatch, Noised
 from learner.algorithms.crd import CRD, crd_loss
@@ -326,7 +326,7 @@ def scored(values) -> list[ScoredGroup]:
             )
             for name, rows in values.items()
         }  # fmt: skip
-        request = RolloutRequest(1, p, Prompt(f"p{p}", "av", "v", "a"), (0, 1, 2), 0)
+        request = RolloutRequest(1, p, Prompt(f"p{p}", "av", "v", "a"), (0, 1, 2), 0, RolloutPlan("old", 8))
         groups.append(ScoredGroup(SampleGroup(request, 0, None, None), scores))
     return groups
 

@@ -8,7 +8,7 @@ import torch
 from accord.config.algorithms import OldPolicySpec
 from accord.config.grpo import DynamicsSpec, FlowGRPOSpec, GRPOLossSpec
 from accord.config.rewards import AudioAestheticsReward, TextVideoReward
-from accord.types import Prompt, RewardScores, RolloutRequest, SampleGroup, ScoredGroup
+from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.base import Transition, TransitionBatch
 from learner.algorithms.grpo import FlowGRPO, best_and_worst, grpo_loss
 
@@ -166,7 +166,7 @@ def test_half_precision_velocities_are_not_rounded_again():
 
 
 def scored(values: dict[str, tuple[float, ...]]) -> ScoredGroup:
-    request = RolloutRequest(1, 0, Prompt("p", "av", "v", "a"), tuple(range(B)), 0)
+    request = RolloutRequest(1, 0, Prompt("p", "av", "v", "a"), tuple(range(B)), 0, RolloutPlan("old", 8))
     scores = {name: RewardScores(name, "1", row, (True,) * B, ("ok",) * B) for name, row in values.items()}
     return ScoredGroup(SampleGroup(request, 0, None, None), scores)
 

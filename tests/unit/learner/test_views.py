@@ -11,7 +11,7 @@ import torch
 from accord.config.algorithms import RegionSpec, SigmaSpec
 from accord.config.job import JobSpec
 from accord.errors import SpecError
-from accord.types import GroupData, Prompt, RolloutRequest, SampleGroup, ScoredGroup
+from accord.types import GroupData, Prompt, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.base import Credit
 from learner.views.forward import ForwardBatches, candidate_sigmas, draw_sigmas
 
@@ -53,7 +53,7 @@ def batches(*, share=range(2), micro_batch=3, step=1, region=None, per_sample=2,
             "video": np.full((3, 4, 2), p, np.float32) + np.arange(3, dtype=np.float32).reshape(3, 1, 1) / 10,
             "audio": np.full((3, 5, 1), 10 + p, np.float32),
         }
-        request = RolloutRequest(step, p, Prompt(f"p{p}", f"text {p}", "v", "a"), (1, 2, 3), 0)
+        request = RolloutRequest(step, p, Prompt(f"p{p}", f"text {p}", "v", "a"), (1, 2, 3), 0, RolloutPlan("old", 8))
         data = GroupData(latents, np.full((3, 4), 1.5 + p, np.float32))
         groups.append(ScoredGroup(SampleGroup(request, 0, data, None), {}))
     advantage = torch.arange(6, dtype=torch.float64).reshape(2, 3)

@@ -1,14 +1,21 @@
 """The denoising loop around stochastic steps, on a small random module: outside the window nothing changes."""
 
+from contextlib import contextmanager
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from accord.backbones.base import Conditions
+from accord.backbones.shaping import RegionCapture
+from accord.config.algorithms import OmniNFTSpec
 from accord.config.grpo import DynamicsSpec
 from accord.diffusion.noise import group_noise, sample_noise
 from accord.diffusion.steps import euler_step, log_density, sde_moments
-from rollout_workers.sampler import StochasticSteps, denoise
+from accord.errors import RolloutError
+from accord.types import Fork, Prompt, RolloutPlan, RolloutRequest, StochasticSteps
+from rollout_workers.sampler import denoise
 
 SHAPES = {"video": (6, 4), "audio": (5, 3)}
 SEEDS = [11, 12, 13]
@@ -44,10 +51,23 @@ BACKBONE = Backbone()
 PROMPT = Conditions(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1))
 
 
-def sample(steps=(), seeds=SEEDS, dynamics=FLOW, **more):
-    stochastic = StochasticSteps(dynamics, steps)
-    latents = denoise(BACKBONE, PROMPT, None, seeds, num_steps=STEPS, stochastic=stochastic, **more)
-    return latents, {m: [torch.from_numpy(part) for part in parts(t)] for m, t in stochastic.recorded().items()}
+class OneBlock(nn.Module):
+    """Shows as the attention of sample g the number g + 1 in every step."""
+
+    depth = 1
+
+    @contextmanager
+    def watch_video_attention(self, blocks, sink):
+        yield
+        sink(torch.tensor([[1.0], [2.0], [3.0]]))
+
+
+def sample(steps=(), seeds=SEEDS, dynamics=FLOW, start_seed=0, **more):
+    stochastic = StochasticSteps(dynamics.kind, dynamics.eta, steps) if steps else None
+    plan = RolloutPlan("old", STEPS, stochastic=stochastic, **more)
+    found = denoise(BACKBONE, PROMPT, None, seeds, plan, start_seed=start_seed)
+    transitions = found.transitions or {}
+    return found.latents, {m: [torch.from_numpy(part) for part in parts(t)] for m, t in transitions.items()}
 
 
 def parts(transitions):
@@ -76,7 +96,7 @@ def test_without_stochastic_steps_the_sampler_is_the_ode():
     expected = euler(start(), 0, STEPS)
     latents, recorded = sample(())
     assert same(latents, expected) and recorded == {}
-    assert same(denoise(BACKBONE, PROMPT, None, SEEDS, num_steps=STEPS), expected)
+    assert same(denoise(BACKBONE, PROMPT, None, SEEDS, RolloutPlan("old", STEPS)).latents, expected)
 
 
 @pytest.mark.parametrize("window", [(0, 1), (1, 2), (3,)])
@@ -127,11 +147,62 @@ def test_noise_differs_between_steps_and_modalities():
 
 
 def test_a_shared_start_leaves_the_stochastic_steps_to_tell_samples_apart():
-    latents, recorded = sample((1,), initial_seed=77)
+    latents, recorded = sample((1,), initial_noise="shared", start_seed=77)
     for m in SHAPES:
         before, after, _ = (part[0] for part in recorded[m])
         assert all(torch.equal(before[0], row) for row in before)
         assert len({tuple(row.flatten().tolist()) for row in after}) == len(SEEDS)
         assert len({tuple(row.flatten().tolist()) for row in latents[m]}) == len(SEEDS)
-    ode, _ = sample((), initial_seed=77)
+    ode, _ = sample((), initial_noise="shared", start_seed=77)
     assert same(ode, euler(start([77] * 3), 0, STEPS))
+
+
+def test_a_forked_sample_shares_its_parents_prefix_and_then_goes_its_own_way():
+    window, forks = (0, 1, 2, 3), (Fork(sample=1, parent=0, step=2), Fork(sample=2, parent=1, step=3))
+    _, alone = sample(window)
+    latents, forked = sample(window, forks=forks)
+    for m in SHAPES:
+        for part, plain in zip(forked[m], alone[m], strict=True):
+            assert torch.equal(part[:, 0], plain[:, 0]), "who forks changes nothing for its parent"
+            assert torch.equal(part[:2, 1], part[:2, 0]) and torch.equal(part[:3, 2], part[:3, 1])
+        before, after, _ = forked[m]
+        assert torch.equal(before[2, 1], before[2, 0]) and torch.equal(before[3, 2], before[3, 1])
+        assert not torch.equal(after[2, 1], after[2, 0]) and not torch.equal(after[3, 2], after[3, 1])
+        assert len({tuple(row.flatten().tolist()) for row in latents[m]}) == len(SEEDS)
+
+
+def test_a_fork_at_the_start_shares_the_noise():
+    _, recorded = sample((0,), forks=(Fork(sample=2, parent=0, step=0),))
+    for m in SHAPES:
+        before, after, _ = (part[0] for part in recorded[m])
+        assert torch.equal(before[2], sample_noise(SEEDS[0], f"init/{m}", SHAPES[m]))
+        assert not torch.equal(after[2], after[0])
+
+
+def test_a_forked_sample_takes_over_the_attention_that_was_read():
+    capture = OmniNFTSpec().region.capture(1)
+    region = RegionCapture(OneBlock(), replace(capture, first_step=0.0), STEPS)
+    plan = RolloutPlan("old", STEPS, stochastic=StochasticSteps("flow", 0.7, (3,)), forks=(Fork(1, 0, 2),))
+    denoise(BACKBONE, PROMPT, None, SEEDS, plan, region=region)
+    first, forked, other = region.scores()[:, 0].tolist()
+    assert (first, forked, other) == (1.0, pytest.approx((1.0 * 2 + 2.0 * 3) / 5), 3.0)
+
+
+BAD_FORKS = {
+    "itself": ((Fork(1, 1, 2),), "that is itself"),
+    "unknown parent": ((Fork(1, 3, 2),), "the group has 3 samples, counted from 0"),
+    "unknown sample": ((Fork(-1, 0, 2),), "the group has 3 samples"),
+    "no such step": ((Fork(1, 0, 5),), "there are 5 steps, counted from 0"),
+    "a parent that forks later": ((Fork(1, 0, 1), Fork(0, 2, 2)), "the parent itself forks at step 2"),
+    "a parent that forks at once": ((Fork(1, 0, 1), Fork(0, 2, 1)), "a parent forks before its children"),
+    "twice": ((Fork(1, 0, 1), Fork(1, 2, 2)), "forks more than once"),
+    "nothing is drawn any more": ((Fork(1, 0, 4),), "no stochastic step follows"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_FORKS)
+def test_a_fork_without_a_place_in_its_group_is_refused(case):
+    forks, message = BAD_FORKS[case]
+    plan = RolloutPlan("old", STEPS, stochastic=StochasticSteps("flow", 0.7, (1, 2, 3)), forks=forks)
+    with pytest.raises(RolloutError, match=message):
+        RolloutRequest(1, 0, Prompt("p", "av", "v", "a"), tuple(SEEDS), 0, plan)

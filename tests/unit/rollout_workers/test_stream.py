@@ -344,7 +344,7 @@ def test_evaluation_goes_ahead_and_the_base_needs_no_publication():
         events = Events()
         stream = await started(job, [worker], events=events)
         base = await stream.evaluate(evaluation_requests(job, PROMPTS[:2], 0), ["sync"])
-        assert [g.group.request.role for g in base] == ["policy", "policy"]
+        assert [g.group.request.plan.role for g in base] == ["policy", "policy"]
         assert [list(g.scores) for g in base] == [["sync"], ["sync"]]
         await stream.publish(state(0))
         await stream.publish(state(1))
