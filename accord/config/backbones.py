@@ -27,10 +27,10 @@ class LoRASpec(Spec):
 class LTX2Spec(Spec):
     """A diffusers `LTX2Pipeline` directory (LTX-2 or LTX-2.3, tiny or full size)."""
 
-    impl: ClassVar[str] = "accord.backbones.ltx2:LTX2Backbone"
-    inspect: ClassVar[str] = "accord.config.model_dir:inspect_model_dir"
+    impl: ClassVar[str] = "accord.backbones.ltx2.model:LTX2Backbone"
+    inspect: ClassVar[str] = "accord.backbones.ltx2.model_dir:inspect_model_dir"
     """`module:function` (light) that checks `path` and returns ModelFacts; a backbone without it is not checked."""
-    sizes: ClassVar[str] = "accord.backbones.ltx2_sizes:model_sizes"
+    sizes: ClassVar[str] = "accord.backbones.ltx2.sizes:model_sizes"
     """`module:function` (heavy) that counts what `accord plan` shows; a backbone without it cannot be planned."""
     modalities: ClassVar[tuple[Modality, ...]] = MODALITIES
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Container
 
+from accord.backbones.ltx2.lora_file import lora_misfits, read_lora_file
+from accord.backbones.ltx2.model_dir import ModelFacts
+from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule, trained_sigmas
 from accord.config.algorithms import BlockScale, RegionSpec, SigmaSpec, SurgerySpec
 from accord.config.departures import preset_sampling
 from accord.config.files import Roots, Seen, files_below, open_file, reading, remembered
 from accord.config.job import JobSpec
-from accord.config.lora_file import lora_misfits, read_lora_file
-from accord.config.model_dir import ModelFacts
 from accord.config.paths import NamedPath, input_paths
 from accord.config.prompts import load_prompts
 from accord.config.rewards import MIN_AUDIO_S, MIN_FRAMES
-from accord.diffusion.schedule import ScheduleConfig, sigma_schedule, trained_sigmas
 from accord.errors import InputError, ModelError, PromptError, SpecError, UserError
 from accord.plugins import resolve
 from accord.types import Prompt

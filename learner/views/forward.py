@@ -12,9 +12,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from accord.backbones.ltx2.schedule import trained_sigmas
 from accord.config.algorithms import SigmaSpec
 from accord.diffusion.noise import sample_noise
-from accord.diffusion.schedule import trained_sigmas
 from accord.errors import SpecError
 from accord.seeds import Purpose, derive_seed
 from accord.types import Modality

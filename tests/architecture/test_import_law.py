@@ -20,7 +20,7 @@ DOORS: dict[str, set[str]] = {
     "ray.serve": {"reward_servers/deployment.py", "reward_servers/app.py"},
     "redis": {"services/jobs/redis_store.py"},
 }
-LTX_DOORS = ("accord/backbones/ltx2.py", "tiny_models/")
+LTX_DOORS = ("accord/backbones/ltx2/", "tiny_models/")
 
 
 @cache

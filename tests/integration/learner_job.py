@@ -118,7 +118,7 @@ class Sink:
 
 
 def run_leg(leg: dict, directory: Path) -> dict:
-    from accord.backbones.ltx2 import LTX2Backbone
+    from accord.backbones.ltx2.model import LTX2Backbone
     from accord.plugins import load_impl
     from learner.collectives import Ranks
     from learner.engine import make_engine

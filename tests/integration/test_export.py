@@ -10,10 +10,10 @@ from diffusers import LTX2Pipeline, LTX2VideoTransformer3DModel
 
 from accord.backbones.adapters import ADAPTER_ROLES, adapter_state
 from accord.backbones.export import write_merged
-from accord.backbones.ltx2 import LTX2Backbone
+from accord.backbones.ltx2.model import LTX2Backbone
+from accord.backbones.ltx2.model_dir import inspect_model_dir, resolve_model_path
 from accord.config.backbones import LoRASpec
 from accord.config.job import JobSpec
-from accord.config.model_dir import inspect_model_dir, resolve_model_path
 from accord.diffusion.noise import group_noise
 from accord.errors import CheckpointError, ModelError, UserError
 from accord.types import PolicyState, Prompt, RolloutRequest

@@ -8,7 +8,7 @@ import torch
 
 import accord
 from accord.backbones.adapters import load_adapter_state, role
-from accord.backbones.ltx2 import LTX2Backbone
+from accord.backbones.ltx2.model import LTX2Backbone
 from accord.config.job import JobSpec
 from accord.plugins import load_impl
 from learner.collectives import Ranks

@@ -10,7 +10,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from accord.backbones.adapters import adapter_parameters, adapter_state, blend_, load_adapter_state, role
-from accord.backbones.ltx2 import LTX2Backbone
+from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.shaping import audio_to_video, branch_of, gradient_surgery
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.config.job import JobSpec

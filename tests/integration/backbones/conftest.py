@@ -25,7 +25,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from accord.backbones.ltx2 import LTX2Backbone
+from accord.backbones.ltx2.model import LTX2Backbone
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 
 TEXT = 16

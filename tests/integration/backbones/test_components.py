@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from accord.backbones.components import load_component
-from accord.backbones.ltx2 import LTX2Backbone
+from accord.backbones.ltx2.model import LTX2Backbone
+from accord.backbones.ltx2.model_dir import WEIGHTS
 from accord.config.backbones import LTX2Spec, SamplingSpec
-from accord.config.model_dir import WEIGHTS
 from accord.config.weights import read_json, weight_files
 from accord.errors import ModelError
 

@@ -8,7 +8,7 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from accord.backbones.adapters import adapter_state, export_lora, role
-from accord.backbones.ltx2 import LTX2Backbone
+from accord.backbones.ltx2.model import LTX2Backbone
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.config.job import JobSpec
 from accord.types import PolicyState, Prompt, RolloutPlan, RolloutRequest

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from accord.backbones.ltx2 import DECODERS, LTX2Backbone
+from accord.backbones.ltx2.model import DECODERS, LTX2Backbone
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 
 

@@ -6,7 +6,7 @@ import torch
 from diffusers import LTX2Pipeline
 
 from accord.backbones.adapters import adapter_state, export_lora, role
-from accord.backbones.ltx2 import LTX2Backbone
+from accord.backbones.ltx2.model import LTX2Backbone
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.diffusion.noise import group_noise
 from accord.types import RolloutPlan

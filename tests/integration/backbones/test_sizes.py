@@ -11,11 +11,11 @@ from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from transformers import Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
 
-from accord.backbones.ltx2 import LTX2Backbone
-from accord.backbones.ltx2_sizes import model_sizes, numbers_in
+from accord.backbones.ltx2.model import LTX2Backbone
+from accord.backbones.ltx2.model_dir import resolve_model_path
+from accord.backbones.ltx2.sizes import model_sizes, numbers_in
 from accord.backbones.sizes import kept_bytes, peak_bytes
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
-from accord.config.model_dir import resolve_model_path
 from accord.errors import ModelError
 from learner.memory import STAGES, rank_bytes
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from accord.backbones.ltx2.model_dir import resolve_model_path
 from accord.config.job import JobSpec
-from accord.config.model_dir import resolve_model_path
 from accord.errors import SpecError, UserError
 from services.runner.inputs import pin_inputs
 

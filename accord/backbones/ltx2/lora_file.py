@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from accord.backbones.ltx2.model_dir import ModelFacts
 from accord.config.backbones import LoRASpec
 from accord.config.lora_alpha import read_numbers, scales
-from accord.config.model_dir import ModelFacts
 from accord.config.weights import FLOATS, read_metadata, read_safetensors_header, weight_files
 from accord.errors import ModelError
 

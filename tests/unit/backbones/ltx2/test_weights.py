@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from accord.backbones.ltx2.model_dir import WEIGHTS, inspect_model_dir, resolve_model_path
+from accord.backbones.ltx2.shapes import check_complete
 from accord.config.clap_dir import SHIPPED, inspect_clap_dir
 from accord.config.job import JobSpec
-from accord.config.model_dir import WEIGHTS, inspect_model_dir, resolve_model_path
-from accord.config.model_shapes import check_complete
 from accord.config.preflight import preflight
 from accord.config.weights import component_shapes, read_json, read_safetensors_header, weight_files
 from accord.errors import ModelError, SpecError

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from accord.backbones.ltx2.lora_file import read_lora_file
+from accord.backbones.ltx2.model_dir import inspect_model_dir
 from accord.config.job import JobSpec
-from accord.config.lora_file import read_lora_file
-from accord.config.model_dir import inspect_model_dir
 from accord.config.preflight import preflight
 from accord.config.weights import read_safetensors_header
 from accord.errors import ModelError, SpecError

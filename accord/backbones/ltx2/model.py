@@ -29,13 +29,13 @@ from transformers.utils import logging as transformers_logging
 from accord.backbones.adapters import ADAPTER_ROLES, add_roles, load_adapter_state
 from accord.backbones.base import Conditions, Latents, VelocityModel
 from accord.backbones.components import load_component
+from accord.backbones.ltx2.lora_file import read_lora_file
+from accord.backbones.ltx2.model_dir import WEIGHTS, ModelFacts, inspect_model_dir
+from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule
 from accord.backbones.text_cache import TextCache, content_digest
 from accord.config.backbones import LTX2Spec, SamplingSpec
-from accord.config.lora_file import read_lora_file
-from accord.config.model_dir import WEIGHTS, ModelFacts, inspect_model_dir
 from accord.config.settings import Settings
 from accord.config.weights import read_json
-from accord.diffusion.schedule import ScheduleConfig, sigma_schedule
 from accord.errors import ModelError
 from accord.types import MODALITIES, Clip, Modality
 

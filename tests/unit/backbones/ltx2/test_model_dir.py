@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from accord.config.model_dir import inspect_model_dir, resolve_model_path
-from accord.config.model_shapes import REQUIRED
+from accord.backbones.ltx2.model_dir import inspect_model_dir, resolve_model_path
+from accord.backbones.ltx2.shapes import REQUIRED
 from accord.config.weights import read_safetensors_header
 from accord.errors import ModelError
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from accord.backbones.adapters import adapter_parameters, add_roles
 from accord.backbones.base import Conditions
 from accord.backbones.components import component_class
-from accord.backbones.ltx2 import DECODERS, TEXT_TOKENS, LTX2Velocity
+from accord.backbones.ltx2.model import DECODERS, TEXT_TOKENS, LTX2Velocity
+from accord.backbones.ltx2.model_dir import WEIGHTS, ModelFacts, read_model_configs
 from accord.backbones.sizes import Activations, ModelSizes, kept_bytes, peak_bytes
 from accord.config.backbones import LTX2Spec, SamplingSpec
-from accord.config.model_dir import WEIGHTS, ModelFacts, read_model_configs
 from accord.config.weights import read_safetensors_header, weight_files
 from accord.errors import ModelError
 from accord.types import Modality

@@ -6,8 +6,8 @@ from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule, trained_sigmas
 from accord.diffusion.noise import group_noise, sample_noise
-from accord.diffusion.schedule import ScheduleConfig, sigma_schedule, trained_sigmas
 from accord.diffusion.steps import clean_estimate, euler_step, noised
 from accord.errors import ModelError
 

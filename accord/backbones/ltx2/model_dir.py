@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import accord
+from accord.backbones.ltx2.shapes import check_complete, check_encoder, check_transformer, check_vae
 from accord.config.files import files_below
-from accord.config.model_shapes import check_complete, check_encoder, check_transformer, check_vae
 from accord.config.paths import BUILT_IN
 from accord.config.weights import Shapes, component_shapes, read_json
 from accord.errors import InputError, ModelError

@@ -8,7 +8,7 @@ import pytest
 
 
 def _write_model(root: Path) -> Path:
-    where = Path(__file__).with_name("test_model_dir.py")
+    where = Path(__file__).parent / "backbones" / "ltx2" / "test_model_dir.py"
     spec = importlib.util.spec_from_file_location("model_dir_builder", where)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
