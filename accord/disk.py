@@ -1,7 +1,7 @@
-"""Writing to a volume that may be full or read-only for a while: wait and try again instead of dying.
+"""Writing to a disk: whole or not at all, and patiently where it may be full or read-only for a while.
 
-consumes: a write that may be repeated from its beginning; waits for: room; unblocked by: the deadline, which ends in
-VolumeFull, an error that does not cost the job an attempt.
+`patiently` consumes: a write that may be repeated from its beginning; waits for: room; unblocked by: the deadline,
+which ends in VolumeFull, an error that does not cost the job an attempt.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import errno
 import logging
 import os
 import re
+import secrets
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 from accord.errors import VolumeFull
@@ -67,3 +71,74 @@ def patiently(
                 ) from error
         time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
         pause = min(LONGEST_PAUSE_S, pause * 2)
+
+
+@contextmanager
+def aside(path: Path, *, sync: bool = False) -> Iterator[Path]:
+    """A new name beside `path` to write to: renamed into place at the end, removed when that is not reached.
+
+    A reader sees the old file or the new one, never a part. With `sync` the disk has it before the rename, and the
+    rename before this returns.
+    """
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield draft
+        if sync:
+            flush(draft)
+        draft.replace(path)
+        if sync:
+            flush(path.parent)
+    finally:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, content: str | bytes, *, private: bool = False, sync: bool = False) -> None:
+    """Write a file so that a reader sees the old one or the new one; `private`: only its owner may read it."""
+    with aside(path, sync=sync) as draft:
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600 if private else 0o666)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+
+
+def append_whole(path: Path, line: bytes) -> None:
+    """Append a line and sync it; a line that does not fit leaves nothing of itself."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        try:
+            left = memoryview(line)
+            while left:
+                left = left[os.write(handle, left) :]
+            os.fsync(handle)
+        except OSError:
+            os.ftruncate(handle, size)
+            raise
+    finally:
+        os.close(handle)
+
+
+def swap_in(draft: Path, folder: Path) -> None:
+    """Rename a folder into place and sync that; what stood there goes. A repetition finishes what was begun."""
+    replaced = draft.with_suffix(".replaced")
+    if draft.exists():  # else a repetition, after the rename
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+        try:
+            draft.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
+    flush(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def flush(path: Path) -> None:
+    """Have the disk take what was written of a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
