@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor
 
 from accord.backbones.base import Backbone, Conditions, Latents
+from accord.diffusion.steps import clean_estimate
 from accord.types import Guidance, Modality, Scales
 
 
@@ -79,7 +80,6 @@ def _rescaled(guided: Tensor, conditional: Tensor, x: Tensor, sigma: Tensor, sha
     """
     if share == 0.0:
         return guided
-    level = sigma.view(-1, 1, 1)
-    clean, target = x - level * guided, x - level * conditional
+    clean, target = clean_estimate(x, guided, sigma), clean_estimate(x, conditional, sigma)
     ratio = target.std(dim=(1, 2), keepdim=True) / clean.std(dim=(1, 2), keepdim=True)
-    return (x - (share * clean * ratio + (1.0 - share) * clean)) / level
+    return (x - (share * clean * ratio + (1.0 - share) * clean)) / sigma.view(-1, 1, 1)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from accord.config.algorithms import RegionSpec, SigmaSpec, SurgerySpec
 from accord.config.rewards import RewardSpec
+from accord.diffusion.steps import noised
 from accord.types import Modality, Role, ScoredGroup
 
 View = Literal["forward", "transition"]
@@ -44,8 +45,7 @@ class Noised:
     @property
     def latents_BTC(self) -> Tensor:
         """x_sigma, what the model sees."""
-        sigma = self.sigma_B.view(-1, 1, 1)
-        return (1 - sigma) * self.x0_BTC + sigma * self.noise_BTC
+        return noised(self.x0_BTC, self.noise_BTC, self.sigma_B)
 
     @property
     def target_BTC(self) -> Tensor:

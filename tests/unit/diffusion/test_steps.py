@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from accord.config.grpo import DynamicsSpec
-from accord.diffusion.steps import log_density, sde_moments
+from accord.diffusion.steps import clean_estimate, log_density, noised, sde_moments
 
 B, T, C = 3, 4, 2
 FLOW, DANCE = DynamicsSpec(kind="flow", eta=0.7), DynamicsSpec(kind="dance", eta=0.25)
@@ -89,3 +89,12 @@ def test_noise_keeps_the_marginals_of_the_ode(dynamics):
     coarse, fine = (abs(simulated(dynamics, steps) / variance(0.1) - 1) for steps in (150, 300))
     assert fine < 0.02
     assert fine / coarse == pytest.approx(0.5, abs=0.05)  # what is left is the step's length
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_the_order_of_operations_is_fixed(dtype):
+    """Trained bits hang on it: each line is the arithmetic as the paper writes it, from left to right."""
+    x, other, _, sigma, _ = drawn(dtype)
+    level = sigma.view(-1, 1, 1)
+    assert torch.equal(noised(x, other, sigma), (1 - level) * x + level * other)
+    assert torch.equal(clean_estimate(x, other, sigma), x - level * other)
