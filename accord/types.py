@@ -5,6 +5,7 @@ Light by design: numpy arrays appear in annotations only, so the control plane i
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -238,16 +239,24 @@ class RewardScores:
     version: str
     values: tuple[float, ...]
     """Raw value times direction, so higher is better; NaN where invalid [G]"""
-    valid: tuple[bool, ...]
     reasons: tuple[ScoreReason, ...]
     seconds: float = 0.0
     components: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """What the value was made of, for reports (for example `offset_s`, `f1`, `chance`); NaN where undefined [G]"""
 
+    @property
+    def valid(self) -> tuple[bool, ...]:
+        """Which values are numbers [G]."""
+        return tuple(math.isfinite(value) for value in self.values)
+
+    def known(self) -> list[float | None]:
+        """Values, None where invalid [G]."""
+        return [value if math.isfinite(value) else None for value in self.values]
+
     @classmethod
     def failed(cls, reward: str, count: int, reason: ScoreReason, seconds: float = 0.0) -> RewardScores:
         """All `count` scores invalid for one reason. A failure is never a number."""
-        return cls(reward, "", (float("nan"),) * count, (False,) * count, (reason,) * count, seconds)
+        return cls(reward, "", (math.nan,) * count, (reason,) * count, seconds)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -108,8 +108,7 @@ class Evaluator:
         for modality, latents in data.latents.items():
             seen.latents.setdefault(modality, []).append(np.asarray(latents))
         for name, rows in seen.scores.items():
-            score = group.scores[name]
-            rows.append([value if ok else None for value, ok in zip(score.values, score.valid, strict=True)])
+            rows.append(group.scores[name].known())
         label = "base" if step == 0 else "tuned" if step == self.job.steps else ""
         for sample in self._kept(index) if label else ():
             name = clip_name(group.group.request, sample, label)
@@ -148,8 +147,8 @@ class Evaluator:
             for sample, clip in enumerate(clips):
                 prompt, other = partner(self.job.seed, index, sample, len(seen.groups), len(clips))
                 mixed.append(Clip(clip.video_FHWC, clip.fps, seen.audio[prompt][other], clip.sample_rate))
-            score = self.source.rescore(group.group.request.prompt, mixed, [reward.name])[reward.name]
-            shuffled.append([value if ok else None for value, ok in zip(score.values, score.valid, strict=True)])
+            scores = self.source.rescore(group.group.request.prompt, mixed, [reward.name])
+            shuffled.append(scores[reward.name].known())
         name = reward.name
         seen.scores[f"{name}_shuffled"] = shuffled
         seen.scores[f"{name}_gap"] = differences(seen.scores[name], shuffled)

@@ -181,7 +181,6 @@ def pack(name: str, version: str, scores: Sequence[Score], seconds: float) -> Re
         reward=name,
         version=version,
         values=tuple(float(score.value) if score.valid else math.nan for score in checked),
-        valid=tuple(score.valid for score in checked),
         reasons=tuple(score.reason for score in checked),
         seconds=seconds,
         components={key: tuple(float(score.components.get(key, math.nan)) for score in checked) for key in keys},

@@ -62,7 +62,7 @@ def tabulate(groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec]) -> li
     for reward in rewards:
         scores = [group.scores[reward.name] for group in groups]
         values = torch.tensor([score.values for score in scores], dtype=torch.float64)
-        valid = torch.tensor([score.valid for score in scores], dtype=torch.bool) & values.isfinite()
+        valid = values.isfinite()
         if reward.required and not valid.any():
             reasons = sorted({reason for score in scores for reason in score.reasons})
             raise RewardError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -72,7 +73,8 @@ class ReplaySource:
         values = [derive_seed(seed, name) % 1000 / 1000 for seed in seeds]
         valid = [value > 0.1 for value in values]
         return RewardScores(
-            name, "1", tuple(values), tuple(valid), tuple("ok" if ok else "timeout" for ok in valid), 0.01,
+            name, "1", tuple(value if ok else math.nan for value, ok in zip(values, valid, strict=True)),
+            tuple("ok" if ok else "timeout" for ok in valid), 0.01,
             {"offset_s": tuple(value / 10 for value in values)},
         )  # fmt: skip
 

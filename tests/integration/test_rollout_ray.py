@@ -31,7 +31,7 @@ class CountingScorer:
         fetched = await clips if isinstance(clips, ray.ObjectRef) else clips
         values = tuple(float(clip.video_FHWC.mean()) for clip in fetched)
         assert len(values) == count
-        return RewardScores(reward, "1", values, (True,) * count, ("ok",) * count)
+        return RewardScores(reward, "1", values, ("ok",) * count)
 
 
 @ray.remote(num_cpus=0)

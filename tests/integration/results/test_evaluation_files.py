@@ -41,7 +41,7 @@ class Source:
 
     def _scores(self, values: list[float]) -> RewardScores:
         offsets = {"offset_s": (self.level / 10, math.nan)}
-        return RewardScores("sync", "1", tuple(values), (True,) * 2, ("ok",) * 2, components=offsets)
+        return RewardScores("sync", "1", tuple(values), ("ok",) * 2, components=offsets)
 
     def fetch(self, handle: Any) -> Any:
         return handle

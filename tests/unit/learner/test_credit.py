@@ -26,7 +26,7 @@ def scored(values: dict[str, list[list[float | None]]]) -> list[ScoredGroup]:
         for name, rows in values.items():
             row = rows[p]
             scores[name] = RewardScores(
-                name, "1", tuple(math.nan if v is None else v for v in row), tuple(v is not None for v in row),
+                name, "1", tuple(math.nan if v is None else v for v in row),
                 tuple("ok" if v is not None else "timeout" for v in row),
             )  # fmt: skip
         request = RolloutRequest(

@@ -54,7 +54,7 @@ class Source:
         scores = {
             "sync": self._sync(clips, request.prompt_index == 0),
             "text_video": RewardScores(
-                "text_video", "1", tuple(self.offset + g for g in range(SAMPLES)), (True,) * SAMPLES, ("ok",) * SAMPLES
+                "text_video", "1", tuple(self.offset + g for g in range(SAMPLES)), ("ok",) * SAMPLES
             ),
         }
         return ScoredGroup(SampleGroup(request, request.policy_version, GroupData(latents), clips), scores)
@@ -63,7 +63,7 @@ class Source:
         values = [1.0 if clip.video_FHWC.flat[0] == clip.audio_CS.flat[0] else 0.25 for clip in clips]
         valid = [not (first and g == 0) for g in range(SAMPLES)]
         return RewardScores(
-            "sync", "1", tuple(v if ok else math.nan for v, ok in zip(values, valid, strict=True)), tuple(valid),
+            "sync", "1", tuple(v if ok else math.nan for v, ok in zip(values, valid, strict=True)),
             tuple("ok" if ok else "timeout" for ok in valid), components={"offset_s": (-0.02, math.nan, 0.04)},
         )  # fmt: skip
 

@@ -321,7 +321,7 @@ def scored(values) -> list[ScoredGroup]:
     for p in range(len(values["text_video"])):
         scores = {
             name: RewardScores(
-                name, "1", tuple(math.nan if v is None else v for v in rows[p]), tuple(v is not None for v in rows[p]),
+                name, "1", tuple(math.nan if v is None else v for v in rows[p]),
                 tuple("ok" if v is not None else "timeout" for v in rows[p]),
             )
             for name, rows in values.items()

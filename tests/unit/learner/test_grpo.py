@@ -167,7 +167,7 @@ def test_half_precision_velocities_are_not_rounded_again():
 
 def scored(values: dict[str, tuple[float, ...]]) -> ScoredGroup:
     request = RolloutRequest(1, 0, Prompt("p", "av", "v", "a"), tuple(range(B)), 0, RolloutPlan("old", 8))
-    scores = {name: RewardScores(name, "1", row, (True,) * B, ("ok",) * B) for name, row in values.items()}
+    scores = {name: RewardScores(name, "1", row, ("ok",) * B) for name, row in values.items()}
     return ScoredGroup(SampleGroup(request, 0, None, None), scores)
 
 

@@ -16,7 +16,7 @@ from reward_servers import app, client
 from reward_servers.client import LocalScorer, ServeScorer
 
 PROMPT = Prompt("p", "av", "v", "a")
-GOOD = RewardScores("sync", "1", (0.5, 0.25), (True, True), ("ok", "ok"))
+GOOD = RewardScores("sync", "1", (0.5, 0.25), ("ok", "ok"))
 
 
 class Handle:

@@ -69,7 +69,7 @@ class FakeScorer:
     async def score(self, reward, prompt, clips, count):
         self.calls.append((reward, prompt.id, time.monotonic()))
         await asyncio.sleep(self.delay)
-        return RewardScores(reward, "1", (1.0,) * count, (True,) * count, ("ok",) * count)
+        return RewardScores(reward, "1", (1.0,) * count, ("ok",) * count)
 
 
 class Events(list):
