@@ -38,20 +38,21 @@ def contact_sheet(clips: ClipSet, path: Path, every: int = 2) -> None:
 
     Ticks mark the contacts found (red, above the frames) and the onsets heard (blue, below them) along the time axis.
     """
-    frames = clips.video[:, ::every].repeat(_ZOOM, axis=2).repeat(_ZOOM, axis=3)
+    videos = np.stack([clip.video_FHWC for clip in clips.clips])
+    frames = videos[:, ::every].repeat(_ZOOM, axis=2).repeat(_ZOOM, axis=3)
     count, columns, height, width = frames.shape[:4]
     row = height + _MARGIN + 10
     sheet = Image.new("RGB", (columns * (width + 1), count * row), _PAPER)
     draw = ImageDraw.Draw(sheet)
     scale = (width + 1) / every * FPS
-    for index in range(count):
+    for index, clip in enumerate(clips.clips):
         top = index * row + _MARGIN
         draw.text((2, top - _MARGIN), clips.prompts[index].prompt_av, fill=_INK)
         for column in range(columns):
             sheet.paste(Image.fromarray(frames[index, column]), (column * (width + 1), top + 4))
         for times, colour, y in (
-            (visual_contacts(clips.video[index]), _SEEN, top),
-            (audio_onsets(clips.audio[index]), _HEARD, top + height + 5),
+            (visual_contacts(clip.video_FHWC), _SEEN, top),
+            (audio_onsets(clip.audio_CS[0]), _HEARD, top + height + 5),
         ):
             for time in times:
                 x = int(time * scale + width / 2 / every)
@@ -71,7 +72,7 @@ def _spectrogram(audio: NDArray[np.float32]) -> NDArray[np.uint8]:
 
 def spectrogram_sheet(clips: ClipSet, path: Path, columns: int = 4) -> None:
     """Spectrograms to 4 kHz side by side, captions above; red ticks mark the contacts seen in the picture."""
-    pictures = [_spectrogram(audio) for audio in clips.audio]
+    pictures = [_spectrogram(clip.audio_CS[0]) for clip in clips.clips]
     height, width = pictures[0].shape
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (width + 6), rows * (height + _MARGIN + 8)), _PAPER)
@@ -81,7 +82,7 @@ def spectrogram_sheet(clips: ClipSet, path: Path, columns: int = 4) -> None:
         y = (index // columns) * (height + _MARGIN + 8)
         draw.text((x + 2, y), clips.prompts[index].prompt_av.removeprefix("a "), fill=_INK)
         sheet.paste(Image.fromarray(picture).convert("RGB"), (x, y + _MARGIN + 5))
-        for time in visual_contacts(clips.video[index]):
+        for time in visual_contacts(clips.clips[index].video_FHWC):
             tick = x + int(time * SAMPLE_RATE / 128)
             draw.rectangle((tick - 1, y + _MARGIN, tick + 1, y + _MARGIN + 4), fill=_SEEN)
     sheet.save(path, optimize=True)

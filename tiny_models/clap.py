@@ -40,7 +40,7 @@ from transformers import (
 from accord.config.clap_dir import SHIPPED
 from accord.world.scene import ALL_PROMPTS, AUDIO_SAMPLES, SAMPLE_RATE, SOUNDS, render_audio
 from tiny_models.codecs import build_vocoder, log_mel
-from tiny_models.pipeline import load_pipeline
+from tiny_models.pipeline import load_backbone
 
 Float = NDArray[np.float32]
 NAMES = tuple(SOUNDS)
@@ -95,7 +95,7 @@ def make_codec(pipeline: Path | None) -> Callable[[torch.Tensor], torch.Tensor]:
     vocoder: Any = build_vocoder()
     vae: Any = None
     if pipeline is not None:
-        vae = load_pipeline(pipeline).audio_vae.eval()
+        vae = load_backbone(pipeline).pipeline.audio_vae
 
     @torch.no_grad()
     def codec(sound_BS: torch.Tensor) -> torch.Tensor:

@@ -21,7 +21,7 @@ from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from accord.world.scene import AUDIO_SAMPLES, SAMPLE_RATE
+from accord.world.scene import AUDIO_SAMPLES, CLEAN, IMPERFECT, SAMPLE_RATE, WorldClip, make_clips
 
 VIDEO_LATENTS = 40
 VIDEO_PATCH = 16
@@ -34,6 +34,11 @@ MEL_TOP_HZ = 6000.0
 CONSTANT = 4000.0
 DECODER_CONSTANT = 1000.0
 TINY_LOG_VARIANCE = -12.0
+
+
+def codec_clips(count: int, seed: int) -> list[WorldClip]:
+    """What codecs are fitted on: clean clips, then as many imperfect ones."""
+    return [*make_clips(count // 2, seed, CLEAN), *make_clips(count // 2, seed + 1, IMPERFECT)]
 
 
 # ---------------------------------------------------------------- sound as log-mel pictures

@@ -4,33 +4,27 @@ The gates: (a) the audio is denoised at least 10 % worse beside another clip's v
 score of samples exceeds that of shuffled pairs by at least 0.15 on the clean (stage one) model; (c) colour, motion and
 sound of samples follow the caption far above chance.
 
-Shapes: N clips, F frames, H, W, S audio samples.
+Shapes: N clips, T tokens, C channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from accord.backbones.base import Latents
+from accord.backbones.ltx2.model import LTX2Backbone
+from accord.diffusion.steps import euler_step
+from accord.types import MODALITIES, Clip, Modality
 from accord.world import measure
 from accord.world.heldout import WorldStatistics, diversity, frechet_distance
-from accord.world.scene import ALL_PROMPTS, COLOURS, FPS, FRAMES, MOTIONS, SOUNDS, Clip, WorldPrompt
-from tiny_models.codecs import VIDEO_LATENTS, log_mel, tensor_to_video, video_to_tensor
-from tiny_models.pipeline import (
-    AUDIO_CHANNELS,
-    AUDIO_TOKENS,
-    LATENT_GRID,
-    decode_latents,
-    encode_text,
-    normalise_latents,
-)
-from tiny_models.pretrain import Denoiser
+from accord.world.scene import ALL_PROMPTS, COLOURS, FPS, FRAMES, MOTIONS, SOUNDS, WorldClip, WorldPrompt
+from tiny_models.pipeline import encode_clips
 
 SAMPLING_STEPS = 8
 LEAST_COUPLING = 0.10
@@ -40,100 +34,46 @@ LEAST_ACCURACY = {"colour": 0.6, "motion": 0.8, "sound": 0.6}
 
 @dataclass(frozen=True)
 class ClipSet:
-    """Clips to be measured: captions, video uint8 [N, F, H, W, 3], audio float [N, S] and, if at hand, packed
-    latents [N, 28, 40] and [N, 52, 16]."""
+    """Clips to be measured, with their captions and, if at hand, the latents they were decoded from [N, T, C]."""
 
-    prompts: list[WorldPrompt]
-    video: NDArray[np.uint8]
-    audio: NDArray[np.float32]
-    video_latents: Tensor | None = None
-    audio_latents: Tensor | None = None
-
-
-def sampling_sigmas(pipeline: Any, steps: int = SAMPLING_STEPS) -> Tensor:
-    """The noise levels of the pipeline's own scheduler for clips of this size, falling from 1 to 0: [steps + 1]."""
-    scheduler = pipeline.scheduler
-    config = scheduler.config
-    tokens = int(np.prod(LATENT_GRID))
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    mu = config.base_shift + slope * (tokens - config.base_image_seq_len)
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / steps, steps), mu=mu)
-    return scheduler.sigmas.clone().float()
+    prompts: Sequence[WorldPrompt]
+    clips: Sequence[Clip]
+    latents: Latents | None = None
 
 
 @torch.no_grad()
 def sample_latents(
-    pipeline: Any, prompts: list[WorldPrompt], seed: int, steps: int = SAMPLING_STEPS, guidance: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Euler sampling, `x <- x + (sigma' - sigma) v`, one pass a step unless `guidance` differs from 1.
-
-    Returns packed normalised latents, video [N, 28, 40] and audio [N, 52, 16].
-    """
+    backbone: LTX2Backbone, prompts: Sequence[WorldPrompt], seed: int, steps: int = SAMPLING_STEPS
+) -> dict[Modality, Tensor]:
+    """Latents [N, T, C] by modality from noise of `seed`: Euler steps, no guidance."""
     generator = torch.Generator().manual_seed(seed)
     count = len(prompts)
-    video = torch.randn(count, int(np.prod(LATENT_GRID)), VIDEO_LATENTS, generator=generator)
-    audio = torch.randn(count, AUDIO_TOKENS, AUDIO_CHANNELS, generator=generator)
-    denoiser = Denoiser(pipeline.connectors, pipeline.transformer)
-    embeds, mask = encode_text(pipeline, [prompt.prompt_av for prompt in prompts])
-    empty, empty_mask = encode_text(pipeline, [""] * count) if guidance != 1.0 else (embeds, mask)
-    sigmas = sampling_sigmas(pipeline, steps)
-    for now, following in pairwise(sigmas):
-        level = now.expand(count)
-        v_video, v_audio = denoiser(video, audio, level, level, embeds, mask)
-        if guidance != 1.0:
-            u_video, u_audio = denoiser(video, audio, level, level, empty, empty_mask)
-            v_video = u_video + guidance * (v_video - u_video)
-            v_audio = u_audio + guidance * (v_audio - u_audio)
-        video = video + (following - now) * v_video
-        audio = audio + (following - now) * v_audio
-    return video, audio
+    latents = {m: torch.randn(count, *shape, generator=generator) for m, shape in backbone.latent_shapes().items()}
+    conditions = backbone.encode([prompt.prompt_av for prompt in prompts])
+    for sigma, sigma_next in pairwise(backbone.sigmas(steps)):
+        velocity = backbone.velocity(latents, {m: sigma.expand(count) for m in latents}, conditions)
+        latents = {m: euler_step(x, velocity[m], sigma, sigma_next) for m, x in latents.items()}
+    return latents
 
 
-def sample_clips(
-    pipeline: Any, prompts: list[WorldPrompt], seed: int, guidance: float = 1.0, steps: int = SAMPLING_STEPS
-) -> ClipSet:
+def sample_clips(backbone: LTX2Backbone, prompts: Sequence[WorldPrompt], seed: int) -> ClipSet:
     """Sample and decode one clip for each caption, 32 at a time."""
-    parts = []
-    for start in range(0, len(prompts), 32):
-        video, audio = sample_latents(pipeline, prompts[start : start + 32], seed + start, steps, guidance)
-        frames, sound = decode_latents(pipeline, video, audio)
-        parts.append((tensor_to_video(frames), sound.numpy().astype(np.float32), video, audio))
-    return ClipSet(
-        prompts,
-        np.concatenate([part[0] for part in parts]),
-        np.concatenate([part[1] for part in parts]),
-        torch.cat([part[2] for part in parts]),
-        torch.cat([part[3] for part in parts]),
-    )
+    parts = [
+        sample_latents(backbone, prompts[start : start + 32], seed + start) for start in range(0, len(prompts), 32)
+    ]
+    latents = {modality: torch.cat([part[modality] for part in parts]) for modality in MODALITIES}
+    return ClipSet(prompts, backbone.decode(latents), latents)
 
 
-def as_clip_set(clips: list[Clip]) -> ClipSet:
+def as_clip_set(clips: Sequence[WorldClip]) -> ClipSet:
     """True clips, as made."""
-    return ClipSet(
-        [clip.prompt for clip in clips], np.stack([c.video for c in clips]), np.stack([c.audio for c in clips])
-    )
+    return ClipSet([made.prompt for made in clips], [made.clip for made in clips])
 
 
-@torch.no_grad()
-def through_codecs(pipeline: Any, clips: ClipSet) -> ClipSet:
+def through_codecs(backbone: LTX2Backbone, clips: ClipSet) -> ClipSet:
     """The same clips encoded and decoded again: the ceiling for samples."""
-    frames, sounds, latents = [], [], []
-    for start in range(0, len(clips.prompts), 32):
-        rows = slice(start, start + 32)
-        raw_video = pipeline.vae.encode(video_to_tensor(clips.video[rows])).latent_dist.mode()
-        raw_audio = pipeline.audio_vae.encode(log_mel(torch.from_numpy(clips.audio[rows]))).latent_dist.mode()
-        packed = normalise_latents(pipeline, raw_video, raw_audio)
-        video, audio = decode_latents(pipeline, *packed)
-        frames.append(tensor_to_video(video))
-        sounds.append(audio.numpy().astype(np.float32))
-        latents.append(packed)
-    return ClipSet(
-        clips.prompts,
-        np.concatenate(frames),
-        np.concatenate(sounds),
-        torch.cat([pair[0] for pair in latents]),
-        torch.cat([pair[1] for pair in latents]),
-    )
+    latents = encode_clips(backbone.pipeline, clips.clips)
+    return ClipSet(clips.prompts, backbone.decode(latents), latents)
 
 
 def even_prompts(count: int) -> list[WorldPrompt]:
@@ -141,13 +81,14 @@ def even_prompts(count: int) -> list[WorldPrompt]:
     return [ALL_PROMPTS[index % len(ALL_PROMPTS)] for index in range(count)]
 
 
-def measure_clips(clips: ClipSet, statistics: dict[str, WorldStatistics] | None = None) -> dict[str, float]:
+def measure_clips(clips: ClipSet, statistics: Mapping[Modality, WorldStatistics] | None = None) -> dict[str, float]:
     """All measures of a set of clips, averaged; see `measure` for each.
 
     Shuffled pairs take the audio of another clip of the same caption where there is one (32 clips further on).
     """
-    contacts = [measure.visual_contacts(video) for video in clips.video]
-    onsets = [np.maximum(measure.audio_onsets(audio) - measure.VOCODER_LATENCY_S, 0.0) for audio in clips.audio]
+    videos, sounds = [clip.video_FHWC for clip in clips.clips], [clip.audio_CS[0] for clip in clips.clips]
+    contacts = [measure.visual_contacts(video) for video in videos]
+    onsets = [np.maximum(measure.audio_onsets(audio) - measure.VOCODER_LATENCY_S, 0.0) for audio in sounds]
     count = len(contacts)
     step = len(ALL_PROMPTS) if count > len(ALL_PROMPTS) else 1
     shuffled = [onsets[(index + step) % count] for index in range(count)]
@@ -155,7 +96,7 @@ def measure_clips(clips: ClipSet, statistics: dict[str, WorldStatistics] | None 
     shuffled_f1 = np.asarray([measure.soft_f1(a, b) for a, b in zip(contacts, shuffled, strict=True)])
     gap_error = float((paired_f1 - shuffled_f1).std() / np.sqrt(count))
     row: dict[str, list[float]] = {}
-    for prompt, video, audio in zip(clips.prompts, clips.video, clips.audio, strict=True):
+    for prompt, video, audio in zip(clips.prompts, videos, sounds, strict=True):
         colour, motion = measure.colour_probabilities(video), measure.motion_probabilities(video)
         sound = measure.sound_shares(audio)
         values = {
@@ -184,10 +125,10 @@ def measure_clips(clips: ClipSet, statistics: dict[str, WorldStatistics] | None 
         ),
         "median offset (ms)": float(1000.0 * np.nanmedian(offsets)),
     }
-    if statistics is not None and clips.video_latents is not None and clips.audio_latents is not None:
-        for name, latents in (("video", clips.video_latents), ("audio", clips.audio_latents)):
-            found[f"{name} distance to clean world"] = frechet_distance(latents, statistics[name])
-            found[f"{name} diversity"] = diversity(latents, statistics[name])
+    if statistics is not None and clips.latents is not None:
+        for modality, latents in clips.latents.items():
+            found[f"{modality} distance to clean world"] = frechet_distance(latents, statistics[modality])
+            found[f"{modality} diversity"] = diversity(latents, statistics[modality])
     return found
 
 

@@ -2,7 +2,8 @@
 
 `build_pipeline` puts the closed-form codecs together with an untrained transformer, untrained connectors, a random
 frozen text encoder and a word tokenizer; `save_pipeline` writes the directory that `LTX2Pipeline.from_pretrained`
-loads. The text encoder is random on purpose: its features tell the 18 words of the world apart, which is enough.
+loads, and `load_backbone` reads it as the backbone that jobs sample and train. The text encoder is random on purpose:
+its features tell the 18 words of the world apart, which is enough.
 
 Shapes: 25 frames of 32x32 give 7 x 2 x 2 = 28 video tokens of 40 channels and 52 audio tokens of 16 channels.
 """
@@ -10,9 +11,12 @@ Shapes: 25 frames of 32x32 give 7 x 2 x 2 = 28 video tokens of 40 channels and 5
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import (
     FlowMatchEulerDiscreteScheduler,
@@ -34,8 +38,12 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from accord.world.scene import ALL_PROMPTS, FPS, FRAMES, SAMPLE_RATE
-from tiny_models.codecs import AUDIO_LATENTS, MEL_BANDS, VIDEO_LATENTS, VIDEO_PATCH
+from accord.backbones.ltx2.model import LTX2Backbone
+from accord.backbones.ltx2.model_dir import inspect_model_dir
+from accord.config.backbones import LTX2Spec, SamplingSpec
+from accord.types import Clip, Modality
+from accord.world.scene import ALL_PROMPTS, FPS, FRAMES, SIZE
+from tiny_models.codecs import AUDIO_LATENTS, MEL_BANDS, VIDEO_LATENTS, VIDEO_PATCH, log_mel, video_to_tensor
 
 TEXT_TOKENS = 16
 TEXT_WIDTH = 64
@@ -44,9 +52,8 @@ HEADS = 4
 VIDEO_HEAD_DIM = 32
 AUDIO_HEAD_DIM = 24
 LAYERS = 4
-LATENT_GRID = (7, 2, 2)
-AUDIO_TOKENS = 52
 AUDIO_CHANNELS = AUDIO_LATENTS * MEL_BANDS // 4
+CLIP = SamplingSpec(frames=FRAMES, height=SIZE, width=SIZE, fps=FPS)
 SPECIAL_WORDS = ("<pad>", "<eos>", "<bos>", "<unk>")
 PARTS = ("transformer", "vae", "audio_vae", "vocoder", "text_encoder", "connectors")
 
@@ -214,11 +221,12 @@ def _state(module: torch.nn.Module) -> dict[str, Tensor]:
     return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
-def load_pipeline(directory: Path) -> Any:
-    """Load a pipeline directory in float32 for the CPU."""
+def load_backbone(directory: Path) -> LTX2Backbone:
+    """Load a pipeline directory in float32 for the CPU: every weight may train, and no adapter lies over it."""
     pipeline: Any = LTX2Pipeline.from_pretrained(directory, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    path = str(directory)
+    return LTX2Backbone(pipeline, LTX2Spec(path=path), inspect_model_dir(path), CLIP, "cpu")
 
 
 @torch.no_grad()
@@ -230,27 +238,29 @@ def encode_text(pipeline: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
     return embeds, mask
 
 
-def normalise_latents(pipeline: Any, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-    """What the transformer sees: raw latents [B, 40, 7, 2, 2] and [B, 4, 52, 4] to [B, 28, 40] and [B, 52, 16]."""
-    stats = pipeline.vae
-    packed_video = pipeline._pack_latents(pipeline._normalize_latents(video, stats.latents_mean, stats.latents_std))
-    stats = pipeline.audio_vae
-    packed_audio = pipeline._normalize_audio_latents(
-        pipeline._pack_audio_latents(audio), stats.latents_mean, stats.latents_std
-    )
-    return packed_video, packed_audio
-
-
 @torch.no_grad()
-def decode_latents(pipeline: Any, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-    """Packed normalised latents [B, 28, 40], [B, 52, 16] to frames [B, 3, 25, 32, 32] and audio [B, 32800]."""
+def encode_clips(pipeline: Any, clips: Iterable[Clip], batch: int = 64) -> dict[Modality, Tensor]:
+    """Latents of clips as the transformer sees them, by modality: [N, 28, 40] and [N, 52, 16]."""
+    videos: list[Tensor] = []
+    audios: list[Tensor] = []
+    waiting = iter(clips)
+    while part := list(islice(waiting, batch)):
+        frames = video_to_tensor(np.stack([clip.video_FHWC for clip in part]))
+        mel = log_mel(torch.from_numpy(np.stack([clip.audio_CS[0] for clip in part])))
+        video = pipeline.vae.encode(frames).latent_dist.mode()
+        audio = pipeline.audio_vae.encode(mel).latent_dist.mode()
+        packed = normalise_latents(pipeline, video, audio)
+        videos.append(packed["video"])
+        audios.append(packed["audio"])
+    return {"video": torch.cat(videos), "audio": torch.cat(audios)}
+
+
+def normalise_latents(pipeline: Any, video: Tensor, audio: Tensor) -> dict[Modality, Tensor]:
+    """Raw latents [B, 40, 7, 2, 2] and [B, 4, 52, 4] as the transformer sees them: [B, 28, 40] and [B, 52, 16]."""
     vae, audio_vae = pipeline.vae, pipeline.audio_vae
-    raw = pipeline._unpack_latents(video, *LATENT_GRID)
-    frames = vae.decode(pipeline._denormalize_latents(raw, vae.latents_mean, vae.latents_std)).sample
-    sound = pipeline._denormalize_audio_latents(audio, audio_vae.latents_mean, audio_vae.latents_std)
-    mel = audio_vae.decode(pipeline._unpack_audio_latents(sound, AUDIO_TOKENS, MEL_BANDS // 4)).sample
-    return frames, pipeline.vocoder(mel)[:, 0]
-
-
-assert 4 * (LATENT_GRID[0] - 1) + 1 == FRAMES, "the clip length fits the latent grid"
-assert round(FRAMES / FPS * SAMPLE_RATE / 160 / 4) == AUDIO_TOKENS, "the pipeline derives the same audio length"
+    normal = pipeline._normalize_latents(video, vae.latents_mean, vae.latents_std)
+    packed = pipeline._pack_audio_latents(audio)
+    return {
+        "video": pipeline._pack_latents(normal),
+        "audio": pipeline._normalize_audio_latents(packed, audio_vae.latents_mean, audio_vae.latents_std),
+    }

@@ -9,6 +9,7 @@ Shapes: N clips, T tokens, C channels, D = T x C, K = 16 components.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from accord.types import MODALITIES, Modality
+
 COMPONENTS = 16
 CLEAN_WORLD = Path(__file__).parent / "pretrained" / "clean_world.safetensors"
-MODALITIES = ("video", "audio")
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,13 @@ def fit_statistics(latents: Tensor) -> WorldStatistics:
     )
 
 
-def save_clean_world(statistics: dict[str, WorldStatistics], path: Path = CLEAN_WORLD) -> None:
+def save_clean_world(statistics: Mapping[Modality, WorldStatistics], path: Path = CLEAN_WORLD) -> None:
     """Write the statistics of both modalities into one safetensors file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file({f"{name}.{key}": value for name in MODALITIES for key, value in vars(statistics[name]).items()}, path)
 
 
-def load_clean_world(path: Path = CLEAN_WORLD) -> dict[str, WorldStatistics]:
+def load_clean_world(path: Path = CLEAN_WORLD) -> dict[Modality, WorldStatistics]:
     """The statistics of the clean world by modality, `video` and `audio`."""
     tensors = load_file(path)
     keys = WorldStatistics.__dataclass_fields__

@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from accord.types import Clip
+
 FRAMES = 25
 FPS = 12.0
 SIZE = 32
@@ -143,7 +145,7 @@ IMPERFECT = Imperfections(offset=0.40, hiss=0.60, flicker=0.45, wrong_colour=0.2
 
 
 @dataclass(frozen=True)
-class Clip:
+class WorldClip:
     """One clip with its caption and the truth behind it.
 
     `video` is uint8 [F, H, W, 3]; `audio` is float32 [S] in [-1, 1]; `contacts` are the frame times (s) of the
@@ -156,6 +158,11 @@ class Clip:
     audio: Float
     contacts: Float
     onsets: Float
+
+    @property
+    def clip(self) -> Clip:
+        """What can be seen and heard of it."""
+        return Clip(self.video, FPS, self.audio[None], SAMPLE_RATE)
 
 
 @dataclass(frozen=True)
@@ -258,7 +265,7 @@ def _draw_motion(motion: str, rng: np.random.Generator) -> _Motion:
     return _bounce(period, phase, place) if motion == "bouncing" else _slide(period, phase, place, start_left)
 
 
-def make_clip(prompt: WorldPrompt, seed: int, index: int, imperfections: Imperfections = CLEAN) -> Clip:
+def make_clip(prompt: WorldPrompt, seed: int, index: int, imperfections: Imperfections = CLEAN) -> WorldClip:
     """Make the clip `(seed, index)` of a caption, with the given chances of being imperfect.
 
     The same arguments always give the same bytes. Draws are made in a fixed order whether or not they are used, so
@@ -290,12 +297,12 @@ def make_clip(prompt: WorldPrompt, seed: int, index: int, imperfections: Imperfe
     gains = np.clip(1.0 + flicker * flicker_noise, 0.5, 1.5).astype(np.float32)
     audio = np.clip(render_audio(onsets, shown.sound) + hiss * hiss_noise, -1.0, 1.0).astype(np.float32)
     heard = onsets[(onsets >= 0.0) & (onsets < AUDIO_SAMPLES / SAMPLE_RATE)]
-    return Clip(prompt, shown, render_video(motion, shown.colour, gains), audio, contacts, heard)
+    return WorldClip(prompt, shown, render_video(motion, shown.colour, gains), audio, contacts, heard)
 
 
 def make_clips(
     count: int, seed: int, imperfections: Imperfections = CLEAN, prompts: tuple[WorldPrompt, ...] = ALL_PROMPTS
-) -> Iterator[Clip]:
+) -> Iterator[WorldClip]:
     """Yield `count` clips that go through `prompts` in turn; clip i is `make_clip(prompts[i % P], seed, i)`."""
     for index in range(count):
         yield make_clip(prompts[index % len(prompts)], seed, index, imperfections)

@@ -23,7 +23,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def clips():
-    return [Clip(clip.video, FPS, clip.audio[None], SAMPLE_RATE) for clip in make_clips(6, 5, IMPERFECT)]
+    return [made.clip for made in make_clips(6, 5, IMPERFECT)]
 
 
 @pytest.mark.parametrize("name", REWARDS)

@@ -5,6 +5,7 @@ A block that begins with the name of a file (`# package/module.py: …`) is that
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from accord.types import Clip, Prompt
-from tiny_models.card import _INTRO
+from tiny_models.card import Measured, write_card
 
 ROOT = Path(__file__).resolve().parents[2]
 SKIPPED = {".venv", ".git", "node_modules", "runs"}
@@ -45,9 +46,11 @@ def test_an_example_runs(example: tuple[str, str], monkeypatch: pytest.MonkeyPat
         assert len(made["clip"].frames[0]) == 25 and np.isfinite(made["clip"].audio.float().numpy()).all()
 
 
-def test_the_card_that_is_written_is_the_one_that_ships() -> None:
-    shipped = (ROOT / "accord/world/pretrained/tiny-ltx2/README.md").read_text(encoding="utf-8")
-    assert shipped.startswith(_INTRO)
+def test_the_card_that_is_written_is_the_one_that_ships(tmp_path: Path) -> None:
+    shipped = ROOT / "accord/world/pretrained/tiny-ltx2"
+    write_card(tmp_path, Measured(**json.loads((shipped / "measured.json").read_text(encoding="utf-8"))))
+    for name in ("README.md", "measured.json"):
+        assert (tmp_path / name).read_text(encoding="utf-8") == (shipped / name).read_text(encoding="utf-8")
 
 
 def test_the_reward_in_the_docs_scores_a_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from ray.serve.context import _get_global_client
 from accord.config.rewards import AudioAestheticsReward, ClapReward, SyncReward
 from accord.errors import RewardError, SpecError
 from accord.types import Clip, Prompt
-from accord.world.scene import FPS, IMPERFECT, SAMPLE_RATE, make_clips
+from accord.world.scene import IMPERFECT, make_clips
 from reward_servers import app
 from reward_servers.client import LocalScorer, ServeScorer
 from reward_servers.wire import write_body
@@ -51,7 +51,7 @@ def groups() -> list[tuple[Prompt, list[Clip]]]:
         clips = list(make_clips(4, 20 + index, IMPERFECT))
         asked = clips[0].prompt
         prompt = Prompt(asked.id, asked.prompt_av, asked.prompt_v, asked.prompt_a)
-        made.append((prompt, [Clip(clip.video, FPS, clip.audio[None], SAMPLE_RATE) for clip in clips]))
+        made.append((prompt, [clip.clip for clip in clips]))
     return made
 
 

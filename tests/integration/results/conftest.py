@@ -14,8 +14,7 @@ from accord.config.job import JobSpec
 from accord.events import StepCompleted
 from accord.media import write_mp4
 from accord.seeds import derive_seed
-from accord.types import Clip
-from accord.world.scene import CLEAN, FPS, HELD_OUT_PROMPTS, SAMPLE_RATE, Imperfections, make_clip, write_prompt_file
+from accord.world.scene import CLEAN, HELD_OUT_PROMPTS, Imperfections, make_clip, write_prompt_file
 
 RUN_JOB_ID = "job-01jdemo0000example0000000"
 BROKEN = Imperfections(offset=1.0, hiss=1.0, flicker=0.8, wrong_colour=0.5, wrong_sound=0.3)
@@ -101,8 +100,7 @@ def _evaluation(run_dir: Path, step: int, pairs: int) -> None:
         prompt, seed = HELD_OUT_PROMPTS[index], SEEDS[index]
         samples.append({"prompt": prompt.id, "seed": seed, "scores": {"sync": 0.2}, "reasons": {"sync": "ok"}})
         if index < pairs:
-            made = make_clip(prompt, 11, index, CLEAN if step else BROKEN)
-            clip = Clip(made.video, FPS, made.audio[None], SAMPLE_RATE)
+            clip = make_clip(prompt, 11, index, CLEAN if step else BROKEN).clip
             write_mp4(clip, run_dir / "clips" / f"{prompt.id}-{seed}-{'tuned' if step else 'base'}.mp4")
     body = {
         "at": 0.0, "type": "evaluation", "step": step, "role": "policy", "rewards": rewards, "held_out": held_out,

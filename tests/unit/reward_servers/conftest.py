@@ -15,7 +15,7 @@ def _pairs(imperfections: Imperfections) -> list[tuple[Prompt, Clip]]:
     for clip in make_clips(COUNT, 11, imperfections):
         asked = clip.prompt
         prompt = Prompt(asked.id, asked.prompt_av, asked.prompt_v, asked.prompt_a)
-        pairs.append((prompt, Clip(clip.video, FPS, clip.audio[None], SAMPLE_RATE)))
+        pairs.append((prompt, clip.clip))
     return pairs
 
 
