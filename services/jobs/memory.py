@@ -136,7 +136,8 @@ class InMemoryJobStore:
             job = job.model_copy(
                 update={"epoch": job.epoch + 1, "owner": owner, "started_at": job.started_at or now}
             )  # fmt: skip
-            return Claimed(self._move(job, JobState.STARTING, Reason.NONE, ""), lost)
+            job = self._move(job, JobState.STARTING, Reason.NONE, "")
+            return Claimed(job, lost, self._events[job.id][-1].id)
 
     def beat(self, job_id: str, epoch: int, lease_s: float) -> Beat:
         """See JobStore."""

@@ -234,10 +234,10 @@ class RedisJobStore:
 
     def claim(self, owner: str, lease_s: float, backoff_s: float) -> Claimed:
         """See JobStore."""
-        word, fields, lost, gone = self._run("claim", owner, _ms(lease_s), _ms(backoff_s))
+        word, fields, lost, gone, event_id = self._run("claim", owner, _ms(lease_s), _ms(backoff_s))
         self._missing(gone)
         job = self._claimed(fields) if word == "CLAIMED" else None
-        return Claimed(job, tuple(read_jobs(Job, lost, self._unreadable)))
+        return Claimed(job, tuple(read_jobs(Job, lost, self._unreadable)), event_id)
 
     def _claimed(self, fields: list[Any]) -> Job | None:
         """The job to run; one that cannot be read goes back for a while, perhaps another release can."""

@@ -78,6 +78,8 @@ class Claimed:
     """To run; None when none is ready."""
     lost: tuple[Job, ...]
     """Jobs whose lease had run out, as they are now: queued again, failed or cancelled."""
+    event_id: str = ""
+    """Place of the claim in the job's history; what comes after it is of this attempt or of a later one."""
 
 
 @dataclass(frozen=True, slots=True)

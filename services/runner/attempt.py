@@ -34,6 +34,7 @@ from services import guard, processes
 from services.api.metrics import Metrics
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.store import Beat, JobStore
+from services.runner.exit_status import ExitStatus
 from services.runner.gate import Gate
 from services.runner.prometheus import TrainingMetrics
 
@@ -41,8 +42,6 @@ log = logging.getLogger("accord.runner")
 
 MARK = "ACCORD_ATTEMPT"
 """Environment variable that every process of an attempt carries: `job id:epoch`."""
-SUCCEEDED, USER_ERROR, RETRYABLE, FENCED, UNAVAILABLE = 0, 10, 11, 12, 14
-"""Exit statuses of an attempt that mean something here; see launch.py."""
 MAX_RELEASES = 20
 """So often a job is given back without counting a lost attempt; after that, what was away for it counts."""
 OTHER_RELEASE_S = 60.0
@@ -104,14 +103,15 @@ class Runner:
 class Attempt:
     """One leased execution."""
 
-    def __init__(self, runner: Runner, job: Job, environment: Mapping[str, str]) -> None:
+    def __init__(self, runner: Runner, job: Job, since: str, environment: Mapping[str, str]) -> None:
+        """`since` is the place of its claim in the job's history: what stands after it is this attempt's."""
         self._of, self._job = runner, job
         self._environment = environment
         self._settings, self._store = runner.settings, runner.store
         self._last_ok = self._last_try = time.monotonic()
         self._stop: Stop | None = None
         self._kill_at = float("inf")
-        self._cursor = f"{max(0, int(job.updated_at * 1000) - 1)}-0"
+        self._cursor = since
         self._failed: Failed | None = None
 
     def run(self, stop: threading.Event) -> Job | None:
@@ -252,13 +252,13 @@ class Attempt:
         None when the attempt has no say any more.
         """
         store, key, said = self._store, self._key, self._failed.message if self._failed else ""
-        if self._stop is Stop.FENCED or status == FENCED:
+        if self._stop is Stop.FENCED or status == ExitStatus.FENCED:
             return None
         if self._stop is Stop.SILENT:
             return self._give_back(self._stop.value)
-        if status == SUCCEEDED:
+        if status == ExitStatus.SUCCEEDED:
             return lambda: store.finish(*key, JobState.SUCCEEDED, Reason.NONE)
-        if status == USER_ERROR:
+        if status == ExitStatus.USER_ERROR:
             return lambda: store.finish(*key, JobState.FAILED, Reason.USER_ERROR, said)
         if self._stop is Stop.CANCEL:
             return lambda: store.finish(*key, JobState.CANCELLED, Reason.CANCELLED)
@@ -268,7 +268,7 @@ class Attempt:
             return lambda: store.release(*key)
         away = (
             (said or "something it needs is away")
-            if status == UNAVAILABLE
+            if status == ExitStatus.UNAVAILABLE
             else self._of.gate.outlived(self._environment)
         )
         if away:
@@ -294,7 +294,7 @@ class Attempt:
 
     def _loss(self, status: int, said: str) -> tuple[Reason, str]:
         place = f"see logs/attempt-{self._job.epoch}.log"
-        if status in {RETRYABLE, UNAVAILABLE}:
+        if status in {ExitStatus.RETRYABLE, ExitStatus.UNAVAILABLE}:
             rewards = self._failed is not None and self._failed.reason == RewardError.reason
             return Reason.REWARD if rewards else Reason.INFRASTRUCTURE, said or place
         if status < 0:

@@ -1,9 +1,8 @@
 """The composition root: one attempt of one job, from its lease to its outcome. The only module that knows every room.
 
 consumes: a claimed job (id, epoch) from the store; waits for: groups, steps, deadlines; produces: the run folder and
-the job's events; unblocked by: SIGTERM, which ends the attempt in an orderly way. How it ended is the exit code:
-0 succeeded, 10 the job itself is wrong, 11 worth another attempt, 12 a newer attempt owns the job, 13 told to stop,
-14 something it needs is away (store, Ray, room on the disk): give the job back.
+the job's events; unblocked by: SIGTERM, which ends the attempt in an orderly way. How it ended is the exit status
+(exit_status.py).
 """
 
 from __future__ import annotations
@@ -24,28 +23,16 @@ from accord.config.preflight import preflight
 from accord.config.prompts import load_prompts
 from accord.config.settings import Settings
 from accord.disk import patiently
-from accord.errors import (
-    AccordError,
-    Fenced,
-    IncompatibleSpec,
-    NonFiniteError,
-    StoreUnavailable,
-    Unreachable,
-    UserError,
-    VolumeFull,
-    ours,
-)
-from accord.events import Failed, Progress, Warned
+from accord.errors import AccordError, Unreachable, ours
+from accord.events import EventSink, Failed, Progress, Warned
 from services.connections import ray_address
+from services.runner.exit_status import ExitStatus
 from services.runner.inputs import Pins, pin_inputs
 from services.runner.sink import StoreEventSink
 
 if TYPE_CHECKING:
     from learner.workers import TrainResult
 
-SUCCEEDED, USER_ERROR, RETRYABLE, FENCED, TERMINATED, UNAVAILABLE = 0, 10, 11, 12, 13, 14
-
-_AWAY = (VolumeFull, StoreUnavailable, Unreachable, IncompatibleSpec)
 _Shared = TypeVar("_Shared")
 
 log = logging.getLogger("accord.launch")
@@ -73,40 +60,33 @@ def _terminate(*_: Any) -> None:
     raise Terminated
 
 
-def attempt(settings: Settings, job_id: str, epoch: int) -> int:
-    """Run the attempt; every way it can end becomes one exit code and, if it failed, one typed event."""
+def attempt(settings: Settings, job_id: str, epoch: int) -> ExitStatus:
+    """Run the attempt; every way it can end becomes one exit status and, if it failed, one typed event."""
     sink = StoreEventSink(settings, job_id, epoch)
     try:
         _attempt(settings, sink, job_id, epoch)
     except Terminated:
-        return TERMINATED
+        return ExitStatus.TERMINATED
     except Exception as error:
         return _ended(sink, error)
-    return SUCCEEDED
+    return ExitStatus.SUCCEEDED
 
 
-def _ended(sink: StoreEventSink, error: Exception) -> int:
-    """The exit code for an error; one of ours counts as itself, whatever it came wrapped in."""
+def _ended(sink: EventSink, error: Exception) -> ExitStatus:
+    """The exit status for an error; one of ours counts as itself, whatever it came wrapped in."""
     found = ours(error) or error
-    if isinstance(found, Fenced):
+    status = ExitStatus.of(found)
+    if status is ExitStatus.FENCED:
         log.warning("a newer attempt owns this job; stopping")
-        return FENCED
-    if isinstance(found, UserError | NonFiniteError):
-        return _failed(sink, found, found.reason, USER_ERROR)
-    if isinstance(found, _AWAY):
-        return _failed(sink, found, found.reason, UNAVAILABLE)
-    # whatever else it was, the job gets a typed event and another attempt
-    return _failed(sink, found, found.reason if isinstance(found, AccordError) else "internal", RETRYABLE)
-
-
-def _failed(sink: StoreEventSink, error: Exception, reason: str, code: int) -> int:
-    log.error("attempt failed", exc_info=error)
-    message = f"{type(error).__name__}: {error}"
+        return status
+    log.error("attempt failed", exc_info=found)
+    reason = found.reason if isinstance(found, AccordError) else AccordError.reason
+    message = f"{type(found).__name__}: {found}"
     try:
-        sink.emit(Failed(reason=reason, message=message[:2000], retryable=code != USER_ERROR))
+        sink.emit(Failed(reason=reason, message=message[:2000], retryable=status is not ExitStatus.USER_ERROR))
     except AccordError as refused:
         log.warning("the failure could not be reported: %s", refused)
-    return code
+    return status
 
 
 def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) -> None:

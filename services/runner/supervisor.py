@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from accord.errors import ServiceError
 from services.jobs.job import Job
+from services.jobs.store import Claimed
 from services.results.conclude import conclude_unfinished
 from services.runner.attempt import Attempt, Runner
 from services.runner.janitor import keep_clean
@@ -68,11 +69,11 @@ class Supervisor(Runner):
         if not self._open():
             stop.wait(1.0)
             return
-        job = self._claim()
-        if job is None:
+        claimed = self._claim()
+        if claimed.job is None:
             stop.wait(min(0.5, self.settings.lease_s / 6))
         else:
-            self._ended(Attempt(self, job, self.environment()).run(stop))
+            self._ended(Attempt(self, claimed.job, claimed.event_id, self.environment()).run(stop))
 
     def _open(self) -> bool:
         """Whether a claimed job could run here now; a change is told once."""
@@ -85,7 +86,7 @@ class Supervisor(Runner):
         self._closed = missing
         return not missing
 
-    def _claim(self) -> Job | None:
+    def _claim(self) -> Claimed:
         claimed = self.store.claim(self.owner, self.settings.lease_s, self.backoff_s())
         for lost in claimed.lost:
             log.warning("the lease of %s, attempt %d had run out", lost.id, lost.epoch)
@@ -97,7 +98,7 @@ class Supervisor(Runner):
             self.metrics.counter("accord_attempts_total").inc()
             if job.epoch == 1:
                 self.metrics.histogram("accord_queue_wait_seconds").observe(max(0.0, job.updated_at - job.created_at))
-        return job
+        return claimed
 
     def _ended(self, job: Job | None) -> None:
         """Count a job that has ended, and leave a report when it ended without success."""

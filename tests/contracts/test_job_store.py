@@ -21,7 +21,8 @@ from tests.contracts.stores import BACKOFF, LEASE, states, step_event, submit
 
 def test_a_job_lives_from_queue_to_success(store: JobStore) -> None:
     job_id = submit(store)
-    job = store.claim("a", LEASE, BACKOFF).job
+    claimed = store.claim("a", LEASE, BACKOFF)
+    job = claimed.job
     assert job is not None and (job.id, job.epoch, job.state, job.owner) == (job_id, 1, JobState.STARTING, "a")
     assert job.started_at is not None and job.finished_at is None
     store.running(job_id, 1)
@@ -31,6 +32,8 @@ def test_a_job_lives_from_queue_to_success(store: JobStore) -> None:
     done = store.finish(job_id, 1, JobState.SUCCEEDED, Reason.NONE)
     assert done.finished and done.step == 2 and done.finished_at is not None
     assert states(store, job_id) == ["queued", "starting", "running", "succeeded"]
+    since = [entry.event.type for entry in store.events(job_id, claimed.event_id)]
+    assert since == ["state", "step", "state"], "what comes after the claim is the attempt's"
     assert store.claim("a", LEASE, BACKOFF).job is None
 
 

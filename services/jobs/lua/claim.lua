@@ -53,15 +53,15 @@ end
 local skipped = 0
 while true do
   local id = redis.call('ZRANGE', P .. 'ready', skipped, skipped)[1]
-  if not id then return { 'NONE', {}, lost, gone } end
+  if not id then return { 'NONE', {}, lost, gone, '' } end
   if belongs(id, 'ready', queued, gone) then
     local key = key_of(id)
     redis.call('ZREM', P .. 'ready', id)
     redis.call('HSET', key, 'owner', ARGV[1], 'epoch', (tonumber(redis.call('HGET', key, 'epoch')) or 0) + 1)
     redis.call('HSETNX', key, 'started_at', ms(now))
     redis.call('ZADD', P .. 'leases', ms(now + tonumber(ARGV[2])), id)
-    move(id, 'starting', '', '', now)
-    return { 'CLAIMED', redis.call('HGETALL', key), lost, gone }
+    local event_id = move(id, 'starting', '', '', now)
+    return { 'CLAIMED', redis.call('HGETALL', key), lost, gone, event_id }
   end
   if redis.call('ZSCORE', P .. 'ready', id) then skipped = skipped + 1 end
 end

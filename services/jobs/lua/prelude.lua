@@ -61,7 +61,7 @@ end
 
 local function note(id, now)
   local job = redis.call('HMGET', key_of(id), 'state', 'reason', 'epoch')
-  add_event(id, cjson.encode({
+  return add_event(id, cjson.encode({
     type = 'state', at = now / 1000, state = job[1], reason = job[2], attempt = tonumber(job[3])
   }), now)
 end
@@ -96,7 +96,7 @@ local function place(id)
   return tonumber(redis.call('HGET', key_of(id), 'sequence')) or redis.call('INCR', P .. 'sequence')
 end
 
--- Move a job to another state if the table allows it, and say so in its history.
+-- Move a job to another state if the table allows it, and say so in its history. Returns that event's id, else false.
 local function move(id, to, reason, message, now)
   local key = key_of(id)
   local from = redis.call('HGET', key, 'state')
@@ -111,8 +111,7 @@ local function move(id, to, reason, message, now)
     redis.call('ZREM', P .. 'ready', id)
     redis.call('ZREM', P .. 'delayed', id)
   end
-  note(id, now)
-  return true
+  return note(id, now)
 end
 
 -- nil when the attempt owns the job, else the answer that says why not.

@@ -19,18 +19,19 @@ from accord.errors import (
 from accord.events import Event, Failed
 from services.cli.client import on_loopback
 from services.guard import without_loopback_proxy
-from services.runner.launch import FENCED, RETRYABLE, UNAVAILABLE, USER_ERROR, _ended
+from services.runner.exit_status import ExitStatus
+from services.runner.launch import _ended
 
 ENDS = [
-    (SpecError([("/rewards/1", "reward clap could not be started")]), USER_ERROR, "invalid_spec"),
-    (ModelError("no such directory"), USER_ERROR, "invalid_model"),
-    (NonFiniteError("step 3: loss/video is nan"), USER_ERROR, "nonfinite"),
-    (RewardError("sync is down"), RETRYABLE, "reward"),
-    (AccordError("the learner ranks failed"), RETRYABLE, "internal"),
-    (KeyError("x"), RETRYABLE, "internal"),
-    (VolumeFull("no room"), UNAVAILABLE, "volume_full"),
-    (Unreachable("no Ray"), UNAVAILABLE, "unreachable"),
-    (StoreUnavailable("gone"), UNAVAILABLE, "store_unavailable"),
+    (SpecError([("/rewards/1", "reward clap could not be started")]), ExitStatus.USER_ERROR, "invalid_spec"),
+    (ModelError("no such directory"), ExitStatus.USER_ERROR, "invalid_model"),
+    (NonFiniteError("step 3: loss/video is nan"), ExitStatus.USER_ERROR, "nonfinite"),
+    (RewardError("sync is down"), ExitStatus.RETRYABLE, "reward"),
+    (AccordError("the learner ranks failed"), ExitStatus.RETRYABLE, "internal"),
+    (KeyError("x"), ExitStatus.RETRYABLE, "internal"),
+    (VolumeFull("no room"), ExitStatus.UNAVAILABLE, "volume_full"),
+    (Unreachable("no Ray"), ExitStatus.UNAVAILABLE, "unreachable"),
+    (StoreUnavailable("gone"), ExitStatus.UNAVAILABLE, "store_unavailable"),
 ]
 
 
@@ -44,23 +45,23 @@ class Told(list[Event]):
 @pytest.mark.parametrize(("error", "code", "reason"), ENDS, ids=[type(error).__name__ for error, *_ in ENDS])
 @pytest.mark.parametrize("layers", [0, 2])
 def test_an_error_ends_the_attempt_by_its_class_however_it_came(
-    error: Exception, code: int, reason: str, layers: int
+    error: Exception, code: ExitStatus, reason: str, layers: int
 ) -> None:
     arrived = error
     for _ in range(layers):
         arrived = RayTaskError("call", "traceback", arrived, "", 1, "127.0.0.1").as_instanceof_cause()
     told = Told()
-    assert _ended(told, arrived) == code  # type: ignore[arg-type]
+    assert _ended(told, arrived) is code
     (event,) = told
     assert isinstance(event, Failed)
-    assert (event.reason, event.retryable) == (reason, code != USER_ERROR)
+    assert (event.reason, event.retryable) == (reason, code != ExitStatus.USER_ERROR)
     if isinstance(error, AccordError):
         assert event.message == f"{type(error).__name__}: {error}"
 
 
 def test_a_fenced_attempt_says_nothing() -> None:
     told = Told()
-    assert _ended(told, Fenced("another owns it")) == FENCED and not told  # type: ignore[arg-type]
+    assert _ended(told, Fenced("another owns it")) is ExitStatus.FENCED and not told
 
 
 def test_loopback_is_added_to_no_proxy_in_both_spellings() -> None:
