@@ -6,11 +6,13 @@ Events are built strictly and read leniently (`read_event`): another release may
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-Phase = Literal["startup", "rollout", "reward", "learn", "publish", "checkpoint", "evaluate"]
+Phase = Literal["rollout", "reward", "learn", "publish", "checkpoint", "startup", "evaluate"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""Those of every step first, in their order."""
 
 
 class Event(BaseModel):

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from accord.types import MODALITIES
+
 
 @dataclass(frozen=True, slots=True)
 class Metric:
@@ -18,6 +20,28 @@ class Metric:
     help: str
     labels: tuple[str, ...] = ()
     buckets: tuple[float, ...] = ()
+    number: str = ""
+    """Name of the number in `StepCompleted.metrics` that a gauge shows; `{label}` stands for the value of a label."""
+
+    def named(self, **labels: str) -> str:
+        """Name of the number for these labels, for example `reward/sync/mean`."""
+        return self.number.format(**labels)
+
+    def labels_in(self, name: str) -> tuple[str, ...] | None:
+        """Values of the labels that a number's name holds; None when it names another number."""
+        before, placeholder, rest = self.number.partition("{")
+        if not placeholder:
+            return () if self.number and name == self.number else None
+        label, _, after = rest.partition("}")
+        value = name[len(before) : len(name) - len(after)]
+        fits = value in MODALITIES if label == "modality" else value and "/" not in value
+        return (value,) if fits and name == before + value + after else None
+
+
+def _shown(name: str, number: str, help: str) -> Metric:
+    """A gauge that shows one number of each step; a `{label}` in the number's name is a label of the gauge."""
+    label = number.partition("{")[2].partition("}")[0]
+    return Metric(name, "gauge", help, ("job_id", label) if label else ("job_id",), number=number)
 
 
 _SECONDS = (0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 900)
@@ -45,17 +69,19 @@ TABLE: tuple[Metric, ...] = (
     Metric("accord_train_step", "gauge", "Last completed optimizer step.", ("job_id",)),
     Metric("accord_train_last_step_timestamp_seconds", "gauge", "Unix time of the last completed step.", ("job_id",)),
     Metric("accord_train_step_seconds", "gauge", "Wall time of the last step.", ("job_id",)),
-    Metric("accord_train_reward_mean", "gauge", "Mean valid reward of the last step.", ("job_id", "reward")),
-    Metric("accord_train_reward_std", "gauge", "Spread of the reward in the last step.", ("job_id", "reward")),
-    Metric("accord_train_reward_valid_ratio", "gauge", "Share of valid scores.", ("job_id", "reward")),
-    Metric("accord_train_loss", "gauge", "Loss per modality.", ("job_id", "modality")),
-    Metric("accord_train_reference_distance", "gauge", "Distance to the base policy.", ("job_id", "modality")),
-    Metric("accord_train_policy_ratio", "gauge", "Mean ratio to the policy that sampled.", ("job_id", "modality")),
-    Metric("accord_train_policy_clip_ratio", "gauge", "Share of ratios that were clipped.", ("job_id", "modality")),
-    Metric("accord_train_advantage_std", "gauge", "Spread of the advantages.", ("job_id", "modality")),
-    Metric("accord_train_zero_advantage_ratio", "gauge", "Share of samples without advantage.", ("job_id", "modality")),
-    Metric("accord_train_grad_norm", "gauge", "Gradient norm before clipping.", ("job_id",)),
-    Metric("accord_train_learning_rate", "gauge", "Learning rate.", ("job_id",)),
+    _shown("accord_train_reward_mean", "reward/{reward}/mean", "Mean valid reward of the last step."),
+    _shown("accord_train_reward_std", "reward/{reward}/std", "Spread of the reward in the last step."),
+    _shown("accord_train_reward_valid_ratio", "reward/{reward}/valid_ratio", "Share of valid scores."),
+    _shown("accord_train_loss", "loss/{modality}", "Loss per modality."),
+    _shown("accord_train_reference_distance", "loss/reference/{modality}", "Distance to the base policy."),
+    _shown("accord_train_policy_ratio", "ratio/{modality}", "Mean ratio to the policy that sampled."),
+    _shown("accord_train_policy_clip_ratio", "clipped/{modality}", "Share of ratios that were clipped."),
+    _shown("accord_train_advantage_std", "advantage/{modality}/std", "Spread of the advantages."),
+    _shown(
+        "accord_train_zero_advantage_ratio", "advantage/{modality}/zero_ratio", "Share of samples without advantage."
+    ),
+    _shown("accord_train_grad_norm", "grad_norm", "Gradient norm before clipping."),
+    _shown("accord_train_learning_rate", "learning_rate", "Learning rate."),
     Metric("accord_train_phase_seconds", "histogram", "Time per phase of a step.", ("phase",), _SECONDS),
     Metric("accord_train_nonfinite_total", "counter", "Non-finite values stopped on the way.", ("where",)),
     # rollout
@@ -73,3 +99,5 @@ TABLE: tuple[Metric, ...] = (
     Metric("accord_attempts_total", "counter", "Attempts started."),
     Metric("accord_build_info", "gauge", "Always 1; the version is the label.", ("version",)),
 )
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in TABLE}

@@ -16,13 +16,12 @@ from prometheus_client.registry import Collector
 
 import accord
 from accord.errors import StoreError
-from accord.metrics import TABLE, Metric
+from accord.metrics import METRICS, TABLE, Metric
 from services.jobs.store import JobStore
 
 log = logging.getLogger("accord.metrics")
 
 _AT_SCRAPE = {"accord_queue_jobs", "accord_queue_oldest_age_seconds", "accord_records_unreadable_total"}
-_HELP = {metric.name: metric.help for metric in TABLE}
 
 SCRAPE_S = 1.0
 
@@ -93,7 +92,7 @@ class _Queue(Collector):
 
     def collect(self) -> Iterator[Family]:
         name = "accord_records_unreadable_total"
-        unreadable = CounterMetricFamily(name, _HELP[name], labels=["kind"])
+        unreadable = CounterMetricFamily(name, METRICS[name].help, labels=["kind"])
         for kind, count in self._store.unreadable().items():
             unreadable.add_metric([kind], count)
         yield unreadable
@@ -102,9 +101,9 @@ class _Queue(Collector):
         except StoreError as error:
             log.warning("no queue gauges in this scrape: %s", error)
             return
-        jobs = GaugeMetricFamily("accord_queue_jobs", _HELP["accord_queue_jobs"], labels=["state"])
+        jobs = GaugeMetricFamily("accord_queue_jobs", METRICS["accord_queue_jobs"].help, labels=["state"])
         for state, count in stats.by_state.items():
             jobs.add_metric([state], count)
         yield jobs
         name = "accord_queue_oldest_age_seconds"
-        yield GaugeMetricFamily(name, _HELP[name], value=stats.oldest_queued_s)
+        yield GaugeMetricFamily(name, METRICS[name].help, value=stats.oldest_queued_s)

@@ -10,6 +10,7 @@ from fastapi import APIRouter, HTTPException, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from fastapi.templating import Jinja2Templates
 
+from accord.metrics import METRICS
 from services.api.auth import COOKIE, SESSION_S
 from services.api.path_types import JobId
 from services.api.prefix import ROOT
@@ -17,6 +18,7 @@ from services.api.state import state_of
 
 router = APIRouter(include_in_schema=False)
 
+_REWARD_MEAN = METRICS["accord_train_reward_mean"].number
 _HERE = Path(__file__).parent
 _templates = Jinja2Templates(_HERE / "templates")  # autoescapes .html
 _POLICY = (
@@ -44,7 +46,7 @@ async def job_page(request: Request, job_id: JobId) -> Response:
         return await _page(request, "key.html", status=401)
     state = state_of(request)
     job = await state.calls.run(state.store.get, job_id)
-    return await _page(request, "job.html", job_id=job.id, name=job.name)
+    return await _page(request, "job.html", job_id=job.id, name=job.name, reward_mean=_REWARD_MEAN)
 
 
 @router.post("/session")

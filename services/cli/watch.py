@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,22 +14,27 @@ from rich.table import Table
 from rich.text import Text
 
 from accord.events import (
+    PHASES,
     CheckpointSaved,
     EvaluationDone,
     Failed,
     Gap,
     JobEvent,
+    Phase,
     ProcessLost,
     Progress,
     StateChanged,
     StepCompleted,
     Warned,
 )
+from accord.metrics import METRICS
 
-STAGES = ("startup", "evaluate", "rollout", "reward", "learn", "publish", "checkpoint")
+BEFORE_STEPS: frozenset[Phase] = frozenset({"startup", "evaluate"})
+"""Told in words where there are no bars."""
+STAGES: list[Phase] = sorted(PHASES, key=lambda phase: phase not in BEFORE_STEPS)
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _STYLE = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan", "starting": "cyan"}
-_REWARD = re.compile(r"reward/([^/]+)/mean")
+_REWARD_MEAN = METRICS["accord_train_reward_mean"]
 
 
 def sparkline(values: Iterable[float], width: int = 30) -> str:
@@ -79,10 +83,10 @@ class JobPicture:
         self.step_seconds = event.seconds
         parts = []
         for key, value in event.metrics.items():
-            match = _REWARD.fullmatch(key)
-            if match and value is not None:
-                self.rewards.setdefault(match[1], {})[event.step] = value
-                parts.append(f"{match[1]} {value:.3f}")
+            for reward in _REWARD_MEAN.labels_in(key) or ():
+                if value is not None:
+                    self.rewards.setdefault(reward, {})[event.step] = value
+                    parts.append(f"{reward} {value:.3f}")
         loss = event.metrics.get("loss/total")
         if loss is not None:
             self.losses[event.step] = loss
@@ -161,11 +165,7 @@ def _watch_lines(events: Iterable[JobEvent], picture: JobPicture, console: Conso
     said: tuple[str, str] | None = None
     for event in events:
         line = picture.apply(event)
-        if (
-            isinstance(event, Progress)
-            and (event.phase, event.detail) != said
-            and event.phase in {"startup", "evaluate"}
-        ):
+        if isinstance(event, Progress) and (event.phase, event.detail) != said and event.phase in BEFORE_STEPS:
             said = (event.phase, event.detail)
             line = f"{event.phase}: {event.detail}" if event.detail else None
         if line:

@@ -21,13 +21,14 @@ from accord.config.base import problems_of
 from accord.config.departures import departures
 from accord.config.job import JobSpec
 from accord.errors import MediaError, SpecError, UserError
-from accord.events import StepCompleted
+from accord.events import PHASES, StepCompleted
+from accord.metrics import METRICS
+from accord.types import MODALITIES
 from services.results.comparison import Row, headline, summary_rows
 from services.results.remarks import kept, surgery_of
 from services.results.report_charts import Point, Series, line_chart, phase_chart
 from services.results.report_clips import embed
 from services.results.summary import (
-    PHASES,
     ClipPair,
     Evaluation,
     Summary,
@@ -334,7 +335,7 @@ def _reward_figures(
 ) -> list[Figure]:
     figures = []
     for name, change in summary.rewards.items():
-        means = _series(steps, f"reward/{name}/mean")
+        means = _series(steps, "accord_train_reward_mean", reward=name)
         points = [
             Point(one.step, found.mean, found.sem or 0.0)
             for one in evaluations
@@ -342,7 +343,8 @@ def _reward_figures(
         ]
         if not points and all(value is None for value in means):
             continue
-        line = Series(name, change.route, [s.step for s in steps], means, _series(steps, f"reward/{name}/std"))
+        spread = _series(steps, "accord_train_reward_std", reward=name)
+        line = Series(name, change.route, [s.step for s in steps], means, spread)
         note = ROUTE_WORDS[change.route] if change.weight > 0 else "measured only"
         figures.append(Figure(name, line_chart(name, [line], points), note))
     return figures
@@ -351,31 +353,19 @@ def _reward_figures(
 def _training_figures(steps: Sequence[StepCompleted]) -> list[Figure]:
     """Losses and distances per modality, gradient norm, time per phase: each only where there is something to see."""
     charts = [
-        (
-            "Loss",
-            {"video": "loss/video", "audio": "loss/audio"},
-            "follows the noise levels drawn",
-        ),
-        (
-            "Distance to base",
-            {"video": "loss/reference/video", "audio": "loss/reference/audio"},
-            "penalty before its weight",
-        ),
-        ("Gradient norm", {"learn": "grad_norm"}, "before clipping"),
-        (
-            "Advantage spread",
-            {"video": "advantage/video/std", "audio": "advantage/audio/std"},
-            "at 0 nothing is learned",
-        ),
+        ("Loss", "accord_train_loss", MODALITIES, "follows the noise levels drawn"),
+        ("Distance to base", "accord_train_reference_distance", MODALITIES, "penalty before its weight"),
+        ("Gradient norm", "accord_train_grad_norm", ("learn",), "before clipping"),
+        ("Advantage spread", "accord_train_advantage_std", MODALITIES, "at 0 nothing is learned"),
     ]
     numbers = [step.step for step in steps]
     figures = []
-    for title, keys, note in charts:
-        lines = [Series(colour, colour, numbers, _series(steps, key)) for colour, key in keys.items()]
+    for title, metric, colours, note in charts:
+        lines = [Series(colour, colour, numbers, _series(steps, metric, modality=colour)) for colour in colours]
         lines = [line for line in lines if any(value is not None for value in line.values)]
         if lines:
             figures.append(Figure(title, line_chart(title, lines, zero=True), note))
-    seconds = {name: [step.phase_seconds.get(name, 0.0) for step in steps] for name in PHASES}  # type: ignore[call-overload]
+    seconds = {name: [step.phase_seconds.get(name, 0.0) for step in steps] for name in PHASES}
     seconds = {name: values for name, values in seconds.items() if any(values)}
     if seconds:
         title = "Time per step"
@@ -383,5 +373,7 @@ def _training_figures(steps: Sequence[StepCompleted]) -> list[Figure]:
     return figures
 
 
-def _series(steps: Sequence[StepCompleted], key: str) -> list[float | None]:
-    return [step.metrics.get(key) for step in steps]
+def _series(steps: Sequence[StepCompleted], metric: str, **labels: str) -> list[float | None]:
+    """The numbers behind a gauge of `accord.metrics.TABLE`, step by step."""
+    name = METRICS[metric].named(**labels)
+    return [step.metrics.get(name) for step in steps]

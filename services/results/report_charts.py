@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup, escape
 
+from accord.events import PHASES, Phase
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -23,8 +25,7 @@ COLOURS = {
     name: f"#0{index:x}0{index:x}0{index:x}"
     for index, name in enumerate(
         [
-            "soft", "line", "surface", "video", "audio", "both", "rollout", "reward", "learn", "publish", "checkpoint",
-            "evaluate", "startup",
+            "soft", "line", "surface", "video", "audio", "both", *PHASES,
         ],
         start=1,
     )
@@ -118,8 +119,8 @@ def _draw_line(axes: Axes, line: Series) -> None:
     axes.plot(line.steps, values, color=colour, label=line.label, marker="o" if alone else "", markersize=4)
 
 
-def phase_chart(title: str, steps: Sequence[int], phases: Mapping[str, Sequence[float]]) -> Markup:
-    """Stack the seconds of each phase (keys of COLOURS) over the steps."""
+def phase_chart(title: str, steps: Sequence[int], phases: Mapping[Phase, Sequence[float]]) -> Markup:
+    """Stack the seconds of each phase over the steps."""
 
     def draw(axes: Axes) -> None:
         bottom = [0.0] * len(steps)

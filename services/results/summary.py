@@ -18,11 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
 from accord.errors import PromptError
-from accord.events import RewardSummary, StepCompleted
+from accord.events import PHASES, RewardSummary, StepCompleted
 from accord.ids import file_sha256
 from accord.types import Route
-
-PHASES = ("rollout", "reward", "learn", "publish", "checkpoint", "startup", "evaluate")
 
 
 class Document(BaseModel):
@@ -164,7 +162,7 @@ def build_summary(
 
 
 def _phase_seconds(steps: list[StepCompleted], evaluations: list[Evaluation]) -> dict[str, float]:
-    seconds = dict.fromkeys(PHASES, 0.0)
+    seconds: dict[str, float] = dict.fromkeys(PHASES, 0.0)
     spent: list[tuple[str, float]] = [("evaluate", one.seconds) for one in evaluations]
     for step in steps:
         spent.extend(step.phase_seconds.items())

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
 
 from prometheus_client import Gauge
 
 from accord.events import CheckpointSaved, Failed, JobEvent, ProcessLost, StepCompleted
+from accord.metrics import TABLE
 from services.api.metrics import Metrics
 
 KEPT_S = 15 * 60
 """How long the gauges of a finished job stay."""
 
-_GAUGES: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
-    (re.compile(pattern), name, label)
-    for pattern, name, label in (
-        (r"reward/([^/]+)/mean", "accord_train_reward_mean", "reward"),
-        (r"reward/([^/]+)/std", "accord_train_reward_std", "reward"),
-        (r"reward/([^/]+)/valid_ratio", "accord_train_reward_valid_ratio", "reward"),
-        (r"loss/(video|audio)", "accord_train_loss", "modality"),
-        (r"loss/reference/(video|audio)", "accord_train_reference_distance", "modality"),
-        (r"ratio/(video|audio)", "accord_train_policy_ratio", "modality"),
-        (r"clipped/(video|audio)", "accord_train_policy_clip_ratio", "modality"),
-        (r"advantage/(video|audio)/std", "accord_train_advantage_std", "modality"),
-        (r"advantage/(video|audio)/zero_ratio", "accord_train_zero_advantage_ratio", "modality"),
-        (r"grad_norm", "accord_train_grad_norm", ""),
-        (r"learning_rate", "accord_train_learning_rate", ""),
-    )
-)
-_VALID = re.compile(r"reward/([^/]+)/valid_ratio")
+_GAUGES = tuple(metric for metric in TABLE if metric.number)
 
 
 class TrainingMetrics:
@@ -87,16 +71,16 @@ class TrainingMetrics:
                 self._number(job_id, key, number, event.samples)
 
     def _number(self, job_id: str, key: str, value: float, samples: int) -> None:
-        for pattern, name, label in _GAUGES:
-            match = pattern.fullmatch(key)
-            if match:
-                self._set(job_id, name, value, *([match[1]] if label else []))
-        scored = _VALID.fullmatch(key)
-        if scored:
-            valid = round(value * samples)
-            scores = self._metrics.counter("accord_reward_scores_total")
-            scores.labels(reward=scored[1], outcome="valid").inc(valid)
-            scores.labels(reward=scored[1], outcome="invalid").inc(max(0, samples - valid))
+        for metric in _GAUGES:
+            labels = metric.labels_in(key)
+            if labels is None:
+                continue
+            self._set(job_id, metric.name, value, *labels)
+            if metric.name == "accord_train_reward_valid_ratio":
+                valid = round(value * samples)
+                scores = self._metrics.counter("accord_reward_scores_total")
+                scores.labels(reward=labels[0], outcome="valid").inc(valid)
+                scores.labels(reward=labels[0], outcome="invalid").inc(max(0, samples - valid))
 
     def _set(self, job_id: str, name: str, value: float, *more: str) -> None:
         gauge: Gauge = self._metrics.gauge(name)

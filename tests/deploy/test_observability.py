@@ -96,8 +96,9 @@ def test_no_metric_is_left_unseen():
 
 
 def test_every_metric_is_set_by_somebody():
+    """What shows a number of a step is set from the table: tests/unit/services/runner/test_training_metrics.py."""
     sources = "\n".join(path.read_text() for path in (ROOT / "services").rglob("*.py"))
-    assert [metric.name for metric in TABLE if f'"{metric.name}"' not in sources] == []
+    assert [metric.name for metric in TABLE if not metric.number and f'"{metric.name}"' not in sources] == []
 
 
 @pytest.mark.parametrize("name", sorted(FOREIGN))

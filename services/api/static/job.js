@@ -1,6 +1,7 @@
 "use strict";
 const root = document.getElementById("job");
 const base = document.body.dataset.root + "/v1/jobs/" + encodeURIComponent(root.dataset.id);
+const [before, after] = root.dataset.rewardMean.split("{reward}");
 const byId = (id) => document.getElementById(id);
 const curves = new Map();
 const phases = new Map();
@@ -60,9 +61,9 @@ function plot(place, name, step, value) {
 function showStep(event) {
   byId("facts").textContent = "step " + event.step + " done";
   for (const [name, value] of Object.entries(event.metrics)) {
-    const reward = /^reward\/(.+)\/mean$/.exec(name);
-    if (reward) plot("rewards", reward[1], event.step, value);
-    else if (/^loss\//.test(name)) plot("losses", name, event.step, value);
+    if (name.startsWith(before) && name.endsWith(after)) {
+      plot("rewards", name.slice(before.length, -after.length), event.step, value);
+    } else if (name.startsWith("loss/")) plot("losses", name, event.step, value);
   }
 }
 

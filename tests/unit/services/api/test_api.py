@@ -467,7 +467,7 @@ class TestPages:
         assert "httponly" in cookie and "samesite=strict" in cookie and key_of(settings) not in cookie
         assert client.get("/v1/jobs").status_code == 200
         page = client.get(f"/jobs/{job_id}")
-        assert page.status_code == 200 and job_id in page.text
+        assert page.status_code == 200 and job_id in page.text and "reward/{reward}/mean" in page.text
         assert "default-src 'none'" in page.headers["content-security-policy"] and "<script>" not in page.text
         assert_problem(client.post("/v1/jobs", json=spec), 401)
         assert_problem(client.post(f"/v1/jobs/{job_id}/cancel"), 401)
