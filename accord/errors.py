@@ -5,6 +5,7 @@
     │   ├── SpecError             a field of a job spec (carries JSON pointers)
     │   ├── InputError            a file that a job names is missing, not allowed, too big or no regular file
     │   ├── ModelError            a model directory is missing, torn or unsafe
+    │   ├── PluginError           an installed plug-in breaks its contract (names package, class and hook)
     │   └── PromptError           a prompt file is missing, empty or has a bad line
     ├── StoreError                the job store
     │   ├── StoreUnavailable      no answer, or it refuses writes
@@ -65,6 +66,12 @@ class ModelError(UserError):
     """A model directory cannot be used."""
 
     reason = "invalid_model"
+
+
+class PluginError(UserError):
+    """An installed plug-in breaks its contract; what it is part of does not work until it is mended or taken away."""
+
+    reason = "plugin"
 
 
 class PromptError(UserError):

@@ -1,25 +1,42 @@
 """Plug-ins: a name leads to a light spec class, whose `impl` string leads to the heavy class.
 
 Built-ins stand in the table below. Third parties register entry points in the groups `accord.algorithms`,
-`accord.backbones` and `accord.rewards`; each names a spec class. A name clash is an error. Nothing heavy is imported
-until `load_impl` is called in the process that runs it.
+`accord.backbones` and `accord.rewards`; each names a spec class that inherits the base of its kind
+(`accord/config/contract.py`). One that breaks the contract is refused where a process first reads the table, by package
+and class. Nothing heavy is imported until `load_impl` is called in the process that runs it.
 """
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Annotated, Any, Literal, Union
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, overload
 
-from pydantic import Field
+from pydantic import Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema
+
+from accord.errors import AccordError, PluginError
+
+if TYPE_CHECKING:
+    from accord.config.contract import AlgorithmSpec, BackboneSpec, PluginSpec, RewardSpec
 
 Kind = Literal["algorithms", "backbones", "rewards"]
 
+BASES: dict[Kind, str] = {
+    "algorithms": "accord.config.contract:AlgorithmSpec",
+    "backbones": "accord.config.contract:BackboneSpec",
+    "rewards": "accord.config.contract:RewardSpec",
+}
 BUILT_IN: dict[Kind, dict[str, str]] = {
     "algorithms": {
-        "omninft": "accord.config.algorithms:OmniNFTSpec",
-        "diffusion_nft": "accord.config.algorithms:DiffusionNFTSpec",
+        "omninft": "accord.config.forward:OmniNFTSpec",
+        "diffusion_nft": "accord.config.forward:DiffusionNFTSpec",
         "awm": "accord.config.forward:AWMSpec",
         "crd": "accord.config.forward:CRDSpec",
         "flow_rwr": "accord.config.forward:FlowRWRSpec",
@@ -49,13 +66,19 @@ def resolve(path: str) -> Any:
 
 
 @cache
-def registered(kind: Kind) -> dict[str, str]:
-    """Return name → `module:SpecClass` for built-ins and installed entry points. Raises ValueError on a name clash."""
-    table = dict(BUILT_IN[kind])
+def registered(kind: Kind) -> dict[str, type[PluginSpec]]:
+    """Return name → spec class for built-ins and installed entry points.
+
+    Raises PluginError for an entry point whose class breaks the contract, or that takes a name twice.
+    """
+    table: dict[str, type[PluginSpec]] = {name: resolve(path) for name, path in BUILT_IN[kind].items()}
     for entry in entry_points(group=f"accord.{kind}"):
         if entry.name in table:
-            raise ValueError(f"plug-in {entry.value} wants the name {entry.name!r} of {table[entry.name]} in {kind}")
-        table[entry.name] = entry.value
+            taken = table[entry.name]
+            raise PluginError(
+                f"{_named(entry)}: the name {entry.name!r} in {kind} is that of {taken.__module__}:{taken.__qualname__}"
+            )
+        table[entry.name] = _held_to_contract(kind, entry)
     return table
 
 
@@ -64,20 +87,125 @@ def names(kind: Kind) -> list[str]:
     return sorted(registered(kind))
 
 
-def spec_class(kind: Kind, name: str) -> Any:
+@overload
+def spec_class(kind: Literal["algorithms"], name: str) -> type[AlgorithmSpec]: ...
+@overload
+def spec_class(kind: Literal["backbones"], name: str) -> type[BackboneSpec]: ...
+@overload
+def spec_class(kind: Literal["rewards"], name: str) -> type[RewardSpec]: ...
+@overload
+def spec_class(kind: Kind, name: str) -> type[PluginSpec]: ...
+def spec_class(kind: Kind, name: str) -> type[PluginSpec]:
     """Return the light spec class. Raises KeyError with the known names."""
     table = registered(kind)
     if name not in table:
         raise KeyError(f"unknown {kind.removesuffix('s')} {name!r}; known: {', '.join(sorted(table))}")
-    return resolve(table[name])
+    return table[name]
 
 
-def load_impl(spec: Any) -> Any:
-    """Import the class that does the work of a spec (heavy)."""
-    return resolve(type(spec).impl)
+def load_impl(spec: PluginSpec) -> Any:
+    """Import the class that does the work of a spec (heavy). Raises PluginError when it cannot be imported."""
+    try:
+        return resolve(spec.impl)
+    except (ImportError, AttributeError) as error:
+        raise PluginError(f"{origin(spec)}: impl {spec.impl!r} cannot be imported ({error})") from error
 
 
-def spec_union(kind: Kind) -> Any:
-    """The annotated union of all registered specs, discriminated by `name`, for a pydantic field."""
-    classes = tuple(spec_class(kind, name) for name in names(kind))
-    return classes[0] if len(classes) == 1 else Annotated[Union[classes], Field(discriminator="name")]  # noqa: UP007
+@dataclass(frozen=True, slots=True)
+class OneOf:
+    """Beside a base class in a field's annotation: pydantic reads the registered specs of that kind, told by `name`."""
+
+    kind: Kind
+
+    @property
+    def classes(self) -> Any:
+        """The union of them."""
+        return Union[tuple(spec_class(self.kind, name) for name in names(self.kind))]  # noqa: UP007
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        one = len(names(self.kind)) == 1
+        return handler.generate_schema(self.classes if one else Annotated[self.classes, Field(discriminator="name")])
+
+
+def origin(spec: PluginSpec) -> str:
+    """The package and the class of a spec, for messages."""
+    kind = type(spec)
+    package = kind.__module__.partition(".")[0]
+    for group in BASES:
+        for entry in entry_points(group=f"accord.{group}", name=spec.name):
+            package = entry.dist.name if entry.dist is not None else package
+    return f"plug-in package {package}, {kind.__module__}:{kind.__qualname__}"
+
+
+@contextmanager
+def answering(spec: PluginSpec, hook: str) -> Iterator[None]:
+    """What a hook raises that is no error of Accord's is the plug-in's fault. Raises PluginError."""
+    try:
+        yield
+    except AccordError:
+        raise
+    except Exception as error:
+        raise PluginError(f"{origin(spec)}: {hook} raised {type(error).__name__}: {error}") from error
+
+
+def _named(entry: EntryPoint) -> str:
+    return f"plug-in package {entry.dist.name if entry.dist is not None else '?'}, {entry.value}"
+
+
+def _held_to_contract(kind: Kind, entry: EntryPoint) -> type[PluginSpec]:
+    """The spec class of an entry point. Raises PluginError that says what it lacks."""
+    base = resolve(BASES[kind])
+    try:
+        found = resolve(entry.value)
+    except Exception as error:
+        raise PluginError(f"{_named(entry)}: cannot be imported ({type(error).__name__}: {error})") from error
+    wrong = "is no class" if not isinstance(found, type) else ""
+    if not wrong and not issubclass(found, base):
+        wrong = f"does not inherit {BASES[kind]}"
+    wrong = wrong or _misfit(found, entry.name)
+    if wrong:
+        raise PluginError(f"{_named(entry)}: {wrong}")
+    return found  # type: ignore[no-any-return]
+
+
+def _misfit(found: type[PluginSpec], name: str) -> str:
+    """What a spec class has against its contract; "" when nothing."""
+    field = found.model_fields["name"]
+    if get_args(field.annotation) != (name,) or field.default != name:
+        return f'name must be Literal["{name}"] = "{name}", as the entry point calls it'
+    for hook, path in found.code():
+        wrong = _unimportable(path)
+        if wrong:
+            return f"{hook} = {path!r}: {wrong}"
+    return ""
+
+
+def _unimportable(path: str) -> str:
+    """Why `module:Name` cannot be imported, found without importing it; "" when it can, or cannot be told."""
+    module, colon, attribute = path.partition(":")
+    if not (module and colon and attribute.isidentifier()):
+        return "must be written module:Name"
+    try:
+        where = find_spec(module)
+        if where is None:
+            return f"there is no module {module}"
+        source = where.loader.get_source(module) if where.loader is not None else None  # type: ignore[attr-defined]
+        if source is not None and not _bound(ast.parse(source)) & {attribute, "*"}:
+            return f"{module} defines no {attribute}"
+    except Exception as error:  # the package above the module is imported, and may do anything
+        return f"{module} cannot be imported ({type(error).__name__}: {error})"
+    return ""
+
+
+def _bound(tree: ast.Module) -> set[str]:
+    """Names that a module may bind, wherever in it."""
+    found = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                found.add(name)
+            case ast.Name(id=name, ctx=ast.Store()):
+                found.add(name)
+            case ast.alias(name=name, asname=asname):
+                found.add((asname or name).partition(".")[0])
+    return found

@@ -26,8 +26,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from accord.config.contract import RewardSpec
 from accord.config.job import JobSpec
-from accord.config.rewards import RewardSpec
 from accord.errors import MediaError
 from accord.events import EvaluationDone, Event, Phase, Progress, RewardSummary, Warned
 from accord.ids import PolicyVersion

@@ -28,7 +28,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from accord import errors
-from accord.config.rewards import RewardSpec
+from accord.config.contract import RewardSpec
 from accord.errors import AccordError, DeadlineExceeded, RewardError, SpecError, UserError
 from accord.plugins import names, spec_class
 from reward_servers import owners

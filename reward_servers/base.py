@@ -23,7 +23,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from accord.config.rewards import MIN_AUDIO_S, MIN_FRAMES, RewardSpec
+from accord.config.contract import RewardSpec
+from accord.config.rewards import MIN_AUDIO_S, MIN_FRAMES
 from accord.plugins import load_impl
 from accord.types import Clip, Modality, Prompt, RewardScores, ScoreReason
 

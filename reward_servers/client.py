@@ -15,7 +15,7 @@ from typing import Any
 
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
-from accord.config.rewards import RewardSpec
+from accord.config.contract import RewardSpec
 from accord.errors import RewardError, RolloutError
 from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, Prompt, RewardScores, ScoreReason

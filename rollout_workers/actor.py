@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
 from accord.config.backbones import SamplingSpec
-from accord.config.base import Spec
+from accord.config.contract import BackboneSpec
 from accord.config.job import JobSpec
 from accord.errors import DeadlineExceeded, RolloutError, ours
 from accord.events import EventSink, Phase
@@ -40,7 +40,7 @@ _POLL_S = 0.2
 class RolloutActor:
     """A RolloutWorker in its own process."""
 
-    def __init__(self, spec: Spec, sampling: SamplingSpec, seed: int, threads: int, device: str) -> None:
+    def __init__(self, spec: BackboneSpec, sampling: SamplingSpec, seed: int, threads: int, device: str) -> None:
         """Load the model. What that raises is told by the calls: Ray keeps only the text of a constructor's error."""
         self.worker: Any = None
         self.failure: Exception | None = None

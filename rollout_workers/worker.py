@@ -13,7 +13,6 @@ from accord.backbones.adapters import ADAPTER_ROLES, load_adapter_state, reset_a
 from accord.backbones.base import Backbone, Conditions
 from accord.backbones.shaping import capture_region
 from accord.config.backbones import SamplingSpec
-from accord.config.base import Spec
 from accord.errors import NonFiniteError, RolloutError
 from accord.ids import PolicyVersion
 from accord.plugins import load_impl

@@ -20,7 +20,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.numpy import save_file
 from torch import nn
 
-from accord.config.backbones import LoRASpec
+from accord.config.contract import AdapterSpec
 from accord.errors import CheckpointError, SpecError
 from accord.seeds import Purpose, derive_seed
 from accord.types import Role
@@ -32,7 +32,7 @@ _NOT_ADAPTED = "to_gate_logits"
 _FOUND: WeakKeyDictionary[nn.Module, list[LoraLayer]] = WeakKeyDictionary()
 
 
-def target_layers(module: nn.Module, spec: LoRASpec) -> list[str]:
+def target_layers(module: nn.Module, spec: AdapterSpec) -> list[str]:
     """Paths of the linear layers that get an adapter. Raises SpecError for a target that matches nothing."""
     found: dict[str, list[str]] = {target: [] for target in spec.targets}
     for path, parent in module.named_modules():
@@ -50,7 +50,7 @@ def target_layers(module: nn.Module, spec: LoRASpec) -> list[str]:
     return sorted(layer for layers in found.values() for layer in layers)
 
 
-def add_roles(module: nn.Module, spec: LoRASpec, seed: int) -> None:
+def add_roles(module: nn.Module, spec: AdapterSpec, seed: int) -> None:
     """Add `policy` and `old` to a frozen network, identical and without effect yet (B = 0).
 
     A ~ N(0, 1/rank^2), drawn per layer from `seed` and its path alone. Adapters are float32 whatever the network is;
@@ -170,7 +170,7 @@ def blend_(module: nn.Module, into: Role = "old", source: Role = "policy", eta: 
             parameter.mul_(eta).add_(origin[key], alpha=1.0 - eta)
 
 
-def export_lora(state: Mapping[str, np.ndarray], spec: LoRASpec, directory: Path) -> Path:
+def export_lora(state: Mapping[str, np.ndarray], spec: AdapterSpec, directory: Path) -> Path:
     """Write a role's tensors as the file that diffusers' `LTX2Pipeline.load_lora_weights(directory)` takes.
 
     The scale alpha / rank is multiplied into B, so that readers which know no alpha get the same model. Returns the

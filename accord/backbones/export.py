@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from accord.config.backbones import LoRASpec
+from accord.config.contract import AdapterSpec
 from accord.config.weights import weight_files
 from accord.errors import ModelError
 
@@ -30,7 +30,7 @@ Delta = tuple[np.ndarray, np.ndarray]
 
 
 def write_merged(
-    base: Path, state: Mapping[str, np.ndarray], spec: LoRASpec, dtype: str, directory: Path, *, link: bool = False
+    base: Path, state: Mapping[str, np.ndarray], spec: AdapterSpec, dtype: str, directory: Path, *, link: bool = False
 ) -> None:
     """Write the pipeline directory `base` with an adapter merged into its transformer: W + alpha / rank * B A.
 

@@ -1,26 +1,28 @@
-"""Training algorithms as data: every constant that papers and published code disagree about is a field here.
+"""What training algorithms are made of, as data: credit, noise levels, surgery, region weights, the old policy.
 
-A preset fills fields that the user left out; anything written beside it wins. The resolved spec shows every value.
+Every constant that papers and published code disagree about is a field. A part that can misfit a job says so itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
 from accord.config.base import Spec
-from accord.config.presets import PRESET_SAMPLING, PRESETS, PresetName, filled
-from accord.types import Capture, RolloutPlan
+from accord.config.contract import Crossing, ModelFacts, PartSpec, Problem
+from accord.types import Capture
 
 if TYPE_CHECKING:
     from accord.config.job import JobSpec
 
+_ROUNDING = 1e-6
+"""A schedule is computed in float32; a bound that was read off it is no bound for its own rounding."""
 
-class CreditSpec(Spec):
+
+class CreditSpec(PartSpec):
     """From reward scores to one advantage per sample and modality (OmniNFT eq. 6-7)."""
 
     mode: Literal["routed", "sum", "gdpo"] = "routed"
@@ -43,27 +45,20 @@ class CreditSpec(Spec):
             )
         return self
 
-
-class LossSpec(Spec):
-    """The negative-aware forward-process loss (OmniNFT eq. 3-6, DiffusionNFT)."""
-
-    space: Literal["x0", "velocity"] = "x0"
-    normaliser: Literal["detached", "attached", "none"] = "detached"
-    """Adaptive weight 1/mean|x0hat - x0| per sample; `attached` lets gradient through it, as published."""
-    beta: float = Field(default=1.0, gt=0, le=10)
-    """Mixing strength between old and trained prediction."""
-    advantage_clip: float = Field(default=5.0, gt=0)
-    """r = 1/2 + clip(A / advantage_clip, -1, 1) / 2; the loss is scaled by advantage_clip / beta in return."""
-    rescale: bool = True
-    """Multiply by advantage_clip / beta, so that the on-policy gradient is A times that of the plain matching loss."""
-    reduction: Literal["sum", "mean"] = "mean"
-    """How the modalities' losses combine."""
-    reference_penalty: float = Field(default=1e-4, ge=0)
-    """Weight of the distance to the reference policy."""
-    reference_space: Literal["x0", "velocity"] = "velocity"
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Routed credit that no reward brings to a modality would leave that branch idle without a word."""
+        del facts
+        routes = {reward.route for reward in job.rewards if reward.weight > 0}
+        idle = [modality for modality in job.backbone.modalities if not routes & {modality, "both"}]
+        if self.mode == "routed" and idle:
+            why = (
+                f"credit is routed, and no reward with a weight has the route {' or '.join(idle)}, so that "
+                f"branch would learn nothing; add one, set a route to 'both', or algorithm/credit/mode to 'gdpo'"
+            )
+            yield "/rewards", why
 
 
-class SigmaSpec(Spec):
+class SigmaSpec(PartSpec):
     """Which noise levels are trained."""
 
     per_sample: int = Field(default=2, ge=1, le=1000)
@@ -77,6 +72,17 @@ class SigmaSpec(Spec):
         if self.low > self.high:
             raise ValueError(f"/low: {self.low} must not exceed high ({self.high}), else no noise level is trained")
         return self
+
+    def trained(self, schedule: Sequence[float]) -> tuple[float, ...]:
+        """The sigmas of a schedule (without its final 0) that lie in [low, high], float32 rounding forgiven."""
+        return tuple(sigma for sigma in schedule[:-1] if self.low - _ROUNDING <= sigma <= self.high + _ROUNDING)
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """A range that holds no noise level of the sampler's schedule."""
+        schedule = facts.sigmas(job.sampling) if facts is not None else None
+        if schedule is not None and not self.trained(schedule):
+            values = ", ".join(f"{sigma:.3f}" for sigma in schedule[:-1][:12])
+            yield "low", f"no sigma of the schedule lies in [{self.low}, {self.high}]; it has {values}"
 
 
 class BlockScale(Spec):
@@ -98,7 +104,7 @@ class BlockScale(Spec):
         return self
 
 
-class SurgerySpec(Spec):
+class SurgerySpec(PartSpec):
     """Layer-wise gradient surgery at the audio-to-video cross-attention (OmniNFT eq. 8-9). Forward is unchanged."""
 
     enabled: bool = True
@@ -132,6 +138,44 @@ class SurgerySpec(Spec):
             )
         return self
 
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """A model without the edge that is operated on, or a schedule that goes beyond its blocks."""
+        if not self.enabled:
+            return
+        if _lacks(("video", "audio"), job, facts):
+            yield "enabled", "true, but the model has no audio-to-video attention to operate on; set it to false"
+        elif facts is not None and facts.depth:
+            origin = self._origin(job)
+            for index, run in enumerate(self.schedule):
+                for place, message in _beyond(run, facts.depth):
+                    yield f"schedule/{index}/{place}", message + origin
+
+    def _origin(self, job: JobSpec) -> str:
+        """Where a schedule that the user did not write comes from."""
+        preset = job.algorithm.chosen_preset
+        runs = job.algorithm.presets.get(preset, {}).get("surgery", {}).get("schedule", ())
+        if self.schedule != tuple(BlockScale.model_validate(run) for run in runs):
+            return ""
+        return f"; this is the schedule of preset {preset!r}, made for a deeper model: give surgery.schedule beside it"
+
+
+def _lacks(crossing: Crossing, job: JobSpec, facts: ModelFacts | None) -> bool:
+    """True for a model in which the first modality is known not to attend to the second."""
+    if facts is None or facts.crossings is None:
+        return not set(crossing) <= set(job.backbone.modalities)
+    return crossing not in facts.crossings
+
+
+def _beyond(run: BlockScale, depth: int) -> Iterable[Problem]:
+    """Block numbers that a model of this depth has not."""
+    if run.unit != "block":
+        return
+    for name, value, highest in (("start", run.start, depth - 1), ("stop", run.stop, depth)):
+        if value != int(value):
+            yield name, f"{value} is not a whole block number"
+        elif value > highest:
+            yield name, f"{int(value)} is beyond the model's {depth} blocks: use at most {highest}, or unit = 'depth'"
+
 
 def _snapped(edge: float) -> float:
     """A fraction of the depth in blocks; products such as 11/48 * 48 are whole numbers."""
@@ -150,7 +194,7 @@ def _mean_keep(runs: Sequence[tuple[float, float, float]], block: int) -> float:
     return next(iter(pieces)) if len(pieces) == 1 else sum(keep * length for keep, length in pieces.items())
 
 
-class RegionSpec(Spec):
+class RegionSpec(PartSpec):
     """Region-wise reweighting of the video loss by the model's own V2A attention (OmniNFT eq. 10-11)."""
 
     enabled: bool = True
@@ -193,6 +237,11 @@ class RegionSpec(Spec):
                 raise ValueError(f"/{low}: {first:g} must be below {high} ({last:g}), else no attention is read")
         return self
 
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """A model without the attention that is read."""
+        if self.enabled and _lacks(("audio", "video"), job, facts):
+            yield "enabled", "true, but the model has no video-to-audio attention to read; set it to false"
+
 
 class OldPolicySpec(Spec):
     """How the sampling policy follows the trained one: old <- eta * old + (1 - eta) * policy after every step."""
@@ -213,45 +262,3 @@ class OldPolicySpec(Spec):
         if self.start > self.maximum:
             raise ValueError(f"/start: {self.start:g} exceeds maximum ({self.maximum:g}) and would never be reached")
         return self
-
-
-class DiffusionNFTSpec(Spec):
-    """Negative-aware fine-tuning on clean samples (DiffusionNFT), with shared or routed credit."""
-
-    impl: ClassVar[str] = "learner.algorithms.nft:NFT"
-    presets: ClassVar[dict[PresetName, dict[str, Any]]] = PRESETS["diffusion_nft"]
-    preset_sampling: ClassVar[dict[PresetName, dict[str, Any]]] = PRESET_SAMPLING["diffusion_nft"]
-    """What a preset needs of the sampler; `JobSpec` lays it under the job's own `sampling`."""
-
-    name: Literal["diffusion_nft"] = "diffusion_nft"
-    preset: PresetName = "accord"
-    credit: CreditSpec = CreditSpec(mode="gdpo")
-    loss: LossSpec = LossSpec()
-    sigmas: SigmaSpec = SigmaSpec()
-    old_policy: OldPolicySpec = OldPolicySpec()
-
-    def plan(self, job: JobSpec, step: int) -> RolloutPlan:
-        """How the groups of a training step are sampled: from the old policy along the ODE."""
-        del step
-        return job.sampling.plan("old")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, value: Any) -> Any:
-        return filled(value, cls.presets)
-
-
-class OmniNFTSpec(DiffusionNFTSpec):
-    """OmniNFT (arXiv 2605.12480): routed advantages, gradient surgery, region-wise reweighting over DiffusionNFT."""
-
-    presets: ClassVar[dict[PresetName, dict[str, Any]]] = PRESETS["omninft"]
-    preset_sampling: ClassVar[dict[PresetName, dict[str, Any]]] = PRESET_SAMPLING["omninft"]
-
-    name: Literal["omninft"] = "omninft"  # type: ignore[assignment]
-    credit: CreditSpec = CreditSpec(mode="routed")
-    surgery: SurgerySpec = SurgerySpec()
-    region: RegionSpec = RegionSpec()
-
-    def plan(self, job: JobSpec, step: int) -> RolloutPlan:
-        """From the old policy along the ODE, with the region watched."""
-        return replace(job.sampling.plan("old"), capture=self.region.capture(step))

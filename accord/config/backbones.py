@@ -2,52 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from accord.config.base import Spec
+from accord.config.contract import AdapterSpec, BackboneSpec, PartName
 from accord.config.paths import LORA_BYTES, InputPath
 from accord.types import MODALITIES, Guidance, Modality, Role, RolloutPlan
 
-PartName = Annotated[str, Field(max_length=200)]
 
-
-class LoRASpec(Spec):
+class LoRASpec(AdapterSpec):
     """The trained adapter."""
 
-    rank: int = Field(default=16, ge=1, le=512)
-    alpha: float = Field(default=32.0, gt=0)
     targets: Annotated[tuple[PartName, ...], Field(min_length=1, max_length=100)] = (
         "attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn", "ff", "audio_ff",
     )  # fmt: skip
     """Sub-modules of each transformer block whose linear layers get an adapter."""
 
 
-class LTX2Spec(Spec):
+class LTX2Spec(BackboneSpec):
     """A diffusers `LTX2Pipeline` directory (LTX-2 or LTX-2.3, tiny or full size)."""
 
     impl: ClassVar[str] = "accord.backbones.ltx2.model:LTX2Backbone"
     inspect: ClassVar[str] = "accord.backbones.ltx2.model_dir:inspect_model_dir"
-    """`module:function` (light) that checks `path` and returns ModelFacts; a backbone without it is not checked."""
     sizes: ClassVar[str] = "accord.backbones.ltx2.sizes:model_sizes"
-    """`module:function` (heavy) that counts what `accord plan` shows; a backbone without it cannot be planned."""
     modalities: ClassVar[tuple[Modality, ...]] = MODALITIES
 
     name: Literal["ltx2"] = "ltx2"
     path: Annotated[str, InputPath("directory")] = Field(default="builtin:tiny-ltx2", min_length=1, max_length=4096)
     """Directory of the pipeline, or `builtin:tiny-ltx2` for the model that ships with Accord."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Compute type of the frozen weights; adapters are always float32."""
     lora: LoRASpec = LoRASpec()
     init_lora: Annotated[str, InputPath("file", LORA_BYTES)] = Field(default="", max_length=4096)
     """A LoRA file (.safetensors) that `policy` and `old` start from; rank and targets must be those of `lora`."""
-    gradient_checkpointing: bool = False
     text_cache: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")
     """Name of a cache of encoded prompts below ACCORD_TEXT_CACHE_DIR; jobs that give the same name share it. While it
     has all prompts of a job, the text encoder is not loaded. Empty = off."""
     offload: bool = False
     """Rollout workers on a GPU keep the decoders in host memory between decodes. Nothing changes on a CPU."""
+
+    def notes(self) -> Iterable[str]:
+        """What a text cache and offloading change."""
+        if self.text_cache:
+            yield "text encoder and connectors are loaded only where the text cache lacks a prompt"
+        if self.offload:
+            yield "the decoders' bytes are in host memory but during a decode, when no activations are held"
 
 
 class SamplingSpec(Spec):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -41,6 +41,14 @@ class Spec(BaseModel):
             return cls.model_validate_json(body)
         except ValidationError as error:
             raise SpecError(problems_of(error)) from None
+
+
+class Problems(ValueError):
+    """Several problems that a validator found in one document, each with its JSON pointer from there on."""
+
+    def __init__(self, found: Sequence[tuple[str, str]]) -> None:
+        super().__init__("; ".join(f"{where or '/'}: {message}" for where, message in found))
+        self.found = found
 
 
 def _check_shape(body: str | bytes) -> None:
@@ -105,12 +113,20 @@ def bounded(found: Sequence[tuple[str, str]], total: int | None = None) -> list[
 
 def problems_of(error: ValidationError) -> list[tuple[str, str]]:
     """Turn pydantic's report into (JSON pointer, message with the value seen), at most MAX_REPORTED and their rest."""
-    items = error.errors(include_url=False, include_context=False)
+    items = [one for item in error.errors(include_url=False) for one in _each(item)]
     around = {item["loc"][:depth] for item in items for depth in range(len(item["loc"]))}
     # A list may be too short only because its members, which are reported themselves, did not validate.
     told = [item for item in items if item["type"] != "too_short" or item["loc"] not in around]
     tags = {*names("algorithms"), *names("backbones"), *names("rewards")}
     return bounded([_problem(item, tags) for item in told[:MAX_REPORTED]], len(told))
+
+
+def _each(item: Any) -> Iterator[Any]:
+    """What a validator found at once, as if each had been raised alone."""
+    raised = item.get("ctx", {}).get("error")
+    found = raised.found if isinstance(raised, Problems) else [("", "")]
+    for where, message in found:
+        yield {**item, "msg": f"{where}: {message}" if where else message} if isinstance(raised, Problems) else item
 
 
 def _problem(item: Any, tags: set[str]) -> tuple[str, str]:

@@ -13,24 +13,16 @@ OWN = "accord"
 """The preset that stands for nobody's method but this project's: nothing departs from it."""
 
 
-def preset_sampling(algorithm: Any) -> dict[str, Any]:
-    """Fields of `sampling` that the preset of an algorithm's spec carries; {} for one that says nothing of them."""
-    tables: Mapping[str, dict[str, Any]] = getattr(type(algorithm), "preset_sampling", {})
-    return dict(tables.get(getattr(algorithm, "preset", ""), {}))
-
-
 def departures(job: JobSpec) -> list[str]:
     """One line for each field that differs from the job's preset: `/sampling/num_steps: 8, and preset '…' has 20`."""
     algorithm = job.algorithm
-    preset = getattr(algorithm, "preset", OWN)
-    if preset == OWN or preset not in getattr(type(algorithm), "presets", {}):
+    preset = algorithm.chosen_preset
+    if preset == OWN or preset not in algorithm.presets:
         return []
-    needed = {
-        name: getattr(algorithm, name) for name, field in type(algorithm).model_fields.items() if field.is_required()
-    }
+    needed = {name: value for name, value in algorithm if type(algorithm).model_fields[name].is_required()}
     meant = type(algorithm).model_validate({**needed, "preset": preset}).model_dump(mode="json")
     sampling = job.sampling.model_dump(mode="json")
-    under = json.loads(json.dumps(preset_sampling(algorithm)))
+    under = json.loads(json.dumps(algorithm.chosen_sampling))
     found = [
         *_differing("/algorithm", algorithm.model_dump(mode="json"), meant),
         *_differing("/sampling", {name: sampling[name] for name in under}, under),

@@ -1,18 +1,21 @@
-"""Recipes of the forward view beside NFT as data: AWM, CRD, Flow-RWR, DGPO (docs/algorithms.md, "Forward view").
+"""Recipes of the forward view as data: NFT, AWM, CRD, Flow-RWR, DGPO (docs/algorithms.md, "Forward view").
 
-They share credit, noise levels, old policy, surgery and region weights with OmniNFT and differ in the loss alone.
+They share credit, noise levels and old policy, all but DiffusionNFT surgery and region weights too, and differ in the
+loss alone. A preset fills fields that the user left out; anything written beside it wins. The resolved spec shows every
+value.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from accord.config.algorithms import CreditSpec, OldPolicySpec, RegionSpec, SigmaSpec, SurgerySpec
 from accord.config.base import Spec
-from accord.types import RolloutPlan
+from accord.config.contract import AlgorithmSpec, PresetSpec
+from accord.config.presets import PRESET_SAMPLING, PRESETS, PresetName
 
 if TYPE_CHECKING:
     from accord.config.job import JobSpec
@@ -28,6 +31,20 @@ class MatchingSpec(Spec):
     reference_penalty: float = Field(default=1e-4, ge=0)
     """Weight of the distance to the reference policy."""
     reference_space: Literal["x0", "velocity"] = "velocity"
+
+
+class LossSpec(MatchingSpec):
+    """The negative-aware forward-process loss (OmniNFT eq. 3-6, DiffusionNFT)."""
+
+    space: Literal["x0", "velocity"] = "x0"
+    normaliser: Literal["detached", "attached", "none"] = "detached"
+    """Adaptive weight 1/mean|x0hat - x0| per sample; `attached` lets gradient through it, as published."""
+    beta: float = Field(default=1.0, gt=0, le=10)
+    """Mixing strength between old and trained prediction."""
+    advantage_clip: float = Field(default=5.0, gt=0)
+    """r = 1/2 + clip(A / advantage_clip, -1, 1) / 2; the loss is scaled by advantage_clip / beta in return."""
+    rescale: bool = True
+    """Multiply by advantage_clip / beta, so that the on-policy gradient is A times that of the plain matching loss."""
 
 
 class AWMLossSpec(MatchingSpec):
@@ -66,26 +83,65 @@ class DGPOLossSpec(MatchingSpec):
     """Advantages are cut to [-advantage_clip, advantage_clip]."""
 
 
-class ForwardSpec(Spec):
+class ForwardSpec(AlgorithmSpec):
     """What all of them have. A subclass fixes `name` and `impl`, and what its loss adds."""
-
-    by_group: ClassVar[bool] = False
-    """True: the loss compares the samples of a prompt. They share noise and noise levels, and micro-batches hold whole
-    groups."""
 
     credit: CreditSpec = CreditSpec(mode="routed")
     loss: MatchingSpec = MatchingSpec()
     sigmas: SigmaSpec = SigmaSpec()
     old_policy: OldPolicySpec = OldPolicySpec()
+
+    def draws(self, job: JobSpec) -> int:
+        """Noise levels drawn for every sample."""
+        del job
+        return self.sigmas.per_sample
+
+
+class ShapedSpec(ForwardSpec):
+    """With gradient surgery and region weights, off unless a subclass or a job turns them on."""
+
     surgery: SurgerySpec = SurgerySpec(enabled=False)
     region: RegionSpec = RegionSpec(enabled=False)
 
-    def plan(self, job: JobSpec, step: int) -> RolloutPlan:
-        """How the groups of a training step are sampled: from the old policy along the ODE."""
-        return replace(job.sampling.plan("old"), capture=self.region.capture(step))
+    @property
+    def active_surgery(self) -> SurgerySpec | None:
+        """The field, where it is enabled."""
+        return self.surgery if self.surgery.enabled else None
+
+    @property
+    def active_region(self) -> RegionSpec | None:
+        """The field, where it is enabled."""
+        return self.region if self.region.enabled else None
 
 
-class AWMSpec(ForwardSpec):
+class DiffusionNFTSpec(ForwardSpec, PresetSpec):
+    """Negative-aware fine-tuning on clean samples (DiffusionNFT), with shared or routed credit."""
+
+    impl: ClassVar[str] = "learner.algorithms.nft:NFT"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS["diffusion_nft"]
+    preset_sampling: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESET_SAMPLING["diffusion_nft"]
+
+    name: Literal["diffusion_nft"] = "diffusion_nft"
+    preset: PresetName = "accord"
+    credit: CreditSpec = CreditSpec(mode="gdpo")
+    loss: LossSpec = LossSpec()
+
+
+class OmniNFTSpec(ShapedSpec, PresetSpec):
+    """OmniNFT (arXiv 2605.12480): routed advantages, gradient surgery, region-wise reweighting over DiffusionNFT."""
+
+    impl: ClassVar[str] = "learner.algorithms.nft:NFT"
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESETS["omninft"]
+    preset_sampling: ClassVar[Mapping[str, Mapping[str, Any]]] = PRESET_SAMPLING["omninft"]
+
+    name: Literal["omninft"] = "omninft"
+    preset: PresetName = "accord"
+    loss: LossSpec = LossSpec()
+    surgery: SurgerySpec = SurgerySpec()
+    region: RegionSpec = RegionSpec()
+
+
+class AWMSpec(ShapedSpec):
     """Advantage-weighted matching: a clipped policy gradient whose log-probability is minus the matching error."""
 
     impl: ClassVar[str] = "learner.algorithms.awm:AWM"
@@ -94,7 +150,7 @@ class AWMSpec(ForwardSpec):
     loss: AWMLossSpec = AWMLossSpec()
 
 
-class CRDSpec(ForwardSpec):
+class CRDSpec(ShapedSpec):
     """Centred reward distillation: the gain in matching error over the old policy is fitted to the reward."""
 
     impl: ClassVar[str] = "learner.algorithms.crd:CRD"
@@ -104,7 +160,7 @@ class CRDSpec(ForwardSpec):
     loss: CRDLossSpec = CRDLossSpec()
 
 
-class FlowRWRSpec(ForwardSpec):
+class FlowRWRSpec(ShapedSpec):
     """Reward-weighted regression: matching on the model's own samples, weighted by a softmax over the group."""
 
     impl: ClassVar[str] = "learner.algorithms.rwr:FlowRWR"
@@ -114,7 +170,7 @@ class FlowRWRSpec(ForwardSpec):
     """Weights are softmax(A / temperature): small = only the best samples, large = all alike."""
 
 
-class DGPOSpec(ForwardSpec):
+class DGPOSpec(ShapedSpec):
     """Direct group preference: samples are pulled or pushed by their advantage while the group is not told apart."""
 
     impl: ClassVar[str] = "learner.algorithms.dgpo:DGPO"

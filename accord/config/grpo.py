@@ -5,14 +5,15 @@ A recipe fills fields that the user left out; anything written beside it wins.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from accord.config.algorithms import CreditSpec, OldPolicySpec
 from accord.config.base import Spec
-from accord.config.presets import filled
+from accord.config.contract import ModelFacts, PartSpec, PresetSpec, Problem
 from accord.seeds import Purpose, derive_seed
 from accord.types import RolloutPlan, StochasticSteps
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 RecipeName = Literal["flow_grpo", "dance_grpo", "fast_grpo", "mix_grpo"]
 
-RECIPES: dict[RecipeName, dict[str, Any]] = {
+RECIPES: dict[str, dict[str, Any]] = {
     "flow_grpo": {"old_policy": {"rate": 0.0}},
     "dance_grpo": {
         "old_policy": {"rate": 0.0},
@@ -45,7 +46,7 @@ RECIPES: dict[RecipeName, dict[str, Any]] = {
 }
 """The released constants where there are any. `flow_grpo` is the field defaults, sampled on policy."""
 
-RECIPE_SAMPLING: dict[RecipeName, dict[str, Any]] = {"flow_grpo": {"num_steps": 10}, "dance_grpo": {"num_steps": 16}}
+RECIPE_SAMPLING: dict[str, dict[str, Any]] = {"flow_grpo": {"num_steps": 10}, "dance_grpo": {"num_steps": 16}}
 """Fields of `sampling` that belong to a recipe."""
 
 
@@ -68,7 +69,7 @@ class DynamicsSpec(Spec):
         return value
 
 
-class WindowSpec(Spec):
+class WindowSpec(PartSpec):
     """Which denoising steps of a training step are stochastic, and thereby trained. The others follow the ODE."""
 
     kind: Literal["all", "random", "progressive"] = "all"
@@ -99,6 +100,27 @@ class WindowSpec(Spec):
         start = (derive_seed(job_seed, Purpose.WINDOW, step) if self.kind == "random" else moved) % places
         return tuple(candidates[start : start + self.size])
 
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """What stochastic steps ask of the sampler."""
+        del facts
+        steps = job.sampling.num_steps
+        free = len(self.candidates(steps))
+        if free == 0:
+            yield "/sampling/num_steps", f"{steps} leaves no step to be stochastic; use 2 or more"
+        elif self.kind != "all" and self.size > free:
+            why = (
+                f"{self.size} steps do not fit into the {free} that can be stochastic "
+                f"(sampling/num_steps = {steps} without the last); use at most {free}, or more num_steps"
+            )
+            yield "size", why
+        if job.sampling.passes > 1:
+            why = (
+                f"{job.sampling.guidance_text} samples from a guided velocity, but "
+                f"{job.algorithm.name} trains the log-probability of the unguided one; use guidance = 1, "
+                "stg_scale = 0 and modality_scale = 1, which are off"
+            )
+            yield "/sampling/guidance", why
+
 
 class GRPOLossSpec(Spec):
     """The clipped policy-gradient loss of each modality."""
@@ -116,12 +138,12 @@ class GRPOLossSpec(Spec):
     """How the modalities' losses combine."""
 
 
-class FlowGRPOSpec(Spec):
+class FlowGRPOSpec(PresetSpec):
     """Group-relative policy optimisation on stochastic denoising steps, with a log-probability per modality."""
 
     impl: ClassVar[str] = "learner.algorithms.grpo:FlowGRPO"
-    presets: ClassVar[dict[RecipeName, dict[str, Any]]] = RECIPES
-    preset_sampling: ClassVar[dict[RecipeName, dict[str, Any]]] = RECIPE_SAMPLING
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = RECIPES
+    preset_sampling: ClassVar[Mapping[str, Mapping[str, Any]]] = RECIPE_SAMPLING
 
     name: Literal["flow_grpo"] = "flow_grpo"
     preset: RecipeName = "flow_grpo"
@@ -138,15 +160,10 @@ class FlowGRPOSpec(Spec):
     """Who samples; by default the policy itself."""
 
     def plan(self, job: JobSpec, step: int) -> RolloutPlan:
-        """How the groups of a training step are sampled: from the old policy, stochastic inside the window."""
+        """From the old policy, stochastic inside the window."""
         window = self.window.steps(job.sampling.num_steps, job.seed, step)
         return replace(
-            job.sampling.plan("old"),
+            super().plan(job, step),
             stochastic=StochasticSteps(self.dynamics.kind, self.dynamics.eta, window),
             initial_noise=self.initial_noise,
         )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill(cls, value: Any) -> Any:
-        return filled(value, cls.presets, "flow_grpo")

@@ -3,26 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from accord.config.backbones import SamplingSpec
-from accord.config.base import Spec, problems_of
-from accord.config.departures import preset_sampling
-from accord.config.grpo import WindowSpec
-from accord.config.paths import PROMPT_BYTES, InputPath
-from accord.plugins import spec_union
-
-if TYPE_CHECKING:
-    from accord.config.algorithms import OmniNFTSpec as AlgorithmSpec
-    from accord.config.backbones import LTX2Spec as BackboneSpec
-    from accord.config.rewards import RewardSpec as AnyReward
-else:
-    AlgorithmSpec = spec_union("algorithms")
-    BackboneSpec = spec_union("backbones")
-    AnyReward = spec_union("rewards")
-
+from accord.config.base import Problems, Spec, pointer, problems_of
+from accord.config.contract import AlgorithmSpec, BackboneSpec, ModelFacts, PluginSpec, Problem, RewardSpec
+from accord.config.paths import PROMPT_BYTES, InputPath, NamedPath, Place, input_paths
+from accord.errors import InputError, PluginError
+from accord.plugins import OneOf, answering, origin
 
 LabelName = Annotated[str, Field(min_length=1, max_length=63)]
 LabelValue = Annotated[str, Field(max_length=255)]
@@ -98,11 +90,11 @@ class JobSpec(Spec):
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     steps: int = Field(ge=1, le=1_000_000)
     """Optimizer steps."""
-    backbone: BackboneSpec
+    backbone: Annotated[BackboneSpec, OneOf("backbones")]
     sampling: SamplingSpec = SamplingSpec()
     prompts: PromptsSpec
-    rewards: Annotated[tuple[AnyReward, ...], Field(min_length=1, max_length=64)]
-    algorithm: AlgorithmSpec
+    rewards: Annotated[tuple[Annotated[RewardSpec, OneOf("rewards")], ...], Field(min_length=1, max_length=64)]
+    algorithm: Annotated[AlgorithmSpec, OneOf("algorithms")]
     optimizer: OptimizerSpec = OptimizerSpec()
     cluster: ClusterSpec = ClusterSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
@@ -117,15 +109,15 @@ class JobSpec(Spec):
     @model_validator(mode="after")
     def _sampling_of_the_preset(self) -> Self:
         """Fields of `sampling` that the user left out are those of the algorithm's preset, where it has any."""
-        under = preset_sampling(self.algorithm)
+        under = self.algorithm.chosen_sampling
         own = {name: getattr(self.sampling, name) for name in self.sampling.model_fields_set}
         if under.keys() - own.keys():
             try:
                 object.__setattr__(self, "sampling", SamplingSpec.model_validate(under | own))  # the spec is frozen
             except ValidationError as error:
-                pointer, message = problems_of(error)[0]
-                origin = f"what the job leaves out is that of preset {self.algorithm.preset!r}"
-                raise ValueError(f"/sampling{pointer}: {message} ({origin})") from None
+                where, message = problems_of(error)[0]
+                origin = f"what the job leaves out is that of preset {self.algorithm.chosen_preset!r}"
+                raise ValueError(f"/sampling{where}: {message} ({origin})") from None
         return self
 
     @model_validator(mode="after")
@@ -144,20 +136,6 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
-    def _every_branch_is_driven(self) -> Self:
-        """Routed credit that no reward brings to a modality would leave that branch idle without a word."""
-        if getattr(getattr(self.algorithm, "credit", None), "mode", None) != "routed":
-            return self
-        routes = {reward.route for reward in self.rewards if reward.weight > 0}
-        idle = [modality for modality in self.backbone.modalities if not routes & {modality, "both"}]
-        if idle:
-            raise ValueError(
-                f"/rewards: credit is routed, and no reward with a weight has the route {' or '.join(idle)}, so that "
-                f"branch would learn nothing; add one, set a route to 'both', or algorithm/credit/mode to 'gdpo'"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _groups_fit(self) -> Self:
         if self.prompts.group_size < 2:
             raise ValueError(
@@ -170,34 +148,54 @@ class JobSpec(Spec):
             raise ValueError(
                 f"/prompts/per_step: {self.prompts.per_step} prompts do not divide among {ranks} learner ranks"
             )
-        size, batch = self.prompts.group_size, self.optimizer.micro_batch
-        if getattr(self.algorithm, "by_group", False) and batch % size:
-            near = max(1, round(batch / size)) * size
-            raise ValueError(
-                f"/optimizer/micro_batch: {batch} does not hold whole groups, and {self.algorithm.name} compares the "
-                f"samples of a prompt within one forward; use a multiple of prompts/group_size ({size}), as {near}"
-            )
         return self
 
     @model_validator(mode="after")
-    def _stochastic_steps_fit(self) -> Self:
-        """What an algorithm with a window of stochastic steps asks of the sampler."""
-        window = getattr(self.algorithm, "window", None)
-        if not isinstance(window, WindowSpec):
-            return self
-        steps = self.sampling.num_steps
-        free = len(window.candidates(steps))
-        if free == 0:
-            raise ValueError(f"/sampling/num_steps: {steps} leaves no step to be stochastic; use 2 or more")
-        if window.kind != "all" and window.size > free:
-            raise ValueError(
-                f"/algorithm/window/size: {window.size} steps do not fit into the {free} that can be stochastic "
-                f"(sampling/num_steps = {steps} without the last); use at most {free}, or more num_steps"
-            )
-        if self.sampling.passes > 1:
-            raise ValueError(
-                f"/sampling/guidance: {self.sampling.guidance_text} samples from a guided velocity, but "
-                f"{self.algorithm.name} trains the log-probability of the unguided one; use guidance = 1, "
-                "stg_scale = 0 and modality_scale = 1, which are off"
-            )
+    def _plugins_agree(self) -> Self:
+        found = self.problems(None)
+        if found:
+            raise Problems(found)
         return self
+
+    def plugins(self) -> Iterator[tuple[Place, PluginSpec]]:
+        """The specs of plug-ins and where each stands."""
+        yield ("backbone",), self.backbone
+        for index, reward in enumerate(self.rewards):
+            yield ("rewards", index), reward
+        yield ("algorithm",), self.algorithm
+
+    def problems(self, facts: ModelFacts | None) -> list[Problem]:
+        """What the plug-ins find wrong, by JSON pointer; `facts` as in `PartSpec.problems`.
+
+        Raises PluginError for one that breaks its contract.
+        """
+        found = []
+        for place, plugin in self.plugins():
+            try:
+                with answering(plugin, "problems"):
+                    said = list(plugin.problems(self, facts))
+            except InputError as error:  # raised while it looked at a file
+                said = [("", str(error))]
+            for where, message in said:
+                below = f"/{where}" if where and not where.startswith("/") else where
+                found.append((where if where.startswith("/") else pointer(place) + below, message))
+            self._require_fields(plugin, "problems", (where for where, _ in found))
+        return found
+
+    def files(self) -> list[NamedPath]:
+        """Every file and folder that the job names. Raises PluginError for a plug-in that breaks its contract."""
+        found = list(input_paths(PromptsSpec, self.prompts, ("prompts",)))
+        for place, plugin in self.plugins():
+            with answering(plugin, "files"):
+                found += [replace(named, place=(*place, *named.place)) for named in plugin.files()]
+            self._require_fields(plugin, "files", (named.pointer for named in found))
+        return sorted(found, key=lambda named: [*type(self).model_fields].index(str(named.place[0])))
+
+    def _require_fields(self, plugin: PluginSpec, hook: str, pointers: Iterable[str]) -> None:
+        for where in pointers:
+            value: Any = self
+            try:
+                for part in where.split("/")[1:]:
+                    value = dict(value)[part] if isinstance(value, BaseModel | dict) else value[int(part)]
+            except (LookupError, TypeError, ValueError):
+                raise PluginError(f"{origin(plugin)}: {hook} names {where}, which is no field of the job") from None

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from accord.plugins import OneOf
+
 BUILT_IN = "builtin:"
 MAX_PATH = 4096
 """Longest path in bytes."""
@@ -102,6 +104,9 @@ def input_paths(kind: Any, value: Any, place: Place = ()) -> Iterator[NamedPath]
 
 
 def _marked(kind: Any, marks: list[Any], value: Any, place: Place) -> Iterator[NamedPath]:
+    plugin = next((mark for mark in marks if isinstance(mark, OneOf)), None)
+    if plugin is not None:
+        kind = plugin.classes
     mark = next((mark for mark in marks if isinstance(mark, InputPath)), None)
     if mark is None:
         yield from input_paths(kind, value, place)

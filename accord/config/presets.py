@@ -21,7 +21,7 @@ _PUBLISHED_LOSS = {
 _PUBLISHED_SIGMAS = {"per_sample": 8, "low": 0.915, "high": 1.0}
 _PUBLISHED_OLD = {"start": 0.0, "rate": 0.001, "maximum": 0.5}
 
-PRESETS: dict[str, dict[PresetName, dict[str, Any]]] = {
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "diffusion_nft": {
         "accord": {},
         "paper": {"loss": _PAPER_LOSS},
@@ -65,7 +65,7 @@ _UNGUIDED = {
     "audio_guidance": None, "audio_stg_scale": None, "audio_modality_scale": None, "audio_guidance_rescale": None,
 }  # fmt: skip
 
-PRESET_SAMPLING: dict[str, dict[PresetName, dict[str, Any]]] = {
+PRESET_SAMPLING: dict[str, dict[str, dict[str, Any]]] = {
     "diffusion_nft": {"published": {**_UNGUIDED, "num_steps": 10}},
     "omninft": {
         "published": {
@@ -77,7 +77,7 @@ PRESET_SAMPLING: dict[str, dict[PresetName, dict[str, Any]]] = {
 """Fields of `sampling` that belong to a preset. A preset that is missing says nothing of the sampler."""
 
 
-def filled(value: Any, presets: Mapping[Any, Mapping[str, Any]], default: str = "accord") -> Any:
+def filled(value: Any, presets: Mapping[Any, Mapping[str, Any]], default: str) -> Any:
     """Lay what the user wrote over the preset they named. Raises ValueError for an unknown preset."""
     if not isinstance(value, dict):
         return value

@@ -5,54 +5,22 @@ A job lists rewards by name with a weight; everything else has a default here, w
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from accord.config.base import Spec
+from accord.config.clap_dir import inspect_clap_dir
+from accord.config.contract import ModelFacts, Problem, RewardSpec
+from accord.config.files import remembered
 from accord.config.paths import InputPath
+from accord.errors import UserError
 from accord.types import Modality, Route
 
-MIN_FRAMES = 3
-"""Fewest frames of a clip that any reward looks at."""
-MIN_AUDIO_S = 0.1
-"""Shortest sound that any reward listens to, in seconds."""
+if TYPE_CHECKING:
+    from accord.config.job import JobSpec
 
-
-class RewardSpec(Spec):
-    """What all rewards have. A subclass fixes `name`, `impl`, `needs` and the default route."""
-
-    impl: ClassVar[str] = ""
-    """`module:Class` of the RewardModel; imported only in its server."""
-    inspect: ClassVar[str] = ""
-    """`module:function` (light) that checks `path` when a job is submitted and raises ModelError; "" = no files."""
-    needs: ClassVar[tuple[Modality, ...]] = ("video", "audio")
-    """Modalities it looks at; a backbone without one of them cannot use this reward."""
-    about: ClassVar[str] = ""
-    """One line: what a higher score means."""
-    smallest_effect: ClassVar[float] = 0.01
-    """A change of the mean below this counts as none that matters, however certain it is."""
-    highest: ClassVar[float | None] = None
-    """Top of the range, where there is one; a mean that stands there is called saturated."""
-    prompt_anchored: ClassVar[bool] = False
-    """True when the score depends on the prompt's text."""
-
-    name: str
-    route: Route
-    """Which branch's loss it drives: video, audio or both."""
-    weight: float = Field(default=1.0, ge=0, le=1000)
-    """Weight of its normalised advantage; 0 = measured but not trained on."""
-    required: bool = True
-    """True: a step in which no sample of any group got a valid score stops the attempt. False: it is left out."""
-    deadline_s: float = Field(default=120.0, gt=0, le=3600)
-    """Wall time for one group, retries included; what is not scored by then is invalid (`timeout`)."""
-    num_cpus: float = Field(default=0.1, ge=0, le=64)
-    num_gpus: float = Field(default=0.0, ge=0, le=8)
-    min_replicas: int = Field(default=1, ge=0, le=1000)
-    max_replicas: int = Field(default=4, ge=1, le=1000)
-    max_batch_groups: int = Field(default=4, ge=1, le=256)
-    """Groups that one call of the model may batch."""
-    batch_wait_s: float = Field(default=0.02, ge=0, le=10)
+MIN_FRAMES, MIN_AUDIO_S = RewardSpec.min_frames, RewardSpec.min_audio_s
 
 
 class SyncReward(RewardSpec):
@@ -69,7 +37,6 @@ class ClapReward(RewardSpec):
     """Text-audio cosine similarity of a CLAP checkpoint."""
 
     impl: ClassVar[str] = "reward_servers.models.clap:ClapRewardModel"
-    inspect: ClassVar[str] = "accord.config.clap_dir:inspect_clap_dir"
     needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     about: ClassVar[str] = "the sound is the one the text names"
     highest: ClassVar[float | None] = 1.0
@@ -79,6 +46,15 @@ class ClapReward(RewardSpec):
     path: Annotated[str, InputPath("directory")] = Field(default="builtin:tiny-clap", min_length=1, max_length=4096)
     """Directory of a transformers `ClapModel`, or `builtin:tiny-clap`."""
     num_cpus: float = Field(default=0.2, ge=0, le=64)
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """The checkpoint's files, see `accord.config.clap_dir`."""
+        del job
+        if facts is not None:
+            try:
+                remembered(inspect_clap_dir, self.path)
+            except UserError as error:
+                yield "path", str(error)
 
 
 class AudioAestheticsReward(RewardSpec):

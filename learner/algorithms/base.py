@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from torch import Tensor
 
 from accord.config.algorithms import RegionSpec, SigmaSpec, SurgerySpec
-from accord.config.rewards import RewardSpec
+from accord.config.contract import RewardSpec
 from accord.diffusion.steps import noised
 from accord.types import Modality, Role, ScoredGroup
 

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from accord.config.algorithms import CreditSpec
-from accord.config.rewards import RewardSpec
+from accord.config.contract import RewardSpec
 from accord.errors import RewardError
 from accord.types import Modality, Route, ScoredGroup
 from learner.algorithms.base import Credit

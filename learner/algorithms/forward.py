@@ -10,14 +10,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from accord.config.algorithms import DiffusionNFTSpec
+from accord.config.contract import RewardSpec
 from accord.config.forward import ForwardSpec
-from accord.config.rewards import RewardSpec
 from accord.types import Modality, Role, ScoredGroup
 from learner.algorithms.base import Credit, ForwardBatch, LossTerms, Noised, Predictions, View
 from learner.algorithms.credit import assign_credit, tabulate
@@ -26,7 +25,7 @@ NORMALISER_FLOOR = 1e-5
 """Least value of the adaptive normaliser: predictions closer than this are as good as exact."""
 
 Space = Literal["x0", "velocity"]
-SpecT = TypeVar("SpecT", bound=DiffusionNFTSpec | ForwardSpec)
+SpecT = TypeVar("SpecT", bound=ForwardSpec)
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -101,7 +100,7 @@ class ForwardRecipe(ABC, Generic[SpecT]):
 
     def __init__(self, spec: SpecT) -> None:
         self.spec, self.sigmas = spec, spec.sigmas
-        self.surgery, self.region = (_switched_on(spec, technique) for technique in ("surgery", "region"))
+        self.surgery, self.region = spec.active_surgery, spec.active_region
         penalised: tuple[Role, ...] = ("ref",) if spec.loss.reference_penalty > 0 else ()
         self.anchors = tuple(dict.fromkeys(self.reads + penalised))
 
@@ -154,9 +153,3 @@ class ForwardRecipe(ABC, Generic[SpecT]):
     def eta(self, step: int) -> float:
         """The share of itself that the old policy keeps after `step`."""
         return self.spec.old_policy.share(step)
-
-
-def _switched_on(spec: DiffusionNFTSpec | ForwardSpec, technique: str) -> Any:
-    """The spec's settings of a technique; None when it has none or they are off."""
-    settings = getattr(spec, technique, None)
-    return settings if settings is not None and settings.enabled else None

@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from accord.config.contract import RewardSpec
 from accord.config.grpo import DynamicsSpec, FlowGRPOSpec, GRPOLossSpec
-from accord.config.rewards import RewardSpec
 from accord.diffusion.steps import log_density, sde_moments
 from accord.types import Modality, Role, ScoredGroup
 from learner.algorithms.base import Credit, LossTerms, Predictions, Transition, TransitionBatch, View

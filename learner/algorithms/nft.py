@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from accord.config.algorithms import DiffusionNFTSpec, LossSpec
+from accord.config.forward import DiffusionNFTSpec, LossSpec
 from learner.algorithms.base import Noised
 from learner.algorithms.forward import ForwardRecipe, Part, distance, normaliser, token_mean, widened
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from accord.config.contract import RewardSpec
 from accord.config.forward import FlowRWRSpec, MatchingSpec
-from accord.config.rewards import RewardSpec
 from accord.types import Modality, ScoredGroup
 from learner.algorithms.base import Credit, Noised
 from learner.algorithms.forward import ForwardRecipe, Part, matching_error

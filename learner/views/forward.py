@@ -60,7 +60,7 @@ class ForwardBatches(Batches):
     @property
     def by_group(self) -> bool:
         """See the class."""
-        return getattr(self.job.algorithm, "by_group", False)
+        return self.job.algorithm.by_group
 
     @cached_property
     def levels(self) -> Tensor:

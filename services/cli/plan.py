@@ -31,10 +31,9 @@ def plan(job: JobSpec) -> dict[str, Any]:
 
     Raises UserError for a backbone that cannot be sized, ModelError for a directory that cannot be read.
     """
-    where = getattr(type(job.backbone), "sizes", "")
-    if not where:
+    if not job.backbone.sizes:
         raise UserError(f"backbone {job.backbone.name} does not say how big it is, so it cannot be planned")
-    sizes: ModelSizes = resolve(where)(job.backbone, job.sampling)
+    sizes: ModelSizes = resolve(job.backbone.sizes)(job.backbone, job.sampling)
     return {
         "job": job.name,
         "model": {
@@ -49,18 +48,8 @@ def plan(job: JobSpec) -> dict[str, Any]:
         "rollout_worker": _rollout(job, sizes),
         "learner_rank": {f"zero_{stage}": _rank(job, sizes, stage) for stage in STAGES},
         "engine": "torch" if job.cluster.engine == "torch" else f"zero_{job.cluster.zero_stage}",
-        "notes": _notes(job),
+        "notes": list(job.backbone.notes()),
     }
-
-
-def _notes(job: JobSpec) -> list[str]:
-    """What the numbers leave open."""
-    found = []
-    if getattr(job.backbone, "text_cache", ""):
-        found.append("text encoder and connectors are loaded only where the text cache lacks a prompt")
-    if getattr(job.backbone, "offload", False):
-        found.append("the decoders' bytes are in host memory but during a decode, when no activations are held")
-    return found
 
 
 def _rollout(job: JobSpec, sizes: ModelSizes) -> Bytes:
@@ -94,9 +83,8 @@ def _rank(job: JobSpec, sizes: ModelSizes, stage: Stage) -> Bytes:
 def _step(job: JobSpec) -> dict[str, int]:
     """How often the model runs in one step. Forwards of sampling count a whole group as one batch."""
     algorithm = load_impl(job.algorithm)(job.algorithm)
-    drawn = job.algorithm.plan(job, 1).stochastic
-    draws = len(drawn.steps) if drawn is not None else algorithm.sigmas.per_sample
-    items = job.prompts.per_step // job.cluster.learner_ranks * job.prompts.group_size * draws
+    samples = job.prompts.per_step // job.cluster.learner_ranks * job.prompts.group_size
+    items = samples * job.algorithm.draws(job)
     batches = math.ceil(items / job.optimizer.micro_batch)
     again = 1 if job.backbone.gradient_checkpointing else 0
     groups = math.ceil(job.prompts.per_step / job.cluster.rollout_workers)

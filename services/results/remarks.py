@@ -5,27 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import groupby
 
-from accord.config.algorithms import SurgerySpec
 from accord.config.departures import departures
 from accord.config.job import JobSpec
-from accord.plugins import resolve
 
 
 def remarks(job: JobSpec) -> list[str]:
     """A sentence each. Raises ModelError for a model directory that cannot be read."""
     found = [f"Departs from its preset: {line}." for line in departures(job)]
-    surgery = surgery_of(job)
-    inspect = getattr(type(job.backbone), "inspect", "")
-    if surgery is not None and inspect:
-        depth = resolve(inspect)(job.backbone.path).depth
-        found.append(f"Gradient surgery on the {depth} blocks of this model: {kept(surgery.factors(depth))}.")
+    surgery, facts = job.algorithm.active_surgery, job.backbone.facts()
+    if surgery is not None and facts is not None and facts.depth:
+        means = kept(surgery.factors(facts.depth))
+        found.append(f"Gradient surgery on the {facts.depth} blocks of this model: {means}.")
     return found
-
-
-def surgery_of(job: JobSpec) -> SurgerySpec | None:
-    """The gradient surgery of a job, if it does any."""
-    surgery = getattr(job.algorithm, "surgery", None)
-    return surgery if isinstance(surgery, SurgerySpec) and surgery.enabled else None
 
 
 def kept(factors: Sequence[float]) -> str:

@@ -25,7 +25,7 @@ from accord.events import PHASES, StepCompleted
 from accord.metrics import METRICS
 from accord.types import MODALITIES
 from services.results.comparison import Row, headline, summary_rows
-from services.results.remarks import kept, surgery_of
+from services.results.remarks import kept
 from services.results.report_charts import Point, Series, line_chart, phase_chart
 from services.results.report_clips import embed
 from services.results.summary import (
@@ -203,7 +203,7 @@ def _departures(spec: Mapping[str, Any]) -> list[str]:
 def _surgery(spec: Mapping[str, Any], steps: Sequence[StepCompleted]) -> list[tuple[str, str]]:
     """What the schedule means for this model, and what was measured in the first step, where block norms were."""
     job = _job(spec)
-    surgery = surgery_of(job) if job else None
+    surgery = job.algorithm.active_surgery if job else None
     found = {key: value for key, value in (steps[0].metrics if steps else {}).items() if key.startswith(ARRIVED)}
     norms = [value or 0.0 for _, value in sorted(found.items())]
     if surgery is None or not norms:

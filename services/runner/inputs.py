@@ -19,7 +19,6 @@ from typing import Any
 from accord.config.files import JSON_BYTES, files_below, stamp_of
 from accord.config.job import JobSpec
 from accord.config.lora_alpha import LORA_CONFIG
-from accord.config.paths import input_paths
 from accord.config.weights import header_bytes
 from accord.errors import ModelError, SpecError
 from accord.ids import file_sha256
@@ -91,7 +90,7 @@ def pin_inputs(job: JobSpec, run_dir: Path) -> Pins:
 
 
 def _named(job: JobSpec) -> Iterator[tuple[str, Path, str]]:
-    for named in input_paths(JobSpec, job):
+    for named in job.files():
         yield named.pointer, Path(named.path), named.mark.kind
 
 

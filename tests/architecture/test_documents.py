@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from accord.config.algorithms import OmniNFTSpec
 from accord.config.base import Spec
+from accord.config.forward import OmniNFTSpec
 from accord.config.grpo import RECIPES, FlowGRPOSpec
 from accord.plugins import names, spec_class
 

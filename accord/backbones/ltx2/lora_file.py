@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accord.backbones.ltx2.model_dir import ModelFacts
-from accord.config.backbones import LoRASpec
+from accord.config.contract import AdapterSpec
 from accord.config.lora_alpha import read_numbers, scales
 from accord.config.weights import FLOATS, read_metadata, read_safetensors_header, weight_files
 from accord.errors import ModelError
@@ -82,7 +82,7 @@ def read_lora_file(path: str) -> LoRAFile:
     return LoRAFile(file, layers, rank, scales(file, read_metadata(file), alphas, layers.keys(), rank))
 
 
-def lora_misfits(file: LoRAFile, spec: LoRASpec, facts: ModelFacts) -> list[str]:
+def lora_misfits(file: LoRAFile, spec: AdapterSpec, facts: ModelFacts) -> list[str]:
     """What keeps an adapter from being the start of a job's, each with its remedy; empty when it fits."""
     wanted = {layer: shape for layer, shape in _linear_layers(facts).items() if {*layer.split(".")} & {*spec.targets}}
     if file.layers.keys() != wanted.keys():

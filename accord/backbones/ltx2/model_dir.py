@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import accord
+from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule
 from accord.backbones.ltx2.shapes import check_complete, check_encoder, check_transformer, check_vae
+from accord.config import contract
+from accord.config.backbones import SamplingSpec
 from accord.config.files import files_below
 from accord.config.paths import BUILT_IN
 from accord.config.weights import Shapes, component_shapes, read_json
@@ -37,19 +40,20 @@ _UNSAFE = {
 }
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
 _BLOCKS = "transformer_blocks."
+_CROSSINGS: dict[str, contract.Crossing] = {
+    "audio_to_video_attn": ("video", "audio"),
+    "video_to_audio_attn": ("audio", "video"),
+}
+"""Part of a block, and who reads whom in it."""
 _WRONG_KIND = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What Python raises when a config holds a text for a number, a list for a table, or nothing."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelFacts:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts(contract.ModelFacts):
     """Sizes of a pipeline that a job can be checked against."""
 
     path: Path
-    depth: int
-    """Transformer blocks."""
-    block_parts: frozenset[str]
-    """Names of the sub-modules of a block that hold matrices: what an adapter may target."""
     temporal_compression: int
     spatial_compression: int
     """Frames per latent frame (after the first) and pixels per latent pixel."""
@@ -65,10 +69,6 @@ class ModelFacts:
     scheduler: Mapping[str, Any]
     """The scheduler's config as written."""
     modalities: tuple[Modality, ...] = MODALITIES
-    audio_to_video: bool = True
-    """Blocks let video attend to sound: the edge that gradient surgery works on."""
-    video_to_audio: bool = True
-    """Blocks let sound attend to video: the attention that region weights are read from."""
 
     def video_grid(self, frames: int, height: int, width: int) -> tuple[int, int, int]:
         """Tokens along time, height and width of a clip of so many frames and pixels."""
@@ -79,6 +79,19 @@ class ModelFacts:
     def audio_tokens(self, frames: int, fps: float) -> int:
         """Audio tokens of a clip of so many frames."""
         return round(frames / fps * self.audio_tokens_per_second)
+
+    def sigmas(self, sampling: SamplingSpec) -> Sequence[float] | None:
+        """The scheduler's; None where it makes none, which is the backbone's to tell."""
+        try:
+            return self.schedule(sampling)
+        except (ModelError, *_WRONG_KIND):
+            return None
+
+    def schedule(self, sampling: SamplingSpec) -> Sequence[float]:
+        """The scheduler's. Raises ModelError for one of another kind, ArithmeticError for a shift that leaves none."""
+        frames, height, width = self.video_grid(sampling.frames, sampling.height, sampling.width)
+        config = ScheduleConfig.parse(self.scheduler)
+        return sigma_schedule(config, sampling.num_steps, frames * height * width, sampling.shift)
 
 
 def resolve_model_path(path: str) -> Path:
@@ -232,8 +245,7 @@ def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
         audio_tokens_per_second=int(audio_vae.get("sample_rate", 16000)) / hop,
         sample_rate=int(vocoder.get("output_sampling_rate", 24000)),
         scheduler=read_json(root / "scheduler" / "scheduler_config.json"),
-        audio_to_video=tensors is None or "audio_to_video_attn" in parts,
-        video_to_audio=tensors is None or "video_to_audio_attn" in parts,
+        crossings=frozenset(edge for name, edge in _CROSSINGS.items() if tensors is None or name in parts),
     )
     sizes = (depth, temporal, spatial, facts.patch_size, facts.patch_size_t, facts.video_channels, facts.audio_channels,
              facts.sample_rate, facts.audio_tokens_per_second)  # fmt: skip

@@ -12,8 +12,8 @@ from accord.backbones.adapters import adapter_parameters, add_roles, target_laye
 from accord.backbones.ltx2.model import LTX2Velocity
 from accord.backbones.ltx2.shapes import check_complete, check_transformer
 from accord.backbones.shaping import audio_to_video, gradient_surgery
-from accord.config.algorithms import OmniNFTSpec
 from accord.config.backbones import LoRASpec
+from accord.config.forward import OmniNFTSpec
 from accord.errors import ModelError
 
 LTX2 = {"rope_type": "split"}  # everything else of the published config is the class's default

@@ -18,7 +18,8 @@ from accord.backbones.shaping import (
     scale_gradient,
     watch_audio_from_video,
 )
-from accord.config.algorithms import BlockScale, OmniNFTSpec, RegionSpec, SurgerySpec
+from accord.config.algorithms import BlockScale, RegionSpec, SurgerySpec
+from accord.config.forward import OmniNFTSpec
 from accord.errors import SpecError
 from accord.types import Guidance, RolloutPlan
 from rollout_workers.sampler import denoise

@@ -2,7 +2,8 @@
 
 import pytest
 
-from accord.config.algorithms import BlockScale, OmniNFTSpec, SurgerySpec
+from accord.config.algorithms import BlockScale, SurgerySpec
+from accord.config.forward import OmniNFTSpec
 
 
 def factors(preset: str, depth: int) -> list[float]:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from accord.config.algorithms import DiffusionNFTSpec, LossSpec, OldPolicySpec, OmniNFTSpec
+from accord.config.algorithms import OldPolicySpec
+from accord.config.forward import DiffusionNFTSpec, LossSpec, OmniNFTSpec
 from learner.algorithms.base import ForwardBatch, Noised
 from learner.algorithms.forward import mean_square, scale_of
 from learner.algorithms.nft import NFT, nft_loss

@@ -1,0 +1,245 @@
+"""The plug-in contract: what the spec of an algorithm, a backbone or a reward says beside its fields.
+
+Everybody reads these hooks as plain attributes and methods, and nobody asks which plug-in it is. A third party's spec
+class inherits one of the three bases, sets `impl` and `name`, and overrides what differs. CONTRIBUTING.md has all of it
+in one table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from accord.config.base import Spec
+from accord.config.files import remembered
+from accord.config.paths import InputPath, NamedPath, input_paths
+from accord.config.presets import filled
+from accord.plugins import resolve
+from accord.types import Modality, RolloutPlan, Route
+
+if TYPE_CHECKING:
+    from accord.config.algorithms import RegionSpec, SurgerySpec
+    from accord.config.backbones import SamplingSpec
+    from accord.config.job import JobSpec
+
+Problem = tuple[str, str]
+"""Where, and what is wrong there and what would be right. A place that begins with `/` is a JSON pointer into the job;
+any other is the way to a field of the spec that found the problem (`path`, `window/size`), "" being the spec itself."""
+
+PartName = Annotated[str, Field(max_length=200)]
+
+Crossing = tuple[Modality, Modality]
+"""(reader, read): the blocks let the tokens of the first attend to those of the second."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFacts:
+    """What is known of any model from its files, before it is loaded. A backbone adds its own in a subclass."""
+
+    depth: int = 0
+    """Transformer blocks; 0 = not known."""
+    block_parts: frozenset[str] = frozenset()
+    """Names of the sub-modules of a block that hold matrices: what an adapter may target; empty = not known."""
+    crossings: frozenset[Crossing] | None = None
+    """Which modality attends to which other; None = not known."""
+
+    def sigmas(self, sampling: SamplingSpec) -> Sequence[float] | None:
+        """The sampler's noise levels for a clip of that size, from 1 to 0. None: known only once it is loaded."""
+        del sampling
+        return None
+
+
+class PartSpec(Spec):
+    """A part of a plug-in's spec that has checks of its own; they run wherever it is a field."""
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """What is wrong with a job that this is part of, beyond what each field says of itself.
+
+        Called twice: with `facts` None when the job validates, where no file may be read; and with what is known of the
+        model when the job's files are looked at, within the allowed folders (read through `accord.config.files`).
+        Default: what its own parts find. An override adds to it.
+        """
+        for field, part in self:
+            if isinstance(part, PartSpec):
+                for place, message in part.problems(job, facts):
+                    yield place if place.startswith("/") else f"{field}/{place}".removesuffix("/"), message
+
+
+class PluginSpec(PartSpec):
+    """What the specs of all plug-ins have."""
+
+    impl: ClassVar[str] = ""
+    """`module:Class` that does the work; imported only in the process that runs it."""
+
+    name: str
+    """A subclass makes it `Literal["…"] = "…"`, the name that its entry point has."""
+
+    @classmethod
+    def code(cls) -> Iterable[tuple[str, str]]:
+        """Hooks that lead to code, and the `module:Name` each holds; looked for, but not imported, at start."""
+        yield "impl", cls.impl
+
+    def files(self) -> Iterable[NamedPath]:
+        """The files and folders that it reads: confined, looked at, and pinned by the first attempt.
+
+        Default: every field that is annotated with `InputPath`. An override may add what those lead to, as the shards
+        that an index names, at the place of the field that led there. Called where files may be read.
+        """
+        return input_paths(type(self), self)
+
+
+class AlgorithmSpec(PluginSpec):
+    """Base of the specs of algorithms. The class named by `impl` satisfies `learner.algorithms.base.Algorithm`."""
+
+    by_group: ClassVar[bool] = False
+    """True: the loss compares the samples of a prompt. They share noise and noise levels, and micro-batches hold whole
+    groups."""
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Fields that a preset fills where the job leaves them out, by name of the preset. A spec with presets inherits
+    `PresetSpec`."""
+    preset_sampling: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """What a preset needs of the sampler; it is laid under the job's own `sampling`. One that is missing needs
+    nothing."""
+
+    @property
+    def chosen_preset(self) -> str:
+        """The preset that the job names; "" where there are none."""
+        return ""
+
+    @property
+    def chosen_sampling(self) -> dict[str, Any]:
+        """Fields of `sampling` that come with the chosen preset."""
+        return dict(self.preset_sampling.get(self.chosen_preset, {}))
+
+    @property
+    def active_surgery(self) -> SurgerySpec | None:
+        """Gradient surgery around the policy's forward and backward; None = off."""
+        return None
+
+    @property
+    def active_region(self) -> RegionSpec | None:
+        """Region weights on video tokens, captured while sampling; None = off."""
+        return None
+
+    def plan(self, job: JobSpec, step: int) -> RolloutPlan:
+        """How the groups of a training step are sampled. Default: from the old policy along the ODE, guided as the job
+        says, with attention captured where region weights are on."""
+        region = self.active_region
+        return replace(job.sampling.plan("old"), capture=region.capture(step) if region is not None else None)
+
+    def draws(self, job: JobSpec) -> int:
+        """How often a step trains each sample, counted by `accord plan`. Default: once, or at each step that the plan
+        makes stochastic."""
+        drawn = self.plan(job, 1).stochastic
+        return len(drawn.steps) if drawn is not None else 1
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its parts': micro-batches of an algorithm that goes `by_group` hold whole groups."""
+        yield from super().problems(job, facts)
+        size, batch = job.prompts.group_size, job.optimizer.micro_batch
+        if self.by_group and batch % size:
+            near = max(1, round(batch / size)) * size
+            why = (
+                f"{batch} does not hold whole groups, and {self.name} compares the samples of a prompt within one "
+                f"forward; use a multiple of prompts/group_size ({size}), as {near}"
+            )
+            yield "/optimizer/micro_batch", why
+
+
+class PresetSpec(AlgorithmSpec):
+    """An algorithm whose fields a preset fills; anything that the job writes beside it wins."""
+
+    preset: str
+
+    @property
+    def chosen_preset(self) -> str:
+        """The preset that the job names."""
+        return self.preset
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, value: Any) -> Any:
+        return filled(value, cls.presets, cls.model_fields["preset"].default)
+
+
+class AdapterSpec(Spec):
+    """The trained adapter; a backbone's subclass says which parts it targets by default."""
+
+    rank: int = Field(default=16, ge=1, le=512)
+    alpha: float = Field(default=32.0, gt=0)
+    targets: Annotated[tuple[PartName, ...], Field(min_length=1, max_length=100)]
+    """Sub-modules of each transformer block whose linear layers get an adapter."""
+
+
+class BackboneSpec(PluginSpec):
+    """Base of the specs of backbones. The class named by `impl` satisfies `accord.backbones.base.Backbone`."""
+
+    modalities: ClassVar[tuple[Modality, ...]] = ("video",)
+    """What it makes, in order."""
+    inspect: ClassVar[str] = ""
+    """`module:function` (light) that looks at `path` and returns `ModelFacts`, or raises `ModelError`; "" = nothing is
+    known before the model is loaded."""
+    sizes: ClassVar[str] = ""
+    """`module:function` (heavy) of (spec, sampling) that counts what `accord plan` shows, as
+    `accord.backbones.sizes.ModelSizes`; "" = it cannot be planned."""
+
+    path: Annotated[str, InputPath("directory")]
+    """Where the weights are, or `builtin:…`."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Compute type of the frozen weights; adapters are always float32."""
+    lora: AdapterSpec
+    """The trained adapter."""
+    gradient_checkpointing: bool = False
+
+    @classmethod
+    def code(cls) -> Iterable[tuple[str, str]]:
+        """`inspect` and `sizes` may be left out."""
+        yield from super().code()
+        yield from ((hook, path) for hook, path in (("inspect", cls.inspect), ("sizes", cls.sizes)) if path)
+
+    def facts(self) -> ModelFacts | None:
+        """What `inspect` finds. Raises ModelError."""
+        return remembered(resolve(self.inspect), self.path) if self.inspect else None
+
+    def notes(self) -> Iterable[str]:
+        """What the numbers of `accord plan` leave open, a clause each."""
+        return ()
+
+
+class RewardSpec(PluginSpec):
+    """Base of the specs of rewards: a subclass fixes `name`, `impl`, `needs` and the default route. The class named by
+    `impl` is a `reward_servers.base.RewardModel`."""
+
+    needs: ClassVar[tuple[Modality, ...]] = ("video", "audio")
+    """Modalities it looks at; a backbone without one of them cannot use this reward."""
+    min_frames: ClassVar[int] = 3
+    """Fewest frames of a clip that it looks at; a shorter one has no valid score."""
+    min_audio_s: ClassVar[float] = 0.1
+    """Shortest sound that it listens to, in seconds."""
+    about: ClassVar[str] = ""
+    """One line: what a higher score means."""
+    smallest_effect: ClassVar[float] = 0.01
+    """A change of the mean below this counts as none that matters, however certain it is."""
+    highest: ClassVar[float | None] = None
+    """Top of the range, where there is one; a mean that stands there is called saturated."""
+    prompt_anchored: ClassVar[bool] = False
+    """True when the score depends on the prompt's text."""
+
+    route: Route
+    """Which branch's loss it drives: video, audio or both."""
+    weight: float = Field(default=1.0, ge=0, le=1000)
+    """Weight of its normalised advantage; 0 = measured but not trained on."""
+    required: bool = True
+    """True: a step in which no sample of any group got a valid score stops the attempt. False: it is left out."""
+    deadline_s: float = Field(default=120.0, gt=0, le=3600)
+    """Wall time for one group, retries included; what is not scored by then is invalid (`timeout`)."""
+    num_cpus: float = Field(default=0.1, ge=0, le=64)
+    num_gpus: float = Field(default=0.0, ge=0, le=8)
+    min_replicas: int = Field(default=1, ge=0, le=1000)
+    max_replicas: int = Field(default=4, ge=1, le=1000)
+    max_batch_groups: int = Field(default=4, ge=1, le=256)
+    """Groups that one call of the model may batch."""
+    batch_wait_s: float = Field(default=0.02, ge=0, le=10)
