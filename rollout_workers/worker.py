@@ -13,6 +13,7 @@ from accord.backbones.adapters import ADAPTER_ROLES, load_adapter_state, reset_a
 from accord.backbones.base import Backbone, Conditions
 from accord.backbones.shaping import capture_region
 from accord.config.backbones import SamplingSpec
+from accord.config.contract import BackboneSpec
 from accord.errors import NonFiniteError, RolloutError
 from accord.ids import PolicyVersion
 from accord.plugins import load_impl
@@ -26,7 +27,7 @@ class RolloutWorker:
     """Samples groups. The bits of a group depend on its request and the weights, not on the worker."""
 
     def __init__(
-        self, spec: Spec, sampling: SamplingSpec, *, seed: int = 0, threads: int = 1, device: str = "cpu"
+        self, spec: BackboneSpec, sampling: SamplingSpec, *, seed: int = 0, threads: int = 1, device: str = "cpu"
     ) -> None:
         """Load the backbone of `spec` for the clip size of `sampling`; `seed` is what its adapters start from.
 

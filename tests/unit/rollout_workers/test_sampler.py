@@ -9,7 +9,7 @@ from torch import nn
 
 from accord.backbones.base import Conditions
 from accord.backbones.shaping import RegionCapture
-from accord.config.algorithms import OmniNFTSpec
+from accord.config.forward import OmniNFTSpec
 from accord.config.grpo import DynamicsSpec
 from accord.diffusion.noise import group_noise, sample_noise
 from accord.diffusion.steps import euler_step, log_density, sde_moments
