@@ -28,7 +28,7 @@ from accord.events import EventSink, Failed, Progress, Warned
 from services.connections import ray_address
 from services.runner.exit_status import ExitStatus
 from services.runner.inputs import Pins, pin_inputs
-from services.runner.sink import StoreEventSink
+from services.runner.sink import QueuedEventSink, StoreEventSink
 
 if TYPE_CHECKING:
     from learner.workers import TrainResult
@@ -156,7 +156,7 @@ def _train(
     stages.next("starting reward servers")
     app.deploy(job.rewards, idle_s=settings.reward_idle_s)
     stages.next("loading models into rollout workers and learner ranks")
-    stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), sink)
+    stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), QueuedEventSink(sink))
     return workers.run(
         job,
         run_dir,

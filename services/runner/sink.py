@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
-from accord.errors import Fenced, StoreUnavailable
-from accord.events import Event
-from services.jobs.job import ACTIVE
+from accord.errors import StoreUnavailable
+from accord.events import Event, EventSink
 from services.jobs.redis_store import RedisJobStore, store_url
 
 _T = TypeVar("_T")
@@ -46,17 +47,13 @@ class StoreEventSink:
         Raises Fenced when a newer attempt owns the job, StoreUnavailable when the store stays away.
         """
         if not self._announced:
-            self._insist(lambda store: store.running(self.job_id, self.epoch))
+            self.guard()
             self._announced = True
         self._insist(lambda store: store.append(self.job_id, self.epoch, event))
 
     def guard(self) -> None:
         """Return while this attempt owns the job. Raises Fenced; call it before an effect becomes visible."""
-        job = self._insist(lambda store: store.get(self.job_id))
-        if job.epoch != self.epoch or job.state not in ACTIVE:
-            raise Fenced(
-                f"attempt {self.epoch} does not own {self.job_id} (attempt {job.epoch}, {job.state})"
-            )  # fmt: skip
+        self._insist(lambda store: store.running(self.job_id, self.epoch))
 
     def _insist(self, call: Callable[[RedisJobStore], _T]) -> _T:
         if self._store is None:
@@ -69,3 +66,40 @@ class StoreEventSink:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(0.2)
+
+
+class QueuedEventSink:
+    """Another sink for an event loop: `emit` never waits. One thread passes the events on, in their order.
+
+    While the store is away the loop goes on and up to `room` events wait. Once passing one on has failed (Fenced, or
+    StoreUnavailable at the end of the other sink's patience), nothing more is passed on and `emit` raises that error.
+    It pickles without what waits in it.
+    """
+
+    def __init__(self, sink: EventSink, room: int = 1000) -> None:
+        self._sink = sink
+        self._waiting: queue.Queue[Event] = queue.Queue(room)
+        self._error: Exception | None = None
+        self._thread: threading.Thread | None = None
+
+    def __reduce__(self) -> tuple[type[QueuedEventSink], tuple[EventSink, int]]:
+        return QueuedEventSink, (self._sink, self._waiting.maxsize)
+
+    def emit(self, event: Event) -> None:
+        """Have an event passed on. Raises what passing on an earlier one raised; StoreUnavailable without room."""
+        if self._error is not None:
+            raise self._error
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._pass_on, name="accord-events", daemon=True)
+            self._thread.start()
+        try:
+            self._waiting.put_nowait(event)
+        except queue.Full:
+            raise StoreUnavailable(f"{self._waiting.maxsize} events wait for the store") from None
+
+    def _pass_on(self) -> None:
+        try:
+            while True:
+                self._sink.emit(self._waiting.get())
+        except Exception as error:
+            self._error = error
