@@ -7,6 +7,7 @@ epoch than the job's is refused.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -117,9 +118,9 @@ class Job(JobSummary):
     spec_json: str
     """The resolved job spec as JSON text."""
 
-    @property
+    @cached_property
     def spec(self) -> JobSpec:
-        """The parsed job spec. Raises IncompatibleSpec: it was valid once, so another release wrote it."""
+        """The job spec, parsed once. Raises IncompatibleSpec: it was valid once, so another release wrote it."""
         try:
             return JobSpec.parse(self.spec_json)
         except SpecError as error:
