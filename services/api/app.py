@@ -16,12 +16,12 @@ from services.api import contract, health, jobs, pages, problems, results
 from services.api.auth import Keeper, Sessions, api_key
 from services.api.calls import StoreCalls
 from services.api.edge import Edge
-from services.api.metrics import Metrics
 from services.api.preflight import SpecCheck
 from services.api.readiness import Readiness
 from services.api.state import ApiState
 from services.api.streams import Hub
 from services.jobs.store import JobStore
+from services.metrics import Metrics
 
 
 def create_app(

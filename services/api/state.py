@@ -13,10 +13,10 @@ from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from services.api.auth import Keeper, Sessions
 from services.api.calls import StoreCalls
-from services.api.metrics import Metrics
 from services.api.readiness import Readiness
 from services.api.streams import Hub
 from services.jobs.store import JobStore
+from services.metrics import Metrics
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from accord.errors import JobNotFound, StoreError, StoreUnavailable
 from accord.events import JobEvent, StateChanged, read_event
 from services.api.calls import StoreCalls
-from services.api.metrics import Metrics
 from services.jobs.job import TERMINAL, Job
 from services.jobs.records import order_of
 from services.jobs.store import FeedEntry, JobStore
+from services.metrics import Metrics
 
 log = logging.getLogger("accord.streams")
 

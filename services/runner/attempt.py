@@ -31,9 +31,9 @@ from accord.errors import (
 )
 from accord.events import Failed, JobEvent
 from services import guard, processes
-from services.api.metrics import Metrics
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.store import Beat, JobStore
+from services.metrics import Metrics
 from services.runner.exit_status import ExitStatus
 from services.runner.gate import Gate
 from services.runner.prometheus import TrainingMetrics

@@ -15,12 +15,13 @@ import httpx
 from accord.config.settings import Settings
 from accord.events import CheckpointSaved, Progress, StepCompleted, Warned
 from accord.ids import new_job_id
-from services.api.metrics import Metrics
+from services.api.server import Api
 from services.jobs.job import JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import Submission
+from services.metrics import Metrics
 from services.node.embedded import EmbeddedStore
-from services.node.service import Api, prepare_directories
+from services.node.service import prepare_directories
 
 KEY = "a-key-for-these-tests"
 TEXTS = {"prompt_av": "a red ball", "prompt_v": "a red ball", "prompt_a": "a beep"}

@@ -14,11 +14,11 @@ from accord.errors import StoreUnavailable
 from accord.events import Progress, StepCompleted
 from accord.ids import new_job_id
 from services.api import streams
-from services.api.metrics import Metrics
 from services.api.streams import Hub
 from services.jobs.job import JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import FeedEntry, StoredEvent, Submission
+from services.metrics import Metrics
 from services.node.embedded import EmbeddedStore
 
 LEASE_S = 60.0

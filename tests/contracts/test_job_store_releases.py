@@ -16,10 +16,10 @@ from accord.errors import Conflict, Fenced, IncompatibleSpec, JobNotFound, Store
 from accord.events import OpaqueEvent, Progress, StateChanged, StepCompleted
 from accord.ids import new_job_id
 from services.api.app import create_app
-from services.api.metrics import Metrics
 from services.jobs.job import TERMINAL, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import PREFIX, Beat
+from services.metrics import Metrics
 from tests.contracts.stores import BACKOFF, running, step_event, submit
 
 

@@ -78,9 +78,9 @@ def _await_ready(port, process):
 def test_every_panel_shows_something(tmp_path):
     prometheus_client = pytest.importorskip("prometheus_client")
     from accord.ids import new_job_id
-    from services.api.metrics import Metrics
     from services.jobs.redis_store import PREFIX, RedisJobStore
     from services.jobs.store import Submission
+    from services.metrics import Metrics
     from services.node.embedded import EmbeddedStore
     from services.runner.prometheus import TrainingMetrics
 

@@ -20,10 +20,10 @@ from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from accord.events import StateChanged
 from accord.ids import new_job_id
-from services.api.metrics import Metrics
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import Submission
+from services.metrics import Metrics
 from services.node.embedded import EmbeddedStore
 from services.processes import alive, marked
 from services.runner import janitor

@@ -9,7 +9,7 @@ PROGRAM = """
 import logging, resource
 logging.basicConfig()
 resource.setrlimit(resource.RLIMIT_NOFILE, (300, {hard}))
-from services.node.service import allow_files
+from services.api.server import allow_files
 allow_files(100)
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
 """
