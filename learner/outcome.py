@@ -14,5 +14,4 @@ class TrainResult:
     policy_version: PolicyVersion
     adapter_sha256: str
     """Of the exported adapter file; empty on ranks other than the first."""
-    adapter_path: str
     steps: int

@@ -170,12 +170,11 @@ class Run:
     def finish(self) -> TrainResult:
         """Export the adapter in the form that diffusers loads."""
         state, directory = self.states[-1], self.directory / "adapter"
-        path = directory / ADAPTER_FILE
         digest = ""
         if self.ranks.first:
             self.patiently(partial(self._export, state, directory))
-            digest = file_sha256(path)
-        return TrainResult(state.version, digest, str(path), self.job.steps)
+            digest = file_sha256(directory / ADAPTER_FILE)
+        return TrainResult(state.version, digest, self.job.steps)
 
     def patiently(self, write: Callable[[], _T]) -> _T:
         """Do a write, waiting while the run folder has no room. Raises VolumeFull when it stays so."""

@@ -83,22 +83,6 @@ class WorldPrompt:
         return {"id": self.id, "prompt_av": self.prompt_av, "prompt_v": self.prompt_v, "prompt_a": self.prompt_a}
 
 
-def parse_prompt(text: str) -> WorldPrompt:
-    """Read a full caption back into its three attributes.
-
-    Raises:
-        ValueError: if a colour, a motion or a sound of the world is not named exactly once.
-    """
-    words = text.lower().split()
-    found: list[str] = []
-    for name, choices in (("colour", COLOURS), ("motion", MOTIONS), ("sound", SOUNDS)):
-        hits = [word for word in words if word in choices]
-        if len(hits) != 1:
-            raise ValueError(f"prompt {text!r} must name one {name} out of {', '.join(choices)}; found {hits}")
-        found.append(hits[0])
-    return WorldPrompt(*found)
-
-
 ALL_PROMPTS: tuple[WorldPrompt, ...] = tuple(
     WorldPrompt(colour, motion, sound) for colour, motion, sound in product(COLOURS, MOTIONS, SOUNDS)
 )

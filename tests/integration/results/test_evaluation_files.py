@@ -12,7 +12,7 @@ import numpy as np
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
 from accord.types import Clip, GroupData, Prompt, RewardScores, RolloutRequest, SampleGroup, ScoredGroup
-from accord.world.scene import HELD_OUT_PROMPTS, make_clip, parse_prompt, write_prompt_file
+from accord.world.scene import HELD_OUT_PROMPTS, make_clip, write_prompt_file
 from learner.evaluate import Evaluator
 from services.results.comparison import summary_rows
 from services.results.summary import build_summary
@@ -30,7 +30,7 @@ class Source:
     def _group(self, request: RolloutRequest) -> ScoredGroup:
         clips = []
         for index, _ in enumerate(request.seeds):
-            clips.append(make_clip(parse_prompt(request.prompt.prompt_av), request.prompt_index, index).clip)
+            clips.append(make_clip(HELD_OUT_PROMPTS[request.prompt_index], request.prompt_index, index).clip)
         data = GroupData({"video": np.zeros((2, 3, 4), np.float32), "audio": np.zeros((2, 3, 4), np.float32)})
         scores = self._scores([self.level + 0.01 * (request.prompt_index + index) for index in range(2)])
         return ScoredGroup(SampleGroup(request, request.policy_version, data, clips), {"sync": scores})
