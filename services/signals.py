@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import Self
 
 INTERRUPTED = 130
 
@@ -30,10 +31,11 @@ class Signals:
     def __init__(self) -> None:
         self.stop, self.hurry = threading.Event(), threading.Event()
 
-    def install(self) -> None:
-        """Take over the signals of the process. Only from the main thread."""
+    def install(self) -> Self:
+        """Take over the signals of the process, and return these. Only from the main thread."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._arrived)
+        return self
 
     def _arrived(self, _number: int, _frame: FrameType | None) -> None:
         (self.hurry if self.stop.is_set() else self.stop).set()

@@ -115,8 +115,7 @@ def up(port: Port = None) -> None:
     Ctrl-C stops cleanly: a running job is requeued and goes on from its last checkpoint at the next start.
     """
     with _told():
-        signals = Signals()
-        signals.install()
+        signals = Signals().install()
         from services.node.service import Service
 
         logs.configure("WARNING", role="service")
@@ -127,8 +126,7 @@ def up(port: Port = None) -> None:
 def api(port: Port = None) -> None:
     """Run the API alone against a shared job store (`REDIS_URL`), as in a cluster."""
     with _told():
-        signals = Signals()
-        signals.install()
+        signals = Signals().install()
         from services.node.service import run_api
 
         logs.configure(role="api")
@@ -139,8 +137,7 @@ def api(port: Port = None) -> None:
 def runner() -> None:
     """Run a supervisor alone against a shared job store (`REDIS_URL`) and Ray (`RAY_ADDRESS`), as in a cluster."""
     with _told():
-        signals = Signals()
-        signals.install()
+        signals = Signals().install()
         from services.node.service import run_runner
 
         logs.configure(role="runner")

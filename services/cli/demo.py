@@ -32,25 +32,19 @@ from services.cli.watch import JobPicture, watch
 from services.node.service import prepare_directories
 from services.results.comparison import Row, headline, summary_rows
 from services.results.summary import Summary
+from services.signals import Signals
 
 READY_S = 240.0
 
 
-class Interrupts:
-    """The first SIGINT, SIGTERM or SIGHUP raises KeyboardInterrupt; a later one is passed on, to hurry the service."""
+class Interrupts(Signals):
+    """The first signal raises KeyboardInterrupt; a later one is passed on, to hurry the service."""
 
-    def __init__(self) -> None:
-        self.service: guard.Child | None = None
-        self._seen = False
-
-    def install(self) -> None:
-        """Take over the signals of the process. Only from the main thread."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._arrived)
+    service: guard.Child | None = None
 
     def _arrived(self, _number: int, _frame: FrameType | None) -> None:
-        if not self._seen:
-            self._seen = True
+        if not self.stop.is_set():
+            self.stop.set()
             raise KeyboardInterrupt
         if self.service is not None and self.service.poll() is None:
             self.service.terminate()
@@ -59,8 +53,7 @@ class Interrupts:
 def demo(job_file: Path, overrides: list[str], settings: Settings, console: Console) -> int:
     """Run the demo. Returns 0 when the job succeeded, 1 when not, 130 when a signal ended it early."""
     spec = read_job(job_file, overrides)
-    interrupts = Interrupts()
-    interrupts.install()
+    interrupts = Interrupts().install()
     try:
         with (
             _own_directory(settings) as data_dir,

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import psutil
 
 from services import processes
+from services.signals import Signals
 
 MARK = "ACCORD_RAY_DIR"
 """Environment variable that every process of an embedded Ray carries: its folder."""
@@ -27,12 +25,7 @@ MARK = "ACCORD_RAY_DIR"
 
 def main(folder: Path, cpus: int, object_store_mb: int) -> int:
     """Run until told to stop (0) or until the head processes are not complete any more (1)."""
-    stop = threading.Event()
-
-    def terminate(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    signal.signal(signal.SIGTERM, terminate)
+    signals = Signals().install()
     ray: Any = import_module("ray")
     context = ray.init(
         num_cpus=cpus,
@@ -43,12 +36,12 @@ def main(folder: Path, cpus: int, object_store_mb: int) -> int:
         _temp_dir=str(folder),
         _node_ip_address="127.0.0.1",
     )
-    signal.signal(signal.SIGTERM, terminate)  # again: Ray puts a handler of its own in its place
+    signals.install()  # again: Ray puts handlers of its own in their place
     address = folder / ".address"
     address.write_text(str(context.address_info["gcs_address"]), encoding="utf-8")
     address.replace(folder / "address")
     head = [child for child in psutil.Process().children() if child.name() in {"gcs_server", "raylet"}]
-    while not stop.wait(0.5):
+    while not signals.stop.wait(0.5):
         if not all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in head):
             return 1
     return 0

@@ -36,8 +36,7 @@ def supervise() -> None:
     from services.runner.supervisor import Supervisor
     from services.signals import Signals
 
-    signals = Signals()
-    signals.install()
+    signals = Signals().install()
     settings = Settings()
     store = open_store(settings)
     Supervisor(settings, store, Metrics(store), command=command).run(signals.stop)

@@ -69,7 +69,7 @@ def one_line(result: Result, status: int, *words: str) -> None:
 
 @pytest.mark.parametrize("command", ["api", "runner"])
 def test_no_store(accord: Any, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("services.signals.Signals.install", lambda _: None)
+    monkeypatch.setattr("services.signals.Signals.install", lambda signals: signals)
     monkeypatch.setattr("accord.logs.configure", lambda *_, **__: None)
     one_line(accord(command), 3, "no job store", "REDIS_URL", "accord up")
 
