@@ -15,6 +15,7 @@ from accord.config.settings import Settings
 from accord.errors import SpecError, Unreachable, UserError
 from accord.events import JobEvent, read_event
 from services.api.auth import KEY_FILE, Keeper, read_key
+from services.api.views import JobDetail, JobPage, JobView
 
 
 class Refused(UserError):
@@ -52,22 +53,22 @@ class ApiClient:
         self.jobs(1)
         return f"{self.url}/?ticket={Keeper(self._key).new_ticket()}"
 
-    def submit(self, spec: dict[str, Any], idempotency_key: str = "") -> dict[str, Any]:
+    def submit(self, spec: dict[str, Any], idempotency_key: str = "") -> JobDetail:
         """Send a job and return it as accepted."""
         headers = {"Idempotency-Key": idempotency_key} if idempotency_key else {}
-        return self._call("POST", "/v1/jobs", json=spec, headers=headers)
+        return JobDetail.model_validate_json(self._call("POST", "/v1/jobs", json=spec, headers=headers))
 
-    def job(self, job_id: str) -> dict[str, Any]:
+    def job(self, job_id: str) -> JobDetail:
         """Read a job."""
-        return self._call("GET", f"/v1/jobs/{job_id}")
+        return JobDetail.model_validate_json(self._call("GET", f"/v1/jobs/{job_id}"))
 
-    def jobs(self, limit: int = 20) -> list[dict[str, Any]]:
+    def jobs(self, limit: int = 20) -> list[JobView]:
         """The newest jobs."""
-        return list(self._call("GET", "/v1/jobs", params={"limit": limit})["items"])
+        return JobPage.model_validate_json(self._call("GET", "/v1/jobs", params={"limit": limit})).items
 
-    def cancel(self, job_id: str) -> dict[str, Any]:
+    def cancel(self, job_id: str) -> JobDetail:
         """Ask a job to stop."""
-        return self._call("POST", f"/v1/jobs/{job_id}/cancel")
+        return JobDetail.model_validate_json(self._call("POST", f"/v1/jobs/{job_id}/cancel"))
 
     def delete(self, job_id: str) -> None:
         """Remove a job that has ended, with its run folder."""
@@ -113,7 +114,7 @@ class ApiClient:
                 except ValueError:
                     continue  # no event at all
 
-    def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
+    def _call(self, method: str, path: str, **arguments: Any) -> bytes:
         try:
             answer = self._http.request(method, path, **arguments)
         except httpx.TransportError as error:
@@ -122,7 +123,7 @@ class ApiClient:
             ) from error  # fmt: skip
         if answer.status_code >= 400:
             self._raise(answer)
-        return dict(answer.json()) if answer.content else {}
+        return answer.content
 
     def _raise(self, answer: httpx.Response) -> None:
         try:

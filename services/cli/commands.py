@@ -159,11 +159,11 @@ def submit(
     with _told():
         client = _client()
         job = client.submit(read_job(job_file, set_), idempotency_key)
-        _say(job["id"])
+        _say(job.id)
         if out.is_terminal:
-            _say(f"Follow it: accord watch {job['id']}\nPage:      {client.url}{job['links']['page']}")
+            _say(f"Follow it: accord watch {job.id}\nPage:      {client.url}{job.links['page']}")
         if watch:
-            _watch(client, job["id"])
+            _watch(client, job.id)
 
 
 @app.command()
@@ -175,15 +175,15 @@ def watch(job: JobId) -> None:
 
 def _watch(client: ApiClient, job_id: str) -> None:
     found = client.job(job_id)
-    picture = JobPicture(job_id, found["steps"], found["name"], began=found["created_at"])
+    picture = JobPicture(job_id, found.steps, found.name, began=found.created_at)
     try:
         show(client.follow(job_id), picture, out)
     except KeyboardInterrupt:
         _say(f"Detached; the job goes on. Cancel it: accord cancel {job_id}")
         return
     found = client.job(job_id)
-    if found["state"] != "succeeded":
-        err.print(f"{job_id} {found['state']}: {found['message'] or found['reason']}", markup=False, soft_wrap=True)
+    if found.state != "succeeded":
+        err.print(f"{job_id} {found.state}: {found.message or found.reason}", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED)
 
 
@@ -195,11 +195,11 @@ def jobs(limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] =
         for column in ("job", "name", "state", "step", "attempt", "accepted"):
             table.add_column(column, no_wrap=column == "job")
         for job in _client().jobs(limit):
-            why = job["waiting"] or job["reason"]
-            state = job["state"] + (f" ({why})" if why else "")
-            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(job["created_at"]))
+            why = job.waiting or job.reason
+            state = job.state + (f" ({why})" if why else "")
+            at = time.strftime("%Y-%m-%d %H:%M", time.localtime(job.created_at))
             table.add_row(
-                job["id"], escape(job["name"]), escape(state), f"{job['step']}/{job['steps']}", str(job["attempt"]), at
+                job.id, escape(job.name), escape(state), f"{job.step}/{job.steps}", str(job.attempt), at
             )  # fmt: skip
         out.print(table)
 
@@ -208,7 +208,7 @@ def jobs(limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] =
 def cancel(job: JobId) -> None:
     """Ask a job to stop. It keeps its last checkpoint."""
     with _told():
-        _say(f"{job} is {_client().cancel(job)['state']}")
+        _say(f"{job} is {_client().cancel(job).state}")
 
 
 @app.command("sign-in")

@@ -26,6 +26,7 @@ from accord.errors import AccordError, ServiceError, Unreachable
 from accord.events import RewardSummary
 from services import guard, processes
 from services.api.auth import KEY_FILE
+from services.api.views import JobDetail
 from services.cli.client import ApiClient
 from services.cli.job_file import read_job
 from services.cli.watch import JobPicture, watch
@@ -64,28 +65,26 @@ def demo(job_file: Path, overrides: list[str], settings: Settings, console: Cons
     except KeyboardInterrupt:
         console.print("Stopped before the end.")
         return 130
-    run_dir = (settings.runs_dir / str(job["id"])).absolute()
+    run_dir = (settings.runs_dir / job.id).absolute()
     link_latest(run_dir, settings.runs_dir / "demo")
-    if job["state"] != "succeeded":
-        console.print(
-            f"The job {job['state']} ({job['reason']}): {job['message']}\nLogs: {run_dir / 'logs'}", markup=False
-        )
+    if job.state != "succeeded":
+        console.print(f"The job {job.state} ({job.reason}): {job.message}\nLogs: {run_dir / 'logs'}", markup=False)
         return 1
     show_result(run_dir, console)
     return 0
 
 
-def _run_job(client: ApiClient, spec: dict[str, Any], console: Console) -> dict[str, Any]:
+def _run_job(client: ApiClient, spec: dict[str, Any], console: Console) -> JobDetail:
     """Submit, follow to the end, return the job. Interrupted: cancel it."""
     job = client.submit(spec)
-    console.print(f"Submitted {job['id']} ({job['name']}, {job['steps']} steps)", highlight=False, markup=False)
+    console.print(f"Submitted {job.id} ({job.name}, {job.steps} steps)", highlight=False, markup=False)
     try:
-        watch(client.follow(job["id"]), JobPicture(job["id"], job["steps"], job["name"]), console)
+        watch(client.follow(job.id), JobPicture(job.id, job.steps, job.name), console)
     except KeyboardInterrupt:
         with contextlib.suppress(AccordError):
-            client.cancel(job["id"])
+            client.cancel(job.id)
         raise
-    return client.job(job["id"])
+    return client.job(job.id)
 
 
 @contextlib.contextmanager
