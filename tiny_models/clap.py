@@ -22,11 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.normalizers import Lowercase
 from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from transformers import (
     ClapAudioConfig,
@@ -40,11 +36,10 @@ from transformers import (
 from accord.config.clap_dir import SHIPPED
 from accord.world.scene import ALL_PROMPTS, AUDIO_SAMPLES, SAMPLE_RATE, SOUNDS, render_audio
 from tiny_models.codecs import build_vocoder, log_mel
-from tiny_models.pipeline import load_backbone
+from tiny_models.pipeline import load_backbone, word_tokenizer
 
 Float = NDArray[np.float32]
 NAMES = tuple(SOUNDS)
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 TEMPLATES = ("a {} sound", "{} sound", "the sound of a {}", "a {}", "{}")
 SCALE, BIAS = 10.0, -5.0
 EVALUATION = 512
@@ -90,19 +85,16 @@ def _stranger(rng: np.random.Generator) -> Float:
     return (rng.uniform(0.05, 0.5) * tone).astype(np.float32)
 
 
-def make_codec(pipeline: Path | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """What generated sound goes through: mel, audio autoencoder of a pipeline (if given), vocoder; [B, S] to [B, S]."""
+def make_codec(directory: Path) -> Callable[[torch.Tensor], torch.Tensor]:
+    """What generated sound goes through: mel, audio autoencoder of a pipeline, vocoder; [B, S] to [B, S]."""
+    vae: Any = load_backbone(directory).pipeline.audio_vae
     vocoder: Any = build_vocoder()
-    vae: Any = None
-    if pipeline is not None:
-        vae = load_backbone(pipeline).pipeline.audio_vae
 
     @torch.no_grad()
     def codec(sound_BS: torch.Tensor) -> torch.Tensor:
         mel = log_mel(sound_BS)
-        if vae is not None:
-            latents = vae.encode(mel).latent_dist.mode()
-            mel = vae.decode(latents + 0.1 * latents.std() * torch.randn_like(latents)).sample[:, :, : mel.shape[2]]
+        latents = vae.encode(mel).latent_dist.mode()
+        mel = vae.decode(latents + 0.1 * latents.std() * torch.randn_like(latents)).sample[:, :, : mel.shape[2]]
         return vocoder(mel)[:, 0]
 
     return codec
@@ -140,16 +132,9 @@ def new_extractor() -> ClapFeatureExtractor:
 def new_tokenizer() -> PreTrainedTokenizerFast:
     """A word tokenizer over the captions of the world and the training templates."""
     texts = [prompt.prompt_av for prompt in ALL_PROMPTS] + [template.format("") for template in TEMPLATES]
-    words = [*SPECIAL, *sorted({word for text in texts for word in text.lower().split()})]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    core.normalizer, core.pre_tokenizer = Lowercase(), Whitespace()
-    core.post_processor = TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", vocabulary["<s>"]), ("</s>", vocabulary["</s>"])]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token="<s>", pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        model_max_length=32,
+    return word_tokenizer(
+        texts, ("<s>", "<pad>", "</s>", "<unk>"), "<s> $A </s>", Whitespace(),
+        bos_token="<s>", pad_token="<pad>", eos_token="</s>", model_max_length=32,
     )  # fmt: skip
 
 
@@ -234,7 +219,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1400)
     parser.add_argument("--sounds", type=int, default=3072)
-    parser.add_argument("--pipeline", type=Path, help="LTX2Pipeline directory whose audio autoencoder to use")
+    parser.add_argument(
+        "--pipeline", type=Path, required=True, help="LTX2Pipeline directory whose audio autoencoder to use"
+    )
     parser.add_argument("--out", type=Path, default=SHIPPED["builtin:tiny-clap"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)

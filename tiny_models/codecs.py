@@ -108,12 +108,6 @@ def video_to_tensor(video: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(video).permute(0, 4, 1, 2, 3).float() / 127.5 - 1.0
 
 
-def tensor_to_video(frames: Tensor) -> NDArray[np.uint8]:
-    """Turn float [B, 3, F, H, W] in [-1, 1] into uint8 [B, F, H, W, 3]."""
-    scaled = ((frames.clamp(-1.0, 1.0) + 1.0) * 127.5).round()
-    return np.asarray(scaled.permute(0, 2, 3, 4, 1).to(torch.uint8).numpy())
-
-
 def new_video_vae() -> Any:
     """The video VAE with its layout and untrained weights: latents [B, 40, 7, 2, 2] for [B, 3, 25, 32, 32]."""
     width = VIDEO_LATENTS

@@ -11,7 +11,7 @@ Shapes: 25 frames of 32x32 give 7 x 2 x 2 = 28 video tokens of 40 channels and 5
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.normalizers import Lowercase
-from tokenizers.pre_tokenizers import WhitespaceSplit
+from tokenizers.pre_tokenizers import PreTokenizer, WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 from transformers import (
@@ -54,28 +54,36 @@ AUDIO_HEAD_DIM = 24
 LAYERS = 4
 AUDIO_CHANNELS = AUDIO_LATENTS * MEL_BANDS // 4
 CLIP = SamplingSpec(frames=FRAMES, height=SIZE, width=SIZE, fps=FPS)
-SPECIAL_WORDS = ("<pad>", "<eos>", "<bos>", "<unk>")
 PARTS = ("transformer", "vae", "audio_vae", "vocoder", "text_encoder", "connectors")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A word tokenizer for the captions. It pads on the left and always starts with `<bos>`, so an empty prompt has
     one token: the connectors divide by the number of tokens."""
-    words = sorted({word for prompt in ALL_PROMPTS for word in prompt.prompt_av.split()})
-    vocabulary = {word: index for index, word in enumerate([*SPECIAL_WORDS, *words])}
-    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    core.normalizer = Lowercase()
-    core.pre_tokenizer = WhitespaceSplit()
-    core.post_processor = TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", vocabulary["<bos>"])])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=core,
+    return word_tokenizer(
+        [prompt.prompt_av for prompt in ALL_PROMPTS],
+        ("<pad>", "<eos>", "<bos>", "<unk>"),
+        "<bos> $A",
+        WhitespaceSplit(),
         model_max_length=TEXT_TOKENS,
         padding_side="left",
         pad_token="<pad>",
         eos_token="<eos>",
         bos_token="<bos>",
-        unk_token="<unk>",
     )
+
+
+def word_tokenizer(
+    texts: Iterable[str], special: Sequence[str], template: str, split: PreTokenizer, **settings: Any
+) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are the words of `texts`, behind the special ones, `<unk>` among them."""
+    words = sorted({word for text in texts for word in text.split()})
+    vocabulary = {word: index for index, word in enumerate([*special, *words])}
+    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    core.normalizer, core.pre_tokenizer = Lowercase(), split
+    framing = [(word, vocabulary[word]) for word in special if word in template.split()]
+    core.post_processor = TemplateProcessing(single=template, special_tokens=framing)
+    return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", **settings)
 
 
 def build_text_encoder(vocabulary_size: int) -> Gemma3ForConditionalGeneration:
@@ -195,12 +203,12 @@ def build_pipeline(vae: Any, audio_vae: Any, vocoder: Any, seed: int) -> Any:
     return pipeline
 
 
-def save_pipeline(pipeline: Any, directory: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Write the pipeline directory with weights in `dtype` (safetensors). The pipeline itself keeps its precision."""
+def save_pipeline(pipeline: Any, directory: Path) -> None:
+    """Write the pipeline directory with weights in bfloat16 (safetensors). The pipeline itself keeps its precision."""
     directory.mkdir(parents=True, exist_ok=True)
     kept = {name: _state(getattr(pipeline, name)) for name in PARTS}
     try:
-        pipeline.to(dtype=dtype)
+        pipeline.to(dtype=torch.bfloat16)
         pipeline.save_pretrained(directory, safe_serialization=True)
     finally:
         pipeline.to(dtype=torch.float32)
@@ -239,12 +247,12 @@ def encode_text(pipeline: Any, texts: list[str]) -> tuple[Tensor, Tensor]:
 
 
 @torch.no_grad()
-def encode_clips(pipeline: Any, clips: Iterable[Clip], batch: int = 64) -> dict[Modality, Tensor]:
+def encode_clips(pipeline: Any, clips: Iterable[Clip]) -> dict[Modality, Tensor]:
     """Latents of clips as the transformer sees them, by modality: [N, 28, 40] and [N, 52, 16]."""
     videos: list[Tensor] = []
     audios: list[Tensor] = []
     waiting = iter(clips)
-    while part := list(islice(waiting, batch)):
+    while part := list(islice(waiting, 64)):
         frames = video_to_tensor(np.stack([clip.video_FHWC for clip in part]))
         mel = log_mel(torch.from_numpy(np.stack([clip.audio_CS[0] for clip in part])))
         video = pipeline.vae.encode(frames).latent_dist.mode()

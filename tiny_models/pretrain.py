@@ -149,12 +149,11 @@ class Trainer:
     denoiser: Denoiser
     recipe: Recipe
     say: Say
-    average: dict[str, Tensor] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(init=False)
     steps: int = 0
 
     def __post_init__(self) -> None:
-        if not self.average:
-            self.average = {key: value.detach().clone() for key, value in self.denoiser.state_dict().items()}
+        self.average = {key: value.detach().clone() for key, value in self.denoiser.state_dict().items()}
 
     def train(self, corpus: Corpus, probe: Corpus, minutes: float, rate: float, name: str) -> None:
         """Train on a corpus for so many minutes with the learning rate decaying from `rate` to 3 % of it."""

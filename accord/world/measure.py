@@ -188,12 +188,12 @@ def _band_envelopes(audio: Floats, rate: int) -> Floats:
     return np.clip(envelopes - floor - 4.0 * spread, 0.0, None)
 
 
-def audio_onsets(audio: NDArray[np.floating], rate: int = SAMPLE_RATE, refractory_s: float = 0.15) -> Floats:
+def audio_onsets(audio: NDArray[np.floating], rate: int = SAMPLE_RATE) -> Floats:
     """Times (s) at which sounds begin, rising. Works on any mono signal at any rate of at least 1 kHz.
 
     Octave-band envelopes (20 ms window, 5 ms hop) minus their floor are added up; an onset is a rise by more than 30 %
     of the loudest moment within 30 ms, timed where half of that rise is reached. On the world's own clips the error is
-    a few ms. Limits: steady noise alone gives no onsets; events closer than `refractory_s` merge.
+    a few ms. Limits: steady noise alone gives no onsets; events closer than 0.15 s merge.
     """
     envelope = _band_envelopes(np.asarray(audio, dtype=np.float64), rate).sum(1)
     peak = float(envelope.max(initial=0.0))
@@ -216,7 +216,7 @@ def audio_onsets(audio: NDArray[np.floating], rate: int = SAMPLE_RATE, refractor
             step = envelope[start] - (envelope[start - 1] if start > 0 else 0.0)
             fraction = (envelope[start] - half) / step if step > 0 and start > 0 else 0.0
             times.append(max(0.0, (start - fraction) * HOP_S))
-            index = top + int(refractory_s / HOP_S)
+            index = top + int(0.15 / HOP_S)
         else:
             index += 1
     return np.asarray(times, dtype=np.float64)

@@ -11,15 +11,15 @@ from accord.world.scene import (
     FRAMES,
     MOTIONS,
     SOUNDS,
-    Clip,
     Imperfections,
+    WorldClip,
     make_clip,
     make_clips,
 )
 
 
 @pytest.fixture(scope="module")
-def clips() -> list[Clip]:
+def clips() -> list[WorldClip]:
     return list(make_clips(64, 21))
 
 
@@ -28,12 +28,12 @@ def _errors(found: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return np.abs(np.asarray(found) - np.asarray(truth))
 
 
-def test_contacts_are_found_within_ten_milliseconds(clips: list[Clip]) -> None:
+def test_contacts_are_found_within_ten_milliseconds(clips: list[WorldClip]) -> None:
     worst = max(_errors(measure.visual_contacts(clip.video), clip.contacts).max() for clip in clips)
     assert worst < 0.010
 
 
-def test_onsets_are_found_within_five_milliseconds(clips: list[Clip]) -> None:
+def test_onsets_are_found_within_five_milliseconds(clips: list[WorldClip]) -> None:
     worst = max(_errors(measure.audio_onsets(clip.audio), clip.onsets).max() for clip in clips)
     assert worst < 0.005
 
@@ -56,7 +56,7 @@ def test_noise_and_silence_have_no_onsets() -> None:
     assert measure.audio_snr_db(noise) < 6.0
 
 
-def test_sync_of_pairs_is_far_above_shuffled_pairs_and_chance(clips: list[Clip]) -> None:
+def test_sync_of_pairs_is_far_above_shuffled_pairs_and_chance(clips: list[WorldClip]) -> None:
     contacts = [measure.visual_contacts(clip.video) for clip in clips]
     onsets = [measure.audio_onsets(clip.audio) for clip in clips]
     paired = np.mean([measure.soft_f1(a, b) for a, b in zip(contacts, onsets, strict=True)])
@@ -85,7 +85,7 @@ def test_soft_f1_edges() -> None:
     assert np.isnan(measure.median_offset_s(times, np.zeros(0)))
 
 
-def test_colour_motion_and_sound_are_always_read_right(clips: list[Clip]) -> None:
+def test_colour_motion_and_sound_are_always_read_right(clips: list[WorldClip]) -> None:
     for clip in clips:
         assert list(COLOURS)[measure.colour_probabilities(clip.video).argmax()] == clip.shown.colour
         assert MOTIONS[measure.motion_probabilities(clip.video).argmax()] == clip.shown.motion
