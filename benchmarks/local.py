@@ -27,7 +27,7 @@ from learner.collectives import Ranks
 from learner.engine import make_engine
 from learner.rank import Rank
 from learner.run import Run
-from reward_servers.client import LocalScorer
+from reward_servers.scorer import LocalScorer
 from rollout_workers.worker import RolloutWorker
 
 

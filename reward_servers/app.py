@@ -24,7 +24,6 @@ from ray import serve
 from ray.serve._private.constants import SERVE_NAMESPACE
 from ray.serve.config import ProxyLocation
 from ray.serve.context import _get_global_client
-from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from accord import errors
@@ -33,17 +32,6 @@ from accord.errors import AccordError, DeadlineExceeded, RewardError, SpecError,
 from accord.plugins import names, spec_class
 from reward_servers import owners
 from reward_servers.deployment import DEPLOYMENT, retire
-
-__all__ = [
-    "BackPressureError",
-    "RayServeException",
-    "RewardStatus",
-    "app_name",
-    "deploy",
-    "handle_of",
-    "scale",
-    "status",
-]
 
 log = logging.getLogger(__name__)
 

@@ -16,10 +16,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, final
 
 import numpy as np
 
@@ -50,12 +49,12 @@ class Score:
         return cls(math.nan, {}, False, reason)
 
 
-class RewardModel(ABC):
+class RewardModel:
     """Scores clips against prompts. Knows nothing of servers; one instance lives in each replica.
 
     Subclasses are constructed with their spec, raise on wrong configuration (a missing checkpoint) right there, and
-    override `score_clip`; a model that gains from batching overrides `score` and keeps its scores independent of the
-    batch.
+    override `score_clip`; one that gains from batching overrides `score_batch` instead and keeps its scores independent
+    of the batch. `score` guards either: whatever goes wrong stays with its sample.
     """
 
     version: ClassVar[str]
@@ -68,6 +67,8 @@ class RewardModel(ABC):
     """Whether silence is emptiness (`floor`) for this model, if it looks at audio at all."""
 
     def __init__(self, spec: RewardSpec) -> None:
+        if (type(self).score_clip, type(self).score_batch) == (RewardModel.score_clip, RewardModel.score_batch):
+            raise TypeError(f"{type(self).__name__} overrides neither score_clip nor score_batch")
         self.spec = spec
         self._told: set[str] = set()
 
@@ -76,44 +77,86 @@ class RewardModel(ABC):
         """Modalities it looks at."""
         return self.spec.needs
 
-    @abstractmethod
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
-        """Score one clip that passed `unusable`."""
+        """Score one clip that can be measured."""
+        return self.score_batch([prompt], [clip])[0]
 
+    def score_batch(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Sequence[Score]:
+        """Score clips that can be measured, one prompt each, of any number of groups. Length and order are kept.
+
+        When it raises for several clips, each is asked for alone.
+        """
+        return [self._alone(prompt, clip) for prompt, clip in zip(prompts, clips, strict=True)]
+
+    @final
     def score(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Clip]]) -> list[list[Score]]:
-        """Score groups of clips, one prompt per group. Lengths and order are kept."""
-        return [
-            [self._one(prompt, clip) for clip in clips] for prompt, clips in zip(prompts, groups, strict=True)
-        ]  # fmt: skip
+        """Score groups of clips, one prompt per group. Lengths and order are kept, and nothing is raised."""
+        pairs = [(prompt, clip) for prompt, clips in zip(prompts, groups, strict=True) for clip in clips]
+        scores = [self._unmeasured(prompt, clip) for prompt, clip in pairs]
+        rest = [place for place, score in enumerate(scores) if score is None]
+        for place, score in zip(rest, self._guarded([pairs[place] for place in rest]), strict=True):
+            scores[place] = score
+        found = iter([score for score in scores if score is not None])
+        return [[next(found) for _ in clips] for clips in groups]
 
     def empty(self, reason: ScoreReason, components: Mapping[str, float] | None = None) -> Score:
         """The floor: a valid score for a clip with nothing to measure in it."""
         return Score(self.floor, components or {}, True, reason)
 
-    def _one(self, prompt: Prompt, clip: Clip) -> Score:
-        """One clip, guarded: whatever goes wrong stays with this sample."""
+    def _unmeasured(self, prompt: Prompt, clip: Clip) -> Score | None:
+        """The score of a clip that no model has to look at; None for all others."""
         try:
             reason = unusable(clip, self.needs)
             if reason is not None:
                 return Score.invalid(reason)
             if "audio" in self.needs and self.needs_sound and float(np.abs(clip.audio_CS).max()) < SILENCE_PEAK:
                 return self.empty("silent_audio")
-            score = self.score_clip(prompt, clip)
         except Exception as error:
-            self._tell(prompt, error)
-            return Score.invalid("model_error")
-        if score.valid and not math.isfinite(score.value):
-            log.warning("reward %s gave %r for a clip of prompt %s", self.spec.name, score.value, prompt.id)
-            return Score.invalid("non_finite")
-        return score
+            return self._failed(prompt, error)
+        return None
 
-    def _tell(self, prompt: Prompt, error: Exception) -> None:
-        """Log a failed clip in one line, with its traceback the first time."""
+    def _guarded(self, pairs: Sequence[tuple[Prompt, Clip]]) -> list[Score]:
+        """Score clips that can be measured: exceptions and what is no number become invalid scores."""
+        if not pairs:
+            return []
+        prompts, clips = [prompt for prompt, _ in pairs], [clip for _, clip in pairs]
+        try:
+            scores = list(self.score_batch(prompts, clips))
+        except Exception as error:
+            if len(pairs) > 1:
+                log.warning(
+                    "reward %s failed on %d clips; each is asked for alone: %r", self.spec.name, len(pairs), error
+                )
+                return [score for pair in pairs for score in self._guarded([pair])]
+            return [self._failed(prompts[0], error)]
+        if len(scores) != len(clips):
+            wrong = ValueError(f"{len(scores)} scores for {len(clips)} clips")
+            return [self._failed(prompt, wrong) for prompt in prompts]
+        return [self._finite(prompt, score) for prompt, score in zip(prompts, scores, strict=True)]
+
+    def _finite(self, prompt: Prompt, score: Score) -> Score:
+        try:
+            if not score.valid or math.isfinite(score.value):
+                return score
+        except Exception as error:
+            return self._failed(prompt, error)
+        log.warning("reward %s gave %r for a clip of prompt %s", self.spec.name, score.value, prompt.id)
+        return Score.invalid("non_finite")
+
+    def _alone(self, prompt: Prompt, clip: Clip) -> Score:
+        try:
+            return self.score_clip(prompt, clip)
+        except Exception as error:
+            return self._failed(prompt, error)
+
+    def _failed(self, prompt: Prompt, error: Exception) -> Score:
+        """An invalid score; the clip is logged in one line, with the traceback the first time."""
         first = repr(error) not in self._told
         self._told.add(repr(error))
         log.warning(
             "reward %s could not score a clip of prompt %s: %r", self.spec.name, prompt.id, error, exc_info=first
         )
+        return Score.invalid("model_error")
 
 
 def unusable(clip: Clip, needs: Sequence[Modality]) -> ScoreReason | None:
@@ -155,34 +198,21 @@ def build(spec: RewardSpec) -> RewardModel:
 
 
 def score_groups(model: RewardModel, prompts: Sequence[Prompt], groups: Sequence[Sequence[Clip]]) -> list[RewardScores]:
-    """Score groups and pack them: the one way from a model to RewardScores, in every shell.
-
-    A model that raises, or returns the wrong number of scores, makes the groups invalid (`model_error`).
-    """
-    name, version = model.spec.name, model.version
+    """Score groups and pack them: the one way from a model to RewardScores, in every shell."""
     started = time.monotonic()
-    try:
-        scored = model.score(prompts, groups)
-        if [len(scores) for scores in scored] != [len(clips) for clips in groups]:
-            raise ValueError(f"reward {name} returned a wrong number of scores")
-    except Exception:
-        log.exception("reward %s failed on a batch of %d groups", name, len(groups))
-        return [RewardScores.failed(name, len(clips), "model_error") for clips in groups]
+    scored = model.score(prompts, groups)
     seconds = time.monotonic() - started
-    return [pack(name, version, scores, seconds) for scores in scored]
+    return [pack(model.spec.name, model.version, scores, seconds) for scores in scored]
 
 
 def pack(name: str, version: str, scores: Sequence[Score], seconds: float) -> RewardScores:
     """One group's scores as the noun that travels. Components absent from a sample are NaN."""
-    checked = [
-        score if not score.valid or math.isfinite(score.value) else Score.invalid("non_finite") for score in scores
-    ]
-    keys = sorted({key for score in checked for key in score.components})
+    keys = sorted({key for score in scores for key in score.components})
     return RewardScores(
         reward=name,
         version=version,
-        values=tuple(float(score.value) if score.valid else math.nan for score in checked),
-        reasons=tuple(score.reason for score in checked),
+        values=tuple(float(score.value) if score.valid else math.nan for score in scores),
+        reasons=tuple(score.reason for score in scores),
         seconds=seconds,
-        components={key: tuple(float(score.components.get(key, math.nan)) for score in checked) for key in keys},
+        components={key: tuple(float(score.components.get(key, math.nan)) for score in scores) for key in keys},
     )

@@ -29,9 +29,6 @@ from accord.types import (
     ScoredGroup,
 )
 
-_SCORE_GRACE_S = 5.0
-"""A scorer keeps its own deadline; so much later the stream stops waiting for it."""
-
 
 class WorkerLost(Exception):
     """The worker died or stopped answering; what it was doing must be issued again."""
@@ -371,16 +368,8 @@ class RolloutStream:
             self._seconds[batch.step] = {"rollout": rollout, "reward": reward}
 
     async def _scores(self, prompt: Prompt, clips: Any, count: int, rewards: Sequence[str]) -> dict[str, RewardScores]:
-        results = await asyncio.gather(*(self._score(name, prompt, clips, count) for name in rewards))
+        results = await asyncio.gather(*(self.scorer.score(name, prompt, clips, count) for name in rewards))
         return dict(zip(rewards, results, strict=True))
-
-    async def _score(self, name: str, prompt: Prompt, clips: Any, count: int) -> RewardScores:
-        allowed = {reward.name: reward.deadline_s for reward in self.job.rewards}.get(name, 30.0) + _SCORE_GRACE_S
-        try:
-            async with asyncio.timeout(allowed):
-                return await self.scorer.score(name, prompt, clips, count)
-        except TimeoutError:
-            return RewardScores.failed(name, count, "timeout", allowed)
 
     def _emit(self, event: Event) -> None:
         if self.events is not None:

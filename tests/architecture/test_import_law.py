@@ -17,7 +17,7 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 DOORS: dict[str, set[str]] = {
     "deepspeed": {"learner/zero.py"},
-    "ray.serve": {"reward_servers/deployment.py", "reward_servers/app.py"},
+    "ray.serve": {"reward_servers/deployment.py", "reward_servers/app.py", "reward_servers/client.py"},
     "redis": {"services/jobs/redis_store.py"},
 }
 LTX_DOORS = ("accord/backbones/ltx2/", "tiny_models/")

@@ -56,8 +56,8 @@ def test_a_value_that_is_not_finite_is_invalid(value):
 
 def test_a_model_that_loses_a_score_makes_all_groups_invalid():
     class Short(Model):
-        def score(self, prompts, groups):
-            return [[Score(1.0)] for _ in groups]
+        def score_batch(self, prompts, clips):
+            return [Score(1.0)]
 
     scores = score_groups(Short([]), [PROMPT, PROMPT], [[clip()], [clip(), clip()]])
     assert [group.valid for group in scores] == [(False,), (False, False)]
@@ -66,11 +66,64 @@ def test_a_model_that_loses_a_score_makes_all_groups_invalid():
 
 def test_a_model_that_raises_makes_all_groups_invalid():
     class Broken(Model):
-        def score(self, prompts, groups):
+        def score_batch(self, prompts, clips):
             raise RuntimeError("no memory")
 
     (scores,) = score_groups(Broken([]), [PROMPT], [[clip(), clip()]])
     assert scores.valid == (False, False) and scores.reasons == ("model_error",) * 2
+
+
+class Batching(RewardModel):
+    """Scores all clips at once by their loudness; an odd number of samples is too much for it."""
+
+    version, range, floor = "1", (-math.inf, math.inf), -1.0
+
+    def __init__(self):
+        super().__init__(SyncReward())
+        self.batches = []
+
+    def score_batch(self, prompts, clips):
+        assert len(prompts) == len(clips)
+        self.batches.append(len(clips))
+        if any(clip.audio_CS.shape[1] % 2 for clip in clips):
+            raise MemoryError("odd")
+        return [Score(100.0 * float(clip.audio_CS.mean()) if clip.audio_CS[0, 0] < 0.9 else math.inf) for clip in clips]
+
+
+def test_a_model_that_batches_sees_all_clips_that_can_be_measured_at_once():
+    model = Batching()
+    groups = [[clip(), clip(frames=1), clip(level=0.25)], [], [clip(level=0.0), clip(level=0.75)]]
+    first, empty, second = score_groups(model, [PROMPT] * 3, groups)
+    assert model.batches == [3]
+    assert first.reasons == ("ok", "too_short", "ok") and second.reasons == ("silent_audio", "ok")
+    assert (first.values[0], first.values[2]) == (50.0, 25.0) and second.values == (-1.0, 75.0)
+    assert empty.values == ()
+
+
+def test_one_clip_that_breaks_a_batch_is_found_and_the_others_have_their_scores():
+    model = Batching()
+    (scores,) = score_groups(model, [PROMPT], [[clip(), clip(samples=8001), clip(level=0.25)]])
+    assert scores.reasons == ("ok", "model_error", "ok") and scores.valid == (True, False, True)
+    assert (scores.values[0], scores.values[2]) == (50.0, 25.0)
+    assert model.batches == [3, 1, 1, 1]
+
+
+def test_a_batch_is_held_to_finite_numbers_as_single_clips_are():
+    (scores,) = score_groups(Batching(), [PROMPT], [[clip(), clip(level=0.95)]])
+    assert scores.reasons == ("ok", "non_finite") and math.isnan(scores.values[1])
+
+
+def test_a_model_scores_clips_or_batches():
+    class Neither(RewardModel):
+        version, range, floor = "1", (0.0, 1.0), 0.0
+
+    with pytest.raises(TypeError, match="Neither overrides neither score_clip nor score_batch"):
+        Neither(SyncReward())
+
+
+def test_what_is_no_score_costs_that_clip_alone():
+    (scores,) = score_groups(Model([Score("high"), Score(0.5)]), [PROMPT], [[clip(), clip()]])
+    assert scores.reasons == ("model_error", "ok")
 
 
 def test_silence_is_a_valid_floor_and_not_a_hole():

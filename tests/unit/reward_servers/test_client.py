@@ -5,15 +5,21 @@ from __future__ import annotations
 import asyncio
 import copy
 import math
+import subprocess
+import sys
+import time
 
 import pytest
 from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from accord.config.rewards import SyncReward, TemporalFlickerReward
 from accord.errors import RewardError, RolloutError
 from accord.types import Prompt, RewardScores
-from reward_servers import app, client
-from reward_servers.client import LocalScorer, ServeScorer
+from reward_servers import app
+from reward_servers import scorer as scorers
+from reward_servers.client import ServeScorer
+from reward_servers.scorer import LocalScorer
 
 PROMPT = Prompt("p", "av", "v", "a")
 GOOD = RewardScores("sync", "1", (0.5, 0.25), ("ok", "ok"))
@@ -52,7 +58,7 @@ class Response:
 
 @pytest.fixture
 def served(monkeypatch):
-    monkeypatch.setattr(client, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(scorers, "FIRST_PAUSE_S", 0.01)
 
     def start(*script, deadline_s=5.0):
         handle = Handle(script)
@@ -67,7 +73,7 @@ def score(scorer, count=2) -> RewardScores:
 
 
 def test_a_dead_replica_is_asked_again(served):
-    handle, scorer = served(ActorDiedError(), app.RayServeException("no replica"), GOOD)
+    handle, scorer = served(ActorDiedError(), RayServeException("no replica"), GOOD)
     assert score(scorer).values == GOOD.values
     assert handle.asked == 3
 
@@ -83,7 +89,7 @@ def test_a_reward_that_stays_down_is_unreachable_and_no_number(served):
 
 def test_no_server_at_all_is_unreachable(monkeypatch):
     def absent(name):
-        raise app.RayServeException(f"no application {name}")
+        raise RayServeException(f"no application {name}")
 
     monkeypatch.setattr(app, "handle_of", absent)
     scores = score(ServeScorer([SyncReward(deadline_s=0.2)]))
@@ -98,7 +104,7 @@ def test_a_call_that_hangs_is_cancelled_and_timed_out(served):
 
 
 def test_back_pressure_is_waited_out(served):
-    full = app.BackPressureError(num_queued_requests=1, max_queued_requests=1)
+    full = BackPressureError(num_queued_requests=1, max_queued_requests=1)
     assert score(served(full, full, GOOD)[1]).valid == (True, True)
     assert score(served(full, deadline_s=0.2)[1]).reasons == ("backpressure",) * 2
 
@@ -135,9 +141,27 @@ def test_cancelling_the_caller_cancels_the_call(served):
 
 
 def test_pauses_grow_and_repeat_themselves():
-    pauses = [client._pause("sync", PROMPT, attempt) for attempt in range(1, 12)]
-    assert pauses == [client._pause("sync", PROMPT, attempt) for attempt in range(1, 12)]
-    assert pauses[0] < 0.31 and max(pauses) <= 1.5 * client.LONGEST_PAUSE_S
+    pauses = [scorers._pause("sync", PROMPT, attempt) for attempt in range(1, 12)]
+    assert pauses == [scorers._pause("sync", PROMPT, attempt) for attempt in range(1, 12)]
+    assert pauses[0] < 0.31 and max(pauses) <= 1.5 * scorers.LONGEST_PAUSE_S
+
+
+def test_a_model_that_does_not_answer_in_time_gives_invalid_scores(world):
+    local = LocalScorer([TemporalFlickerReward(deadline_s=0.1)])
+    prompt, clip = world["clean"][0]
+
+    class Slow:
+        def score(self, prompts, groups):
+            time.sleep(0.4)
+
+    local._models["temporal_flicker"] = Slow()
+    scores = asyncio.run(local.score("temporal_flicker", prompt, [clip, clip], 2))
+    assert scores.valid == (False, False) and scores.reasons == ("timeout", "timeout")
+
+
+def test_the_scorer_of_one_process_is_imported_without_ray():
+    code = "import sys, reward_servers.scorer; assert not {'ray', 'torch', 'starlette'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_scorers_travel_without_what_they_hold(served, world):

@@ -323,19 +323,6 @@ def test_scoring_starts_with_the_first_group_and_runs_all_rewards_at_once():
     run(check())
 
 
-def test_a_scorer_that_does_not_answer_gives_invalid_scores(monkeypatch):
-    monkeypatch.setattr("rollout_workers.stream._SCORE_GRACE_S", -0.49)
-
-    async def check():
-        stream = await started(make_job(per_step=1), [FakeWorker("w")], FakeScorer(delay=60))
-        await stream.publish(state(0))
-        scores = (await stream.take(1))[0].scores["sync"]
-        assert scores.valid == (False, False) and scores.reasons == ("timeout", "timeout")
-        await stream.close()
-
-    run(check())
-
-
 def test_evaluation_goes_ahead_and_the_base_needs_no_publication():
     job = make_job(1)
 
