@@ -232,7 +232,7 @@ class RewardScores:
     Example:
         Of two clips the second has no sound, so it has no score:
 
-            RewardScores("sync", "1", (0.7, math.nan), (True, False), ("ok", "too_short"), 0.4, {"f1": (0.8, math.nan)})
+            RewardScores("sync", "1", (0.7, math.nan), ("ok", "too_short"), 0.4, {"f1": (0.8, math.nan)})
     """
 
     reward: str
