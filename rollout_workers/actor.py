@@ -17,6 +17,7 @@ from accord.config.contract import BackboneSpec
 from accord.config.job import JobSpec
 from accord.errors import DeadlineExceeded, RolloutError, ours
 from accord.events import EventSink, Phase
+from accord.ids import PolicyVersion
 from accord.types import (
     Clip,
     GroupSource,
@@ -28,7 +29,8 @@ from accord.types import (
     SampleGroup,
     ScoredGroup,
 )
-from rollout_workers.stream import RolloutStream, Weights, WorkerLost
+from rollout_workers.dispatcher import Weights, WorkerLost
+from rollout_workers.stream import RolloutStream
 
 START_DEADLINE_S = 600.0
 """A worker loads its model within this, first and after a loss."""
@@ -128,7 +130,7 @@ class StreamActor:
 
     def __init__(self, job: JobSpec, prompts: Sequence[Prompt], scorer: RewardScorer, events: EventSink | None) -> None:
         self.workers = [RayWorker(f"rollout worker {index}", job) for index in range(job.cluster.rollout_workers)]
-        self.stream = RolloutStream(job, prompts, self.workers, scorer, events, keep=ray.put)
+        self.stream = RolloutStream(job, prompts, self.workers, scorer, events)
         self.started = False
         self.starting = asyncio.Lock()
 
@@ -140,10 +142,13 @@ class StreamActor:
                 self.stream.start()
                 self.started = True
 
-    async def publish(self, state: PolicyState) -> None:
-        """See RolloutStream.publish. The first one waits for the workers."""
+    async def publish(self, version: PolicyVersion, state: Sequence[ray.ObjectRef[PolicyState]]) -> None:
+        """See RolloutStream.publish; `state` is a list of one reference, so that it is not fetched here.
+
+        The first one waits for the workers.
+        """
         await self.start()
-        await self.stream.publish(state)
+        await self.stream.publish(version, state[0])
 
     async def take(self, step: int) -> list[ScoredGroup]:
         """See RolloutStream.take."""
@@ -179,7 +184,8 @@ class StreamClient(GroupSource):
             RolloutError: a worker could not load its model.
             DeadlineExceeded: the cluster had no room for the workers within START_DEADLINE_S.
         """
-        self._get(self.actor.publish.remote(state), START_DEADLINE_S + CALL_DEADLINE_S)
+        handle = ray.put(state)
+        self._get(self.actor.publish.remote(state.version, [handle]), START_DEADLINE_S + CALL_DEADLINE_S)
 
     def take(self, step: int) -> list[ScoredGroup]:
         """See GroupSource. Raises RolloutError, DeadlineExceeded."""

@@ -1,26 +1,49 @@
-"""The rollout stream: which group is sampled when, with which version, and what happens when a worker dies.
+"""The rollout stream: which group is sampled when, with which version, and scored as soon as it is sampled.
 
 Pure asyncio, no Ray. The rule is exact: the groups of step n are sampled with version max(0, n - 1 - policy_lag) and
 with no other. A version, once published, releases the steps that need it; at most (policy_lag + 1) * per_step groups
-are therefore under way. A request that was lost with its worker is issued again and, being derived from seeds, gives
-the same bits. A group is scored by all rewards at once as soon as it is sampled.
+are therefore under way. A group is scored by all rewards at once.
+
+    learner                      this file                        dispatcher.py              workers, scorer
+    ───────                      ─────────                        ─────────────              ───────────────
+    publish(version) ──────────► holds the weights, begins the
+                                 steps that they release ───┐
+    evaluate(requests) ────────► one batch, before all steps┤
+                                                            └───► queue (lane 0, then 1)
+                                                                    │ one loop per worker ──► sample a group
+                                 one task per request ◄────────── its future ◄──────────────────────┘
+                                    └─ all rewards at once ─────────────────────────────────► score its clips
+    take(step), every rank ◄──── the tasks of the step's batch
+
+    who                      consumes               waits for                 produces         unblocked by
+    ───────────────────────  ─────────────────────  ────────────────────────  ───────────────  ───────────────────────
+    publish                  a handle to a state    nothing                   batches          –
+    take                     the batch of its step  the batch, then all of    scored groups    publish; the tasks; the
+                                                    its tasks                                  last worker gone (_wake)
+    evaluate                 its own batch          all of its tasks          scored groups    the tasks
+    _group, one per request  a future, then clips   a worker, then a scorer   a scored group   Dispatcher; the scorer
+    Dispatcher._serve,       the queue              a request, then its       the future       issue; the worker; after
+      one per worker                                worker                                     a loss its revival
+
+Every wait is bounded: a group by `group_deadline_s`, a score by its reward's deadline (the scorer keeps it), a step by
+`step_deadline_s`. What is taken back is cancelled: `_forget` cancels the tasks, those cancel their futures, and a loop
+that comes upon such a request passes it over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from accord.config.job import JobSpec
-from accord.errors import AccordError, DeadlineExceeded, RolloutError
-from accord.events import Event, EventSink, Phase, ProcessLost, Progress
+from accord.errors import DeadlineExceeded, RolloutError
+from accord.events import Event, EventSink, Phase, Progress
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version, step_requests
 from accord.types import (
-    PolicyState,
     Prompt,
     RewardScorer,
     RewardScores,
@@ -28,48 +51,7 @@ from accord.types import (
     SampleGroup,
     ScoredGroup,
 )
-
-
-class WorkerLost(Exception):
-    """The worker died or stopped answering; what it was doing must be issued again."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Weights:
-    """A published version as workers get it. `serial` tells two publications of one version apart."""
-
-    version: PolicyVersion
-    serial: int
-    handle: Any
-    """Handle to the PolicyState; None is version 0, as every worker loads it."""
-
-
-class WorkerPort(Protocol):
-    """A rollout worker as the stream sees it: one group at a time."""
-
-    name: str
-
-    async def sample(self, request: RolloutRequest, weights: Weights) -> SampleGroup:
-        """Sample one group with exactly these weights. Raises WorkerLost."""
-        ...
-
-    async def revive(self, hung: bool) -> None:
-        """Come back after a loss, or after a hang, which is to be ended.
-
-        Raises DeadlineExceeded when that fails, and what loading the model raised.
-        """
-        ...
-
-
-@dataclass(slots=True, eq=False)
-class _Ticket:
-    """One request on its way to a worker."""
-
-    request: RolloutRequest
-    weights: Weights
-    group: asyncio.Future[SampleGroup]
-    on_start: Callable[[], None]
-    tries: int = 0
+from rollout_workers.dispatcher import Dispatcher, Weights, WorkerPort
 
 
 @dataclass(slots=True, eq=False)
@@ -107,60 +89,50 @@ class RolloutStream:
         scorer: RewardScorer,
         events: EventSink | None = None,
         *,
-        keep: Callable[[PolicyState], Any] = lambda state: state,
         tries: int = 3,
         group_deadline_s: float = 900.0,
         step_deadline_s: float = 7200.0,
     ) -> None:
-        """`keep` stores a published state and returns the handle that workers get."""
         self.job = job
         self.prompts = list(prompts)
         self.scorer = scorer
         self.events = events
-        self.tries = tries
-        self.group_deadline_s = group_deadline_s
         self.step_deadline_s = step_deadline_s
-        self._keep = keep
-        self._workers = list(workers)
-        self._loops: list[asyncio.Task[None]] = []
-        self._queue: asyncio.PriorityQueue[tuple[tuple[int, int, int, int], _Ticket]] = asyncio.PriorityQueue()
-        self._issued = 0
+        self._dispatcher = Dispatcher(workers, self._emit, self._wake, tries=tries, group_deadline_s=group_deadline_s)
         self._weights: dict[PolicyVersion, Weights] = {}
         self._serial = 0
         self._latest = -1
         self._steps: dict[int, _Batch] = {}
         self._seconds: dict[int, dict[Phase, float]] = {}
         self._changed = asyncio.Condition()
-        self._failure: AccordError | None = None
 
     def start(self) -> None:
         """Put the workers to work."""
-        self._loops = [asyncio.create_task(self._serve(worker)) for worker in self._workers]
+        self._dispatcher.start()
 
     async def close(self) -> None:
         """Stop everything that is under way."""
         for batch in self._steps.values():
             batch.cancel()
-        for loop in self._loops:
-            loop.cancel()
-        pending = [*self._loops, *(task for batch in self._steps.values() for task in batch.tasks)]
-        await asyncio.gather(*pending, return_exceptions=True)
+        await self._dispatcher.close()
+        tasks = [task for batch in self._steps.values() for task in batch.tasks]
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._steps.clear()
 
     # ---- the learner's side ----------------------------------------------------------------------------------------
 
-    async def publish(self, state: PolicyState) -> None:
-        """Make a version available and start sampling the steps it releases.
+    async def publish(self, version: PolicyVersion, state: Any) -> None:
+        """Make a version available and start sampling the steps it releases. `state`: handle to its PolicyState.
 
         Publishing a version at or below the latest one takes the stream back to it, as a learner does that resumed
         from its checkpoint: whatever was sampled from that version on is forgotten and sampled again.
         """
-        version, lag = state.version, self.job.cluster.policy_lag
+        lag = self.job.cluster.policy_lag
         if version <= self._latest:
             self._forget(step for step in self._steps if sampling_version(step, lag) >= version)
             self._weights = {kept: weights for kept, weights in self._weights.items() if kept < version}
         self._serial += 1
-        self._weights[version] = Weights(version, self._serial, self._keep(state))
+        self._weights[version] = Weights(version, self._serial, state)
         self._latest = version
         self._forget(step for step in self._steps if step <= version)
         for old in [kept for kept in self._weights if kept < version - lag]:
@@ -181,11 +153,10 @@ class RolloutStream:
         if step <= self._latest:
             raise RolloutError(f"the groups of step {step} are gone: version {self._latest} was trained from them")
         needed = sampling_version(step, self.job.cluster.policy_lag)
-
         try:
             async with asyncio.timeout(self.step_deadline_s):
                 async with self._changed:
-                    await self._changed.wait_for(lambda: step in self._steps or self._failure is not None)
+                    await self._changed.wait_for(lambda: step in self._steps or self._dispatcher.failure is not None)
                 return await self._gather(self._steps.get(step))
         except TimeoutError as error:
             latest = f"latest published version: {self._latest}"
@@ -199,10 +170,8 @@ class RolloutStream:
             RolloutError: a version is not held, or sampling failed.
             DeadlineExceeded: it took longer than `step_deadline_s`.
         """
-        weights = [self._weights_of(request.policy_version) for request in requests]
         version = max((request.policy_version for request in requests), default=PolicyVersion(0))
-        batch = self._batch("evaluate", version, requests)
-        self._issue(batch, requests, weights, rewards, lane=0)
+        batch = self._issue("evaluate", version, requests, rewards, lane=0)
         try:
             async with asyncio.timeout(self.step_deadline_s):
                 return await self._gather(batch)
@@ -219,7 +188,7 @@ class RolloutStream:
         """Wall time of a step: `rollout` from first to last sample, `reward` what scoring took beyond that."""
         return self._seconds.get(step, {})
 
-    # ---- scheduling ------------------------------------------------------------------------------------------------
+    # ---- what is sampled when --------------------------------------------------------------------------------------
 
     def _weights_of(self, version: PolicyVersion) -> Weights:
         if version in self._weights:
@@ -232,34 +201,18 @@ class RolloutStream:
     def _begin_step(self, step: int) -> None:
         if step in self._steps:
             return
-        requests = step_requests(self.job, self.prompts, step)
-        batch = self._steps[step] = self._batch("rollout", step, requests)
-        weights = [self._weights_of(request.policy_version) for request in requests]
-        self._issue(batch, requests, weights, [reward.name for reward in self.job.rewards], lane=1)
-
-    def _batch(self, phase: Phase, step: int, requests: Sequence[RolloutRequest]) -> _Batch:
-        return _Batch(phase, step, len(requests), sum(len(request.seeds) for request in requests))
+        requests, rewards = step_requests(self.job, self.prompts, step), [reward.name for reward in self.job.rewards]
+        self._steps[step] = self._issue("rollout", step, requests, rewards, lane=1)
 
     def _issue(
-        self,
-        batch: _Batch,
-        requests: Sequence[RolloutRequest],
-        weights: Sequence[Weights],
-        rewards: Sequence[str],
-        lane: int,
-    ) -> None:
-        loop = asyncio.get_running_loop()
+        self, phase: Phase, step: int, requests: Sequence[RolloutRequest], rewards: Sequence[str], lane: int
+    ) -> _Batch:
+        weights = [self._weights_of(request.policy_version) for request in requests]
+        batch = _Batch(phase, step, len(requests), sum(len(request.seeds) for request in requests))
         for request, held in zip(requests, weights, strict=True):
-            ticket = _Ticket(request, held, loop.create_future(), batch.start)
-            self._enqueue(lane, ticket)
-            batch.tasks.append(asyncio.create_task(self._group(batch, ticket, rewards)))
-
-    def _enqueue(self, lane: int, ticket: _Ticket) -> None:
-        if self._failure is not None:
-            ticket.group.set_exception(self._failure)
-            return
-        self._issued += 1
-        self._queue.put_nowait(((lane, ticket.request.step, ticket.request.prompt_index, self._issued), ticket))
+            sampled = self._dispatcher.issue(lane, request, held, batch.start)
+            batch.tasks.append(asyncio.create_task(self._group(batch, request, sampled, rewards)))
+        return batch
 
     def _forget(self, steps: Iterable[int]) -> None:
         for step in list(steps):
@@ -270,7 +223,7 @@ class RolloutStream:
 
     async def _gather(self, batch: _Batch | None) -> list[ScoredGroup]:
         if batch is None:
-            raise self._failure or RolloutError("the step was taken back while it was waited for")
+            raise self._dispatcher.failure or RolloutError("the step was taken back while it was waited for")
         try:
             return list(await asyncio.gather(*(asyncio.shield(task) for task in batch.tasks)))
         except asyncio.CancelledError:
@@ -278,83 +231,21 @@ class RolloutStream:
                 raise RolloutError(f"step {batch.step} was taken back: an earlier version was published") from None
             raise
 
-    # ---- sampling --------------------------------------------------------------------------------------------------
-
-    async def _serve(self, worker: WorkerPort) -> None:
-        """Feed one worker until it cannot be revived."""
-        while True:
-            order, ticket = await self._queue.get()
-            if ticket.group.done():
-                continue
-            ticket.on_start()
-            ticket.tries += 1
-            try:
-                async with asyncio.timeout(self.group_deadline_s):
-                    group = await worker.sample(ticket.request, ticket.weights)
-            except (WorkerLost, TimeoutError) as loss:
-                self._reissue(order[0], ticket, worker, loss)
-                if not await self._revived(worker, loss):
-                    return
-            except Exception as error:
-                if not ticket.group.done():
-                    ticket.group.set_exception(_as_rollout_error(error, ticket.request))
-            else:
-                if not ticket.group.done():
-                    ticket.group.set_result(group)
-
-    def _reissue(self, lane: int, ticket: _Ticket, worker: WorkerPort, loss: BaseException) -> None:
-        if ticket.group.done():
-            return
-        if ticket.tries < self.tries:
-            self._enqueue(lane, ticket)
-            return
-        why = str(loss) or type(loss).__name__
-        ticket.group.set_exception(
-            RolloutError(f"{_named(ticket.request)} was lost {ticket.tries} times, last on {worker.name}: {why}")
-        )
-
-    async def _revived(self, worker: WorkerPort, loss: BaseException) -> bool:
-        began = time.monotonic()
-        hung = isinstance(loss, TimeoutError)
-        cause = "hung" if hung else "died"
-        try:
-            await worker.revive(hung)
-        except AccordError as error:
-            self._emit(ProcessLost(process=worker.name, outcome=f"{cause}; given up: {error}"))
-            await self._retire(worker, error)
-            return False
-        seconds = time.monotonic() - began
-        outcome = f"{cause}; restarted, its group is sampled again"
-        self._emit(ProcessLost(process=worker.name, outcome=outcome, recovery_seconds=seconds))
-        return True
-
-    async def _retire(self, worker: WorkerPort, error: AccordError) -> None:
-        self._workers.remove(worker)
-        if self._workers:
-            return
-        self._failure = RolloutError(f"no rollout worker is left; the last was {worker.name}: {error}")
-        if not isinstance(error, DeadlineExceeded):
-            self._failure = error
-        while not self._queue.empty():
-            _, ticket = self._queue.get_nowait()
-            if not ticket.group.done():
-                ticket.group.set_exception(self._failure)
+    async def _wake(self) -> None:
         async with self._changed:
             self._changed.notify_all()
 
     # ---- scoring ---------------------------------------------------------------------------------------------------
 
-    async def _group(self, batch: _Batch, ticket: _Ticket, rewards: Sequence[str]) -> ScoredGroup:
-        try:
-            group = await ticket.group
-        except asyncio.CancelledError:
-            ticket.group.cancel()
-            raise
-        count = len(ticket.request.seeds)
+    async def _group(
+        self, batch: _Batch, request: RolloutRequest, sampled: asyncio.Future[SampleGroup], rewards: Sequence[str]
+    ) -> ScoredGroup:
+        group = await sampled
+        count = len(request.seeds)
         batch.sampled += count
         batch.sampled_at = time.monotonic()
         self._emit(Progress(phase=batch.phase, step=batch.step, done=batch.sampled, total=batch.samples))
-        scores = await self._scores(ticket.request.prompt, group.clips, count, rewards)
+        scores = await self._scores(request.prompt, group.clips, count, rewards)
         batch.scored += 1
         batch.scored_at = time.monotonic()
         if batch.phase == "rollout":
@@ -374,14 +265,3 @@ class RolloutStream:
     def _emit(self, event: Event) -> None:
         if self.events is not None:
             self.events.emit(event)
-
-
-def _named(request: RolloutRequest) -> str:
-    return f"group {request.prompt.id!r} of step {request.step}, version {request.policy_version}"
-
-
-def _as_rollout_error(error: Exception, request: RolloutRequest) -> AccordError:
-    """Errors of the tree pass through; anything else a worker raised becomes one."""
-    if isinstance(error, AccordError):
-        return error
-    return RolloutError(f"{_named(request)}: {type(error).__name__}: {error}")

@@ -13,7 +13,8 @@ from accord.errors import DeadlineExceeded, NonFiniteError, RolloutError
 from accord.events import ProcessLost, Progress
 from accord.requests import evaluation_requests, sampling_version, step_requests
 from accord.types import PolicyState, Prompt, RewardScores, SampleGroup
-from rollout_workers.stream import RolloutStream, WorkerLost
+from rollout_workers.dispatcher import WorkerLost
+from rollout_workers.stream import RolloutStream
 
 PROMPTS = [Prompt(f"p{i}", f"prompt {i}", f"video {i}", f"audio {i}") for i in range(5)]
 
@@ -109,14 +110,14 @@ def test_every_step_sees_exactly_its_version_in_order(lag, seed, workers):
     async def train():
         fakes = [FakeWorker(f"w{i}", plan()) for i in range(workers)]
         stream = await started(job, fakes, tries=1000)
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         for step in range(1, job.steps + 1):
             groups = await stream.take(step)
             wanted = step_requests(job, PROMPTS, step)
             assert [group.group.request for group in groups] == wanted
             assert {group.group.policy_version for group in groups} == {max(0, step - 1 - lag)}
             assert all(list(group.scores) == ["sync", "clap"] for group in groups)
-            await stream.publish(state(step))
+            await stream.publish(step, state(step))
         await stream.close()
 
     run(train())
@@ -129,7 +130,7 @@ def test_no_more_is_under_way_than_the_lag_allows(lag):
     async def check():
         worker = FakeWorker("w")
         stream = await started(job, [worker])
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         await settled()
         assert len(worker.calls) == (lag + 1) * job.prompts.per_step
         assert {call.step for call in worker.calls} == set(range(1, lag + 2))
@@ -141,7 +142,7 @@ def test_no_more_is_under_way_than_the_lag_allows(lag):
 def test_lag_overlaps_sampling_with_learning():
     async def check():
         stream = await started(make_job(1), [FakeWorker("w")])
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         await stream.take(1)
         await asyncio.wait_for(stream.take(2), 1)  # before version 1 exists
         await stream.close()
@@ -153,8 +154,8 @@ def test_resuming_in_the_middle_samples_only_what_is_left():
     async def check():
         worker = FakeWorker("w")
         stream = await started(make_job(1, steps=9), [worker])
-        await stream.publish(state(4))
-        await stream.publish(state(5))
+        await stream.publish(4, state(4))
+        await stream.publish(5, state(5))
         for step in (6, 7):
             assert {g.group.policy_version for g in await stream.take(step)} == {step - 2}
         assert {call.step for call in worker.calls} == {6, 7}
@@ -167,10 +168,10 @@ def test_going_back_to_a_checkpoint_samples_again_with_the_new_weights():
     async def check():
         stream = await started(make_job(0, steps=9), [FakeWorker("w")])
         for version in range(4):
-            await stream.publish(state(version))
+            await stream.publish(version, state(version))
             first = await stream.take(version + 1)
         for version in (1, 2, 3):  # step 4 was sampled from the first publication of version 3 and is still held
-            await stream.publish(state(version))
+            await stream.publish(version, state(version))
             again = await stream.take(version + 1)
             assert {g.group.policy_version for g in again} == {version}
         assert [g.group.request for g in again] == [g.group.request for g in first]
@@ -185,7 +186,7 @@ def test_steps_beyond_the_last_are_not_sampled():
         worker = FakeWorker("w")
         job = make_job(3, steps=2)
         stream = await started(job, [worker])
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         await stream.take(2)
         assert {call.step for call in worker.calls} == {1, 2}
         await stream.close()
@@ -198,7 +199,7 @@ def test_a_lost_workers_group_is_issued_again_and_the_loss_is_told():
         events = Events()
         workers = [FakeWorker("first", ["die"]), FakeWorker("second", [0.01] * 9)]
         stream = await started(make_job(), workers, events=events)
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         groups = await stream.take(1)
         assert [g.group.request for g in groups] == step_requests(make_job(), PROMPTS, 1)
         losses = [event for event in events if isinstance(event, ProcessLost)]
@@ -213,7 +214,7 @@ def test_a_hung_worker_is_noticed_at_the_group_deadline():
     async def check():
         events = Events()
         stream = await started(make_job(), [FakeWorker("w", ["hang"])], events=events, group_deadline_s=0.05)
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         assert len(await stream.take(1)) == 3
         assert "hung" in next(event for event in events if isinstance(event, ProcessLost)).outcome
         await stream.close()
@@ -224,7 +225,7 @@ def test_a_hung_worker_is_noticed_at_the_group_deadline():
 def test_tries_are_bounded():
     async def check():
         stream = await started(make_job(per_step=1), [FakeWorker("w", ["die"] * 9)], tries=3)
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         with pytest.raises(RolloutError, match="lost 3 times, last on w: killed"):
             await stream.take(1)
         await stream.close()
@@ -235,7 +236,7 @@ def test_tries_are_bounded():
 def test_the_last_worker_gone_fails_everything_that_waits():
     async def check():
         stream = await started(make_job(), [FakeWorker("w", ["die"], revivable=False)])
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         with pytest.raises(RolloutError, match="no rollout worker is left"):
             await stream.take(1)
         with pytest.raises(RolloutError, match="no rollout worker is left"):
@@ -249,7 +250,7 @@ def test_one_worker_gone_leaves_the_rest_at_work():
     async def check():
         workers = [FakeWorker("a", ["die"], revivable=False), FakeWorker("b", [0.005] * 9)]
         stream = await started(make_job(), workers)
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         assert len(await stream.take(1)) == 3
         await stream.close()
 
@@ -261,7 +262,7 @@ def test_an_error_of_the_model_is_not_retried(action, error):
     async def check():
         worker = FakeWorker("w", [action])
         stream = await started(make_job(per_step=1), [worker])
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         with pytest.raises(error):
             await stream.take(1)
         assert len(worker.calls) == 1
@@ -273,7 +274,7 @@ def test_an_error_of_the_model_is_not_retried(action, error):
 def test_a_version_that_is_never_published_ends_at_the_deadline():
     async def check():
         stream = await started(make_job(), [FakeWorker("w")], step_deadline_s=0.05)
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         with pytest.raises(DeadlineExceeded, match=r"step 3 \(version 2\).*latest published version: 0"):
             await stream.take(3)
         await stream.close()
@@ -284,8 +285,8 @@ def test_a_version_that_is_never_published_ends_at_the_deadline():
 def test_groups_already_trained_are_refused_at_once():
     async def check():
         stream = await started(make_job(), [FakeWorker("w")])
-        await stream.publish(state(0))
-        await stream.publish(state(1))
+        await stream.publish(0, state(0))
+        await stream.publish(1, state(1))
         with pytest.raises(RolloutError, match="step 1 are gone"):
             await stream.take(1)
         await stream.close()
@@ -298,7 +299,7 @@ def test_two_ranks_take_the_same_groups():
         stream = await started(make_job(), [FakeWorker("w")])
         waiting = asyncio.gather(stream.take(1), stream.take(1))
         await asyncio.sleep(0)
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         first, second = await waiting
         assert [id(g) for g in first] == [id(g) for g in second]
         await stream.close()
@@ -310,7 +311,7 @@ def test_scoring_starts_with_the_first_group_and_runs_all_rewards_at_once():
     async def check():
         scorer = FakeScorer(delay=0.03)
         stream = await started(make_job(workers=1), [FakeWorker("w", [0.0, 0.1, 0.1])], scorer)
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         began = time.monotonic()
         await stream.take(1)
         assert time.monotonic() - began < 0.3
@@ -333,8 +334,8 @@ def test_evaluation_goes_ahead_and_the_base_needs_no_publication():
         base = await stream.evaluate(evaluation_requests(job, PROMPTS[:2], 0), ["sync"])
         assert [g.group.request.plan.role for g in base] == ["policy", "policy"]
         assert [list(g.scores) for g in base] == [["sync"], ["sync"]]
-        await stream.publish(state(0))
-        await stream.publish(state(1))
+        await stream.publish(0, state(0))
+        await stream.publish(1, state(1))
         await asyncio.sleep(0)
         later = await stream.evaluate(evaluation_requests(job, PROMPTS[:2], 1), ["sync"])
         assert {g.group.policy_version for g in later} == {1}
@@ -351,7 +352,7 @@ def test_progress_counts_samples_and_scored_groups():
     async def check():
         events = Events()
         stream = await started(make_job(), [FakeWorker("w")], events=events)
-        await stream.publish(state(0))
+        await stream.publish(0, state(0))
         await stream.take(1)
         seen = [(e.phase, e.done, e.total) for e in events if isinstance(e, Progress) and e.step == 1]
         assert [entry for entry in seen if entry[0] == "rollout"] == [("rollout", n, 6) for n in (2, 4, 6)]
@@ -365,7 +366,7 @@ def test_states_are_let_go_once_no_step_needs_them():
     async def check():
         stream = await started(make_job(1, steps=30), [FakeWorker("w")])
         for version in range(6):
-            await stream.publish(state(version))
+            await stream.publish(version, state(version))
             await stream.take(version + 1)
         assert sorted(stream._weights) == [4, 5]
         assert sampling_version(7, 1) == 5
