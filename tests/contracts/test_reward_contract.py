@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from accord.config.contract import RewardSpec
 from accord.config.paths import InputPath
-from accord.config.rewards import RewardSpec
 from accord.errors import ModelError
 from accord.plugins import BUILT_IN, names, spec_class
 from accord.types import Clip, Prompt, Route
