@@ -148,7 +148,7 @@ def test_every_endpoint_is_documented():
     pytest.importorskip("fastapi")
     from accord.config.settings import Settings
     from services.api.app import create_app
-    from services.jobs.memory import InMemoryJobStore
+    from tests.memory_store import InMemoryJobStore
 
     app = create_app(Settings(api_key="x" * 16), InMemoryJobStore(), check_spec=lambda _spec: None)
     routes = {

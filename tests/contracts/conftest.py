@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.jobs.memory import InMemoryJobStore
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import JobStore
 from services.node.embedded import EmbeddedStore
 from tests.contracts.stores import system_redis
+from tests.memory_store import InMemoryJobStore
 
 
 @pytest.fixture(scope="session")

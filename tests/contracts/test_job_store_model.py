@@ -16,11 +16,11 @@ from accord.errors import AccordError
 from accord.events import Progress, StateChanged, read_event
 from accord.ids import new_job_id
 from services.jobs.job import TRANSITIONS, JobState, Reason
-from services.jobs.memory import InMemoryJobStore
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import JobStore, Submission
 from services.node.embedded import EmbeddedStore
 from tests.contracts.stores import step_event
+from tests.memory_store import InMemoryJobStore
 
 LONG = 1000.0
 NOW = 0.0

@@ -25,7 +25,7 @@ from accord.config.settings import Settings
 from accord.errors import Overloaded, SpecError
 from services.api.app import create_app
 from services.api.preflight import Pool, SpecCheck
-from services.jobs.memory import InMemoryJobStore
+from tests.memory_store import InMemoryJobStore
 
 STUCK = (sys.executable, "-c", "import sys, time\nsys.stdin.readline(); print(flush=True); time.sleep(600)")
 

@@ -10,8 +10,8 @@ from fastapi.testclient import TestClient
 
 from accord.config.settings import Settings
 from services.api.app import create_app
-from services.jobs.memory import InMemoryJobStore
 from services.jobs.store import Submission
+from tests.memory_store import InMemoryJobStore
 
 KEY = "a-key-that-is-long-enough"
 

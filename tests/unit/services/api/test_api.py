@@ -17,7 +17,7 @@ from accord.errors import ServiceError, StoreFull, StoreUnavailable
 from accord.events import Progress, StepCompleted, Warned
 from services.api.app import create_app
 from services.jobs.job import JobState, Reason
-from services.jobs.memory import InMemoryJobStore
+from tests.memory_store import InMemoryJobStore
 
 ALL = {"prompt_av": "a red ball", "prompt_v": "a red ball", "prompt_a": "a beep"}
 

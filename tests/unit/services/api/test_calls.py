@@ -10,8 +10,8 @@ import pytest
 from accord.errors import Conflict, StoreUnavailable
 from services.api import calls
 from services.api.calls import StoreCalls
-from services.jobs.memory import InMemoryJobStore
 from services.jobs.store import Submission
+from tests.memory_store import InMemoryJobStore
 
 
 class Counted(InMemoryJobStore):

@@ -21,8 +21,8 @@ from services.api.auth import KEY_FILE, Keeper, api_key
 from services.api.limits import Refusal, Slots
 from services.api.readiness import Readiness
 from services.jobs.job import JobState, Reason
-from services.jobs.memory import InMemoryJobStore
 from services.jobs.store import Submission
+from tests.memory_store import InMemoryJobStore
 
 KEY = "a-key-for-these-tests"
 

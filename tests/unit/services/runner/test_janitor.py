@@ -6,9 +6,9 @@ from pathlib import Path
 
 from accord.config.settings import Settings
 from accord.ids import new_job_id
-from services.jobs.memory import InMemoryJobStore
 from services.jobs.store import Submission
 from services.runner.janitor import clear_away
+from tests.memory_store import InMemoryJobStore
 
 
 def ended(store: InMemoryJobStore, runs: Path) -> str:
