@@ -162,13 +162,13 @@ def _held_to_contract(kind: Kind, entry: EntryPoint) -> type[PluginSpec]:
     wrong = "is no class" if not isinstance(found, type) else ""
     if not wrong and not issubclass(found, base):
         wrong = f"does not inherit {BASES[kind]}"
-    wrong = wrong or _misfit(found, entry.name)
+    wrong = wrong or misfit(found, entry.name)
     if wrong:
         raise PluginError(f"{_named(entry)}: {wrong}")
     return found  # type: ignore[no-any-return]
 
 
-def _misfit(found: type[PluginSpec], name: str) -> str:
+def misfit(found: type[PluginSpec], name: str) -> str:
     """What a spec class has against its contract; "" when nothing."""
     field = found.model_fields["name"]
     if get_args(field.annotation) != (name,) or field.default != name:

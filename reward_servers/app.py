@@ -69,7 +69,7 @@ class RewardStatus:
 def app_name(spec: RewardSpec) -> str:
     """The application that serves a spec."""
     own = set(type(spec).model_fields) - set(RewardSpec.model_fields)
-    options = {field: getattr(spec, field) for field in sorted(own)}
+    options = {field: value for field, value in sorted(spec) if field in own}
     if options == {field: type(spec).model_fields[field].default for field in options}:
         return spec.name
     digest = hashlib.blake2b(json.dumps(options, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()

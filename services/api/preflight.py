@@ -26,7 +26,7 @@ from collections.abc import Callable, Sequence
 from accord.config.files import Seen, Stamp, unchanged
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
-from accord.errors import Overloaded, SpecError
+from accord.errors import Overloaded, PluginError, SpecError
 
 log = logging.getLogger("accord.preflight")
 
@@ -61,6 +61,7 @@ class SpecCheck:
 
         Raises:
             SpecError: they are not; it names the fields.
+            PluginError: a plug-in of the job breaks its contract.
             Overloaded: they could not be looked at in time.
         """
         key = _inputs_of(spec)
@@ -84,6 +85,8 @@ class SpecCheck:
             return
         question = json.dumps({"spec": spec.model_dump_json(), "roots": [self.roots.allowed, self.roots.refused]})
         answer = json.loads(self._pool.ask(question.encode() + b"\n", self.deadline_s, self._closing.is_set))
+        if "fault" in answer:
+            raise PluginError(answer["fault"])
         if answer["problems"]:
             raise SpecError([(pointer, message) for pointer, message in answer["problems"]])
         self._note(key, {path: _stamp(stamp) for path, stamp in answer["seen"].items()})

@@ -1,7 +1,7 @@
 """A process that looks at the files of jobs.
 
-A line of JSON comes in (a spec and roots), a line goes out (problems, and what was seen). It ends when its input
-does. An empty line is answered at once.
+A line of JSON comes in (a spec and roots), a line goes out (problems and what was seen, or the fault of a plug-in). It
+ends when its input does. An empty line is answered at once.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from accord.config.files import Roots
 from accord.config.job import JobSpec
 from accord.config.preflight import preflight
-from accord.errors import SpecError
+from accord.errors import PluginError, SpecError
 
 log = logging.getLogger("accord.preflight")
 
@@ -38,6 +38,8 @@ def look(question: dict[str, Any]) -> dict[str, Any]:
         seen = preflight(JobSpec.parse(question["spec"]), Roots(tuple(allowed), tuple(refused)))
     except SpecError as error:
         return {"problems": error.problems, "seen": {}}
+    except PluginError as error:
+        return {"fault": str(error)}
     except MemoryError:
         why = f"the files that the job names need more than {MEMORY_BYTES >> 30} GiB of memory to be checked"
         return {"problems": [["", why]], "seen": {}}

@@ -1,0 +1,283 @@
+"""What is refused of an installed package before anything starts, by package and class."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import pytest
+
+from accord.config.contract import BackboneSpec, ModelFacts, PartSpec, Problem, RewardSpec
+from accord.config.forward import AWMSpec
+from accord.config.job import JobSpec
+from accord.config.paths import InputPath, NamedPath
+from accord.errors import InputError, PluginError
+from accord.plugins import BUILT_IN, Kind, answering, load_impl, misfit, names, origin, registered, resolve, spec_class
+from accord.types import Route
+
+ROOT = Path(__file__).resolve().parents[2]
+SPEC = """
+from typing import ClassVar, Literal
+from accord.config.contract import AlgorithmSpec, BackboneSpec, RewardSpec
+"""
+GOOD = """
+class Good(AlgorithmSpec):
+    impl: ClassVar[str] = "{module}.work:Work"
+    name: Literal["{name}"] = "{name}"
+"""
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+    """Makes a package with one entry point, as an installer leaves it. Names differ, since modules stay imported."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def made(module: str, entry: str, spec: str, work: str = "class Work: ...\n") -> Path:
+        package, info = tmp_path / module, tmp_path / f"{module}-1.0.dist-info"
+        package.mkdir()
+        info.mkdir()
+        (package / "__init__.py").touch()
+        (package / "spec.py").write_text(spec)
+        (package / "work.py").write_text(work)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: pip-{module}\nVersion: 1.0\n")
+        kind, _, rest = entry.partition(":")
+        (info / "entry_points.txt").write_text(f"[accord.{kind}]\n{rest}\n")
+        registered.cache_clear()
+        return tmp_path
+
+    yield made
+    registered.cache_clear()
+
+
+def good(module: str, name: str) -> str:
+    return SPEC + GOOD.format(module=module, name=name)
+
+
+def test_what_keeps_the_contract_is_there_by_name(install: Callable[..., Path]) -> None:
+    install("plug_good", "algorithms:plug_good = plug_good.spec:Good", good("plug_good", "plug_good"))
+    assert "plug_good" in names("algorithms")
+    spec = spec_class("algorithms", "plug_good")()
+    assert load_impl(spec).__name__ == "Work"
+    assert origin(spec) == "plug-in package pip-plug_good, plug_good.spec:Good"
+
+
+@pytest.mark.parametrize(
+    ("module", "entry", "spec", "work", "told"),
+    [
+        ("plug_a", "algorithms:awm = plug_a.spec:Good", good("plug_a", "awm"), "", "'awm' in algorithms is that of"),
+        ("plug_b", "rewards:b = plug_b.spec:Good", good("plug_b", "b"), "", "does not inherit accord.config."),
+        ("plug_c", "algorithms:c = plug_c.spec:Good", good("plug_c", "other"), "", 'name must be Literal["c"] = "c"'),
+        ("plug_d", "algorithms:d = plug_d.spec:None_", good("plug_d", "d"), "", "cannot be imported (AttributeError"),
+        ("plug_e", "algorithms:e = plug_e.spec:Literal", good("plug_e", "e"), "", "is no class"),
+        ("plug_f", "algorithms:f = plug_f.spec:Good", good("gone", "f"), "", "impl = 'gone.work:Work': gone.work cannot"),
+        ("plug_g", "algorithms:g = plug_g.spec:Good", good("plug_g", "g"), "x = 1\n", "plug_g.work defines no Work"),
+        ("plug_h", "algorithms:h = plug_h.spec:Good", good("plug_h", "h"), "def (", "SyntaxError"),
+        ("plug_i", "algorithms:i = plug_i.spec:Good", "import no_such_thing\n", "", "No module named 'no_such_thing'"),
+        ("plug_j", "algorithms:j = plug_j.spec:Good", good("plug_j", "j").replace(".work:Work", ""), "", "module:Name"),
+        (
+            "plug_k", "backbones:k = plug_k.spec:Video",
+            SPEC + 'class Video(BackboneSpec):\n    impl: ClassVar[str] = "plug_k.work:Work"\n'
+            '    inspect: ClassVar[str] = "plug_k.work:look"\n    name: Literal["k"] = "k"\n', None,
+            "inspect = 'plug_k.work:look': plug_k.work defines no look",
+        ),
+        (
+            "plug_l", "rewards:l = plug_l.spec:Nameless",
+            SPEC + 'class Nameless(RewardSpec):\n    impl: ClassVar[str] = "plug_l.work:Work"\n', None, "name must be",
+        ),
+        (
+            "plug_m", "rewards:m = plug_m.spec:Hollow",
+            SPEC + 'class Hollow(RewardSpec):\n    name: Literal["m"] = "m"\n', None, "impl = '': must be written",
+        ),
+    ],
+)  # fmt: skip
+def test_what_breaks_the_contract_is_refused_by_package_and_class(
+    install: Callable[..., Path], module: str, entry: str, spec: str, work: str | None, told: str
+) -> None:
+    install(module, entry, spec, work or "class Work: ...\n")
+    kind: Any = entry.partition(":")[0]
+    with pytest.raises(PluginError) as caught:
+        names(kind)
+    assert told in str(caught.value) and f"pip-{module}, {module}.spec:" in str(caught.value)
+
+
+def test_two_packages_of_one_name_are_refused(install: Callable[..., Path]) -> None:
+    install("plug_one", "algorithms:same = plug_one.spec:Good", good("plug_one", "same"))
+    install("plug_two", "algorithms:same = plug_two.spec:Good", good("plug_two", "same"))
+    with pytest.raises(PluginError, match=r"plug_(one|two).*the name 'same' in algorithms is that of plug_(one|two)"):
+        names("algorithms")
+
+
+COMMANDS = (["api"], ["runner"], ["validate", "x.toml"])
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=[command[0] for command in COMMANDS])
+def test_no_command_starts_with_a_broken_plug_in(install: Callable[..., Path], command: list[str]) -> None:
+    path = install("plug_bad", "algorithms:bad = plug_bad.spec:Good", good("nowhere", "bad"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(path)])}
+    ran = subprocess.run(
+        [sys.executable, "-m", "services.cli.main", *command], env=environment, capture_output=True, text=True,
+        timeout=60, cwd=path,
+    )  # fmt: skip
+    assert ran.returncode == 2 and "Traceback" not in ran.stderr
+    assert "pip-plug_bad, plug_bad.spec:Good: impl = 'nowhere.work:Work'" in ran.stderr
+
+
+CHECKED = """
+class Odd(RewardSpec):
+    impl: ClassVar[str] = "{module}.work:Work"
+    name: Literal["odd"] = "odd"
+    route: Literal["video"] = "video"
+    fault: str = "none"
+
+    def problems(self, job, facts):
+        if self.fault == "raise":
+            raise KeyError("boom")
+        if self.fault == "late" and facts is not None:
+            raise RuntimeError("late")
+        if self.fault == "field":
+            yield "no/such", "is odd"
+        if self.fault == "several":
+            yield "fault", "is odd"
+            yield "", "is odd altogether"
+            yield "/sampling/num_steps", "is odd too"
+"""
+
+POST = """
+import sys
+from pathlib import Path
+from fastapi.testclient import TestClient
+from accord.config.settings import Settings
+from services.api.app import create_app
+from services.jobs.memory import InMemoryJobStore
+
+root = Path(sys.argv[1])
+settings = Settings(data_dir=root / "data", runs_dir=root / "runs", input_roots=(root,), api_key="k" * 32)
+import json
+with TestClient(create_app(settings, InMemoryJobStore()), raise_server_exceptions=False) as client:
+    client.headers["Authorization"] = "Bearer " + "k" * 32
+    for fault in ("raise", "late", "field", "several"):
+        spec = json.loads((root / "spec.json").read_text())
+        spec["rewards"].append({"name": "odd", "fault": fault})
+        answer = client.post("/v1/jobs", json=spec)
+        print(answer.status_code, answer.text)
+"""
+
+
+def test_a_hook_that_misbehaves_is_told_to_who_submits_and_never_a_500(
+    install: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = install("plug_odd", "rewards:odd = plug_odd.spec:Odd", SPEC + CHECKED.format(module="plug_odd"))
+    for name in ("train", "held_out"):
+        line = {"id": name, "prompt_av": name, "prompt_v": "a ball", "prompt_a": "a beep"}
+        (tmp_path / name).write_text(json.dumps(line) + "\n")
+    (tmp_path / "spec.json").write_text(job().model_dump_json().replace("/p/", f"{tmp_path}/"))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(path)])}
+    ran = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(POST), str(tmp_path)], env=environment, capture_output=True, text=True,
+        timeout=120,
+    )  # fmt: skip
+    raised, late, field, several = ran.stdout.splitlines()
+    for answer in (raised, late, field):
+        assert answer.startswith("422") and '"code": "plugin"' in answer and "pip-plug_odd, plug_odd.spec:Odd" in answer
+    assert "problems raised KeyError" in raised and "problems raised RuntimeError: late" in late
+    assert "problems names /rewards/1/no/such, which is no field of the job" in field
+    told = {error["pointer"]: error["detail"] for error in json.loads(several[4:])["errors"]}
+    assert told == {
+        "/rewards/1/fault": "is odd", "/rewards/1": "is odd altogether", "/sampling/num_steps": "is odd too"
+    }  # fmt: skip
+
+
+def job(**parts: Any) -> JobSpec:
+    """A valid job; `parts` are put into it as they are."""
+    spec = JobSpec.model_validate_json(
+        json.dumps(
+            {
+                "steps": 1,
+                "backbone": {"name": "ltx2"},
+                "prompts": {"train": "/p/train", "held_out": "/p/held_out"},
+                "rewards": [{"name": "sync"}],
+                "algorithm": {"name": "awm"},
+            }
+        )
+    )
+    return spec.model_copy(update=parts)
+
+
+class _Part(PartSpec):
+    size: int = 1
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        yield "size", f"{self.size} of {job.steps}"
+        yield "/seed", "no seed"
+
+
+class _Algorithm(AWMSpec):
+    part: _Part = _Part()
+
+
+def test_the_checks_of_parts_run_wherever_they_stand() -> None:
+    assert job(algorithm=_Algorithm()).problems(None) == [("/algorithm/part/size", "1 of 1"), ("/seed", "no seed")]
+
+
+class _Sharded(RewardSpec):
+    name: Literal["sharded"] = "sharded"
+    route: Route = "video"
+    index: str = "/p/index.json"
+    place: tuple[str, ...] = ("index",)
+
+    def files(self) -> Iterable[NamedPath]:
+        yield from super().files()
+        yield NamedPath(self.place, "/p/shard-1", InputPath())
+
+
+def test_a_plug_in_may_name_more_files_at_a_field_it_has() -> None:
+    named = [(one.pointer, one.path) for one in job(rewards=(_Sharded(),)).files()]
+    assert named == [
+        ("/backbone/path", "builtin:tiny-ltx2"), ("/prompts/train", "/p/train"), ("/prompts/held_out", "/p/held_out"),
+        ("/rewards/0/index", "/p/shard-1"),
+    ][1:]  # fmt: skip
+    with pytest.raises(PluginError, match="files names /rewards/0/else, which is no field"):
+        job(rewards=(_Sharded(place=("else",)),)).files()
+
+
+class _Reads(RewardSpec):
+    name: Literal["reads"] = "reads"
+    route: Route = "video"
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        raise InputError("/x: not found")
+
+
+def test_a_file_that_a_check_cannot_open_is_the_jobs_problem() -> None:
+    assert job(rewards=(_Reads(route="both"),)).problems(ModelFacts()) == [("/rewards/0", "/x: not found")]
+
+
+def test_errors_of_accord_pass_a_hook_as_they_are() -> None:
+    with pytest.raises(InputError), answering(_Reads(), "files"):
+        raise InputError("x")
+
+
+@pytest.mark.parametrize("kind", BUILT_IN)
+def test_what_is_built_in_keeps_the_contract(kind: Kind) -> None:
+    for name, path in BUILT_IN[kind].items():
+        spec = spec_class(kind, name)
+        assert spec.model_fields["name"].default == name and f"{spec.__module__}:{spec.__qualname__}" == path
+        assert misfit(spec, name) == ""
+
+
+class _Silent(BackboneSpec):
+    impl: ClassVar[str] = "x:Y"
+    name: Literal["silent"] = "silent"
+
+
+def test_techniques_that_a_model_cannot_have_are_refused_by_what_it_makes() -> None:
+    spec = job().algorithm.model_copy(update={"surgery": resolve("accord.config.algorithms:SurgerySpec")()})
+    silent = _Silent.model_construct(name="silent")
+    found = job(backbone=silent, algorithm=spec).problems(None)
+    assert ("/algorithm/surgery/enabled", found[0][1]) == found[0] and "no audio-to-video attention" in found[0][1]
