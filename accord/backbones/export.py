@@ -1,4 +1,4 @@
-"""A trained adapter as something other programs load: merged into the transformer of a whole pipeline directory.
+"""A trained adapter as something other programs load: merged into a component of a whole pipeline directory.
 
 Works file by file on the safetensors of the base directory: memory is bounded by its largest file, and the result has
 the layout of the base. The adapter alone is `adapters.export_lora`.
@@ -19,27 +19,25 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from accord.config.contract import AdapterSpec
+from accord.config.contract import BackboneSpec
 from accord.config.weights import weight_files
 from accord.errors import ModelError
 
-MERGED = "transformer"
-"""The component that adapters sit on."""
 Delta = tuple[np.ndarray, np.ndarray]
 """A [rank, in] and B [out, rank] of one layer."""
 
 
 def write_merged(
-    base: Path, state: Mapping[str, np.ndarray], spec: AdapterSpec, dtype: str, directory: Path, *, link: bool = False
+    base: Path, spec: BackboneSpec, state: Mapping[str, np.ndarray], directory: Path, *, link: bool = False
 ) -> None:
-    """Write the pipeline directory `base` with an adapter merged into its transformer: W + alpha / rank * B A.
+    """Write the pipeline directory `base` with an adapter merged into one component: W + alpha / rank * B A.
 
     Args:
         base: a diffusers pipeline directory.
+        spec: which component, the adapter's rank and alpha, and what the job computed in. The component is written in
+            the wider of this and its own type, so that nothing of a float32 adapter is rounded away that the job did
+            not round.
         state: the tensors of one role by key, as `adapters.adapter_state` returns them.
-        spec: the adapter's rank and alpha.
-        dtype: what the job computed in. The transformer is written in the wider of this and its own type, so that
-            nothing of a float32 adapter is rounded away that the job did not round.
         directory: where to write; must not exist.
         link: hard links instead of copies of all that stays as it is, where the file system can.
 
@@ -49,9 +47,10 @@ def write_merged(
     directory.mkdir(parents=True)
     index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     for name, entry in index.items():
-        if not name.startswith("_") and entry != [None, None] and name != MERGED:
+        if not name.startswith("_") and entry != [None, None] and name != spec.component:
             _take_over(base / name, directory / name, link)
-    _merge(base / MERGED, directory / MERGED, _deltas(state), spec.alpha / spec.rank, getattr(torch, dtype))
+    source, target, dtype = base / spec.component, directory / spec.component, getattr(torch, spec.dtype)
+    _merge(source, target, _deltas(state), spec.lora.alpha / spec.lora.rank, dtype)
     shutil.copyfile(base / "model_index.json", directory / "model_index.json")  # last: whole or no pipeline at all
 
 
@@ -80,7 +79,7 @@ def _deltas(state: Mapping[str, np.ndarray]) -> dict[str, Delta]:
 
 
 def _merge(source: Path, target: Path, deltas: dict[str, Delta], scale: float, dtype: torch.dtype) -> None:
-    """Write the transformer's files anew, with the layout they have."""
+    """Write the component's files anew, with the layout they have."""
     target.mkdir()
     seen: set[str] = set()
     size = 0

@@ -28,6 +28,7 @@ class LTX2Spec(BackboneSpec):
     impl: ClassVar[str] = "accord.backbones.ltx2.model:LTX2Backbone"
     inspect: ClassVar[str] = "accord.backbones.ltx2.model_dir:inspect_model_dir"
     sizes: ClassVar[str] = "accord.backbones.ltx2.sizes:model_sizes"
+    component: ClassVar[str] = "transformer"
     modalities: ClassVar[tuple[Modality, ...]] = MODALITIES
 
     name: Literal["ltx2"] = "ltx2"

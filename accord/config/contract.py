@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -39,6 +40,8 @@ Crossing = tuple[Modality, Modality]
 class ModelFacts:
     """What is known of any model from its files, before it is loaded. A backbone adds its own in a subclass."""
 
+    path: Path = Path()
+    """The model's directory: what `builtin:` names, too."""
     depth: int = 0
     """Transformer blocks; 0 = not known."""
     block_parts: frozenset[str] = frozenset()
@@ -185,6 +188,10 @@ class BackboneSpec(PluginSpec):
     sizes: ClassVar[str] = ""
     """`module:function` (heavy) of (spec, sampling) that counts what `accord plan` shows, as
     `accord.backbones.sizes.ModelSizes`; "" = it cannot be planned."""
+
+    component: ClassVar[str] = ""
+    """The part of the pipeline directory at `path` that adapters sit on, and are merged into by `accord export`; "" =
+    `path` is no such directory."""
 
     path: Annotated[str, InputPath("directory")]
     """Where the weights are, or `builtin:…`."""

@@ -15,7 +15,6 @@ from typing import Literal
 
 from accord.config.job import JobSpec
 from accord.errors import UserError
-from accord.plugins import resolve
 from accord.types import PolicyState
 
 Form = Literal["lora", "merged"]
@@ -98,11 +97,11 @@ def _write(job: JobSpec, state: PolicyState, form: Form, directory: Path, link: 
     if form == "lora":
         export_lora(adapter, backbone.lora, directory)
         return
-    if not getattr(type(backbone), "inspect", ""):
+    facts = backbone.facts()  # raises ModelError when the base is gone or damaged
+    if facts is None or not backbone.component:
         raise UserError(f"backbone {backbone.name} is no pipeline directory to merge into; use --to lora")
-    inspect = resolve(type(backbone).inspect)  # raises ModelError when the base is gone or damaged
-    write_merged(inspect(backbone.path).path, adapter, backbone.lora, backbone.dtype, directory, link=link)
-    inspect(str(directory))
+    write_merged(facts.path, backbone, adapter, directory, link=link)
+    backbone.model_copy(update={"path": str(directory)}).facts()
 
 
 def _swap_in(draft: Path, target: Path) -> None:

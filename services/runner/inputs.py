@@ -71,7 +71,7 @@ def pin_inputs(job: JobSpec, run_dir: Path) -> Pins:
     that changed, appeared or went.
     """
     note = run_dir / NOTE
-    found = {pointer: dict(_files(path, kind)) for pointer, path, kind in _named(job)}
+    found = _found(job)
     if not note.exists():
         pins = Pins(note, {pointer: _first(files) for pointer, files in found.items()})
         pins.write()
@@ -89,9 +89,13 @@ def pin_inputs(job: JobSpec, run_dir: Path) -> Pins:
     return pins
 
 
-def _named(job: JobSpec) -> Iterator[tuple[str, Path, str]]:
+def _found(job: JobSpec) -> dict[str, dict[str, Path]]:
+    """Files by pointer and name. What a plug-in adds at a field that names one already goes by its path."""
+    found: dict[str, dict[str, Path]] = {}
     for named in job.files():
-        yield named.pointer, Path(named.path), named.mark.kind
+        path, files = Path(named.path), found.setdefault(named.pointer, {})
+        files |= {str(path / name) if files else name: file for name, file in _files(path, named.mark.kind)}
+    return found
 
 
 def _files(path: Path, kind: str) -> Iterator[tuple[str, Path]]:

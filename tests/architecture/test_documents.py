@@ -5,12 +5,15 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from inspect import get_annotations
 from operator import attrgetter
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
 from accord.config.base import Spec
+from accord.config.contract import AlgorithmSpec, BackboneSpec, PartSpec, PluginSpec, PresetSpec, RewardSpec
 from accord.config.forward import OmniNFTSpec
 from accord.config.grpo import RECIPES, FlowGRPOSpec
 from accord.plugins import names, spec_class
@@ -179,3 +182,36 @@ def test_decisions_are_listed():
         assert page.name in listed
         for part in ("**Decision.**", "**Why.**", "**Consequences.**"):
             assert part in page.read_text(), f"{page.name} lacks {part}"
+
+
+CONTRACT = (PartSpec, PluginSpec, AlgorithmSpec, PresetSpec, BackboneSpec, RewardSpec)
+
+
+def _hooks(spec: type[Spec]) -> Iterator[tuple[str, str | None]]:
+    """Signature, and default where the class itself says it, of every hook that a base of the contract declares."""
+    for name, kind in get_annotations(spec).items():
+        if kind.startswith("ClassVar["):
+            value = getattr(spec, name)
+            shown = str(value).replace("'", '"') if isinstance(value, tuple) else repr(value).replace("'", '"')
+            yield f"`{name}: {kind.removeprefix('ClassVar[').removesuffix(']')}`", f"`{shown}`"
+        elif spec.model_fields[name].is_required():
+            plain = kind.removeprefix("Annotated[").partition(", InputPath")[0]
+            yield f"`{name}: {plain}`", "none"
+    for name, value in spec.__dict__.items():
+        if name.startswith("_") or not isinstance(value, FunctionType | classmethod | property):
+            continue
+        code = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+        arguments = [f"{a}: {k}" for a, k in code.__annotations__.items() if a != "return"]
+        call = "" if isinstance(value, property) else f"({', '.join(arguments)})"
+        yield f"`{name}{call} -> {code.__annotations__['return']}`", None
+
+
+def test_the_table_of_hooks_is_the_contract():
+    declared = [(hook, f"`{spec.__name__}`", default) for spec in CONTRACT for hook, default in _hooks(spec)]
+    table = (ROOT / "CONTRIBUTING.md").read_text().partition("| hook | of |")[2].partition("\n\n")[0]
+    rows = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()[2:]]
+    written = [(hook.replace("\\|", "|"), spec, default) for hook, spec, default, _ in rows]
+    assert sorted((hook, spec) for hook, spec, _ in written) == sorted((hook, spec) for hook, spec, _ in declared)
+    defaults = {(hook, spec): default for hook, spec, default in declared}
+    assert [row for row in written if defaults[row[:2]] not in (None, row[2])] == []
+    assert all(when for *_, when in rows)

@@ -12,7 +12,7 @@ from accord.backbones.adapters import ADAPTER_ROLES, adapter_state
 from accord.backbones.export import write_merged
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.ltx2.model_dir import inspect_model_dir, resolve_model_path
-from accord.config.backbones import LoRASpec
+from accord.config.backbones import LoRASpec, LTX2Spec
 from accord.config.job import JobSpec
 from accord.diffusion.noise import group_noise
 from accord.errors import CheckpointError, ModelError, UserError
@@ -202,8 +202,8 @@ def test_a_sharded_transformer_stays_sharded(tmp_path):
         out, into = transformer.get_parameter(f"{layer}.weight").shape
         state[f"{layer}.lora_A.weight"] = rng.standard_normal((3, into)).astype(np.float32)
         state[f"{layer}.lora_B.weight"] = rng.standard_normal((out, 3)).astype(np.float32)
-    spec = LoRASpec(rank=3, alpha=4.0)
-    write_merged(base, state, spec, "bfloat16", tmp_path / "merged")
+    spec = LTX2Spec(dtype="bfloat16", lora=LoRASpec(rank=3, alpha=4.0))
+    write_merged(base, spec, state, tmp_path / "merged")
     whole = LTX2VideoTransformer3DModel.from_pretrained(tmp_path / "merged" / "transformer")
     assert len(list((tmp_path / "merged" / "transformer").glob("*.safetensors"))) > 1
     for name, weight in whole.named_parameters():
@@ -214,4 +214,4 @@ def test_a_sharded_transformer_stays_sharded(tmp_path):
             expected = expected + 4.0 / 3.0 * torch.from_numpy(b @ a)
         torch.testing.assert_close(weight.double(), expected, rtol=1e-6, atol=1e-6)
     with pytest.raises(ModelError, match="was the adapter trained on this model"):
-        write_merged(base, {f"another.{key}": a for key, a in state.items()}, spec, "float32", tmp_path / "wrong")
+        write_merged(base, spec, {f"another.{key}": a for key, a in state.items()}, tmp_path / "wrong")

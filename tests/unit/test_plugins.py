@@ -75,7 +75,7 @@ def test_what_keeps_the_contract_is_there_by_name(install: Callable[..., Path]) 
         ("plug_c", "algorithms:c = plug_c.spec:Good", good("plug_c", "other"), "", 'name must be Literal["c"] = "c"'),
         ("plug_d", "algorithms:d = plug_d.spec:None_", good("plug_d", "d"), "", "cannot be imported (AttributeError"),
         ("plug_e", "algorithms:e = plug_e.spec:Literal", good("plug_e", "e"), "", "is no class"),
-        ("plug_f", "algorithms:f = plug_f.spec:Good", good("gone", "f"), "", "impl = 'gone.work:Work': gone.work cannot"),
+        ("plug_f", "algorithms:f = plug_f.spec:Good", good("gone", "f"), "", "impl = 'gone.work:Work': gone.work can"),
         ("plug_g", "algorithms:g = plug_g.spec:Good", good("plug_g", "g"), "x = 1\n", "plug_g.work defines no Work"),
         ("plug_h", "algorithms:h = plug_h.spec:Good", good("plug_h", "h"), "def (", "SyntaxError"),
         ("plug_i", "algorithms:i = plug_i.spec:Good", "import no_such_thing\n", "", "No module named 'no_such_thing'"),

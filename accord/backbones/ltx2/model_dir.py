@@ -53,7 +53,6 @@ _WRONG_KIND = (TypeError, ValueError, LookupError, AttributeError, ArithmeticErr
 class ModelFacts(contract.ModelFacts):
     """Sizes of a pipeline that a job can be checked against."""
 
-    path: Path
     temporal_compression: int
     spatial_compression: int
     """Frames per latent frame (after the first) and pixels per latent pixel."""
