@@ -33,9 +33,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from accord.backbones.sizes import peak_bytes
 from accord.config.job import JobSpec
 from accord.requests import step_requests
-from benchmarks.local import LocalSource, alone, local_rank
-from learner.publish import policy_state
+from benchmarks.local import LocalSource, alone
+from learner.assembly import make_rank
 from learner.rank import Rank
+from learner.run import policy_state
 
 MIB = 2**20
 
@@ -94,7 +95,7 @@ class Bench:
     def __init__(self, job: JobSpec) -> None:
         self.job = alone(job)
         self.source = LocalSource(self.job)
-        self.rank: Rank = local_rank(self.job)
+        self.rank: Rank = make_rank(self.job)
         self.source.publish(policy_state(self.rank.engine, 0))
         self.groups = self.source.take(1)
         self.requests = step_requests(self.job, self.source.prompts, 1)

@@ -12,20 +12,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
 from accord.events import EventSink
 from accord.ids import PolicyVersion
-from accord.plugins import load_impl
 from accord.requests import sampling_version, step_requests
 from accord.types import Clip, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup
-from learner.collectives import Ranks
-from learner.engine import make_engine
-from learner.rank import Rank
+from learner.assembly import make_run
 from learner.run import Run
 from reward_servers.scorer import LocalScorer
 from rollout_workers.worker import RolloutWorker
@@ -91,17 +86,7 @@ def alone(job: JobSpec) -> JobSpec:
     return job.model_copy(update={"cluster": job.cluster.model_copy(update={"engine": "torch", "learner_ranks": 1})})
 
 
-def local_rank(job: JobSpec) -> Rank:
-    """A learner rank of its own: another copy of the model, with the plain engine."""
-    backbone = load_impl(job.backbone).load(job.backbone, job.sampling, decoders=False, seed=job.seed)
-    return Rank(
-        job, backbone, make_engine(job, backbone.velocity_model), load_impl(job.algorithm)(job.algorithm), Ranks()
-    )
-
-
 def local_run(job: JobSpec, directory: Path, events: EventSink | None = None) -> Run:
     """The learner's page on one process; `train(local_run(...))` does the whole job with one thread."""
     job = alone(job)
-    torch.set_num_threads(job.cluster.torch_threads)
-    held_out = load_prompts(Path(job.prompts.held_out))
-    return Run(job, directory, source=LocalSource(job), events=events, rank=local_rank(job), held_out=held_out)
+    return make_run(job, directory, LocalSource(job), events, load_prompts(Path(job.prompts.held_out)))

@@ -27,8 +27,9 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from accord.config.job import JobSpec
-from benchmarks.local import LocalSource, alone, local_rank
-from learner.publish import policy_state
+from benchmarks.local import LocalSource, alone
+from learner.assembly import make_rank
+from learner.run import policy_state
 from tests.integration.service import Service, running_service
 
 Phases = dict[str, list[float]]
@@ -40,7 +41,7 @@ class Bare:
     def __init__(self, job: JobSpec, threads: int) -> None:
         self.job = alone(job)
         self.source = LocalSource(self.job)
-        self.rank = local_rank(self.job)
+        self.rank = make_rank(self.job)
         self.source.publish(policy_state(self.rank.engine, 0))
         torch.set_num_threads(threads)
 

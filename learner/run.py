@@ -21,7 +21,7 @@ from accord.config.job import JobSpec
 from accord.disk import WAIT_S, patiently
 from accord.errors import RolloutError
 from accord.events import CheckpointSaved, Event, EventSink, Phase, Progress, StepCompleted, Warned
-from accord.ids import file_sha256
+from accord.ids import PolicyVersion, file_sha256
 from accord.requests import sampling_version
 from accord.types import GroupSource, Modality, PolicyState, Prompt, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit
@@ -30,7 +30,6 @@ from learner.collectives import Ranks
 from learner.engine import Engine
 from learner.evaluate import Evaluator
 from learner.outcome import TrainResult
-from learner.publish import policy_state
 from learner.rank import Rank
 
 _T = TypeVar("_T")
@@ -80,7 +79,7 @@ class Run:
         self.seconds: dict[Phase, float] = {}
         self._last_progress = 0.0
         self._saving_s = 0.0
-        self._began, self._startup_s = began, 0.0
+        self.began, self._startup_s = began, 0.0
 
     def restore(self) -> int:
         """Load the latest whole checkpoint and cut the run folder back to it. Returns its step, 0 = fresh."""
@@ -103,8 +102,8 @@ class Run:
         for state in self.states:
             if self.ranks.first:
                 self.source.publish(state)
-        if self._began is not None:
-            self._startup_s = round(time.time() - self._began, 4)
+        if self.began is not None:
+            self._startup_s = round(time.time() - self.began, 4)
             self._emit(Progress(phase="startup", step=0, done=1, total=1))
         self.ranks.barrier()  # a rank that takes before may get groups of the attempt's earlier life
 
@@ -202,6 +201,14 @@ class Run:
     def _emit(self, event: Event) -> None:
         if self.ranks.first and self.events is not None:
             self.events.emit(event)
+
+
+def policy_state(engine: Engine, version: int) -> PolicyState:
+    """Copy both trained roles out of the engine. Called on every rank, because ZeRO-3 gathers."""
+    return PolicyState(
+        version=PolicyVersion(version),
+        adapters={"policy": engine.adapter_state("policy"), "old": engine.adapter_state("old")},
+    )
 
 
 def append_whole(path: Path, line: bytes) -> None:

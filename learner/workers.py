@@ -41,8 +41,8 @@ class Launch:
     job: JobSpec
     run_dir: Path
     held_out: Sequence[Prompt]
-    make_source: Callable[[], GroupSource]
-    make_events: Callable[[], EventSink]
+    source: GroupSource
+    events: EventSink
     guard: Callable[[], None]
     epoch: int
     began: float | None = None
@@ -58,15 +58,16 @@ def run(
     job: JobSpec,
     run_dir: Path,
     *,
-    make_source: Callable[[], GroupSource],
-    make_events: Callable[[], EventSink],
+    source: GroupSource,
+    events: EventSink,
     guard: Callable[[], None] = lambda: None,
     epoch: int = 0,
     began: float | None = None,
     deadline_s: float | None = None,
     disk_wait_s: float = WAIT_S,
 ) -> TrainResult:
-    """Train the job to its end in a connected Ray cluster. The callables pickle and are called inside the ranks.
+    """Train the job to its end in a connected Ray cluster. `source`, `events`
+    and `guard` pickle: every rank gets its own copy, which connects when first used.
 
     `began` is the Unix time at which the attempt began, for its start-up time. A write waits up to `disk_wait_s` for
     room in the run folder.
@@ -77,7 +78,7 @@ def run(
     """
     deadline_s = job.max_runtime_s if deadline_s is None else deadline_s
     held_out = load_prompts(job.prompts.held_out)
-    launch = Launch(job, Path(run_dir), held_out, make_source, make_events, guard, epoch, began, disk_wait_s)
+    launch = Launch(job, Path(run_dir), held_out, source, events, guard, epoch, began, disk_wait_s)
     launch.loss.parent.mkdir(parents=True, exist_ok=True)
     launch.loss.unlink(missing_ok=True)
     outcome = _fit_within(launch, deadline_s)
@@ -163,41 +164,27 @@ def rank_main(launch: Launch) -> dict[str, Any]:
 
 def _train(launch: Launch) -> dict[str, Any]:
     import ray.train.torch
-    import torch
 
-    from accord.plugins import load_impl
-    from learner.collectives import Ranks
-    from learner.engine import make_engine
-    from learner.rank import Rank
-    from learner.run import Run
+    from learner.assembly import make_run
     from learner.train import train
 
-    job = launch.job
-    torch.set_num_threads(job.cluster.torch_threads)
-    device = str(ray.train.torch.get_device())
-    ranks = Ranks(device)
-    backbone = load_impl(job.backbone).load(job.backbone, job.sampling, device=device, decoders=False, seed=job.seed)
-    engine = make_engine(job, backbone.velocity_model)
-    rank = Rank(job, backbone, engine, load_impl(job.algorithm)(job.algorithm), ranks, device)
-    events = launch.make_events() if ranks.first else None
-    began = launch.began
-    if events is not None:
-        began = _report_loss(launch, events) or began
-    run = Run(
-        job, launch.run_dir, source=launch.make_source(), events=events, rank=rank, held_out=launch.held_out,
-        guard=launch.guard, epoch=launch.epoch, began=began,
+    run = make_run(
+        launch.job, launch.run_dir, launch.source, launch.events, launch.held_out,
+        device=str(ray.train.torch.get_device()), guard=launch.guard, epoch=launch.epoch, began=launch.began,
         disk_wait_s=launch.disk_wait_s,
     )  # fmt: skip
+    if run.ranks.first:
+        run.began = _report_loss(launch) or launch.began
     return asdict(train(run))
 
 
-def _report_loss(launch: Launch, events: EventSink) -> float | None:
+def _report_loss(launch: Launch) -> float | None:
     """Tell what happened to the group's former life, if it had one, and return the Unix time of its end."""
     if not launch.loss.exists():
         return None
     note = json.loads(launch.loss.read_text(encoding="utf-8"))
     launch.loss.unlink()
-    events.emit(
+    launch.events.emit(
         ProcessLost(
             process="learner rank",
             outcome=f"{note['what']}; all ranks restarted from the latest checkpoint",

@@ -14,7 +14,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from accord import logs
 from accord.config.files import reading
@@ -32,8 +32,6 @@ from services.runner.sink import QueuedEventSink, StoreEventSink
 
 if TYPE_CHECKING:
     from learner.workers import TrainResult
-
-_Shared = TypeVar("_Shared")
 
 log = logging.getLogger("accord.launch")
 
@@ -160,19 +158,14 @@ def _train(
     return workers.run(
         job,
         run_dir,
-        make_source=partial(_itself, stream),
-        make_events=partial(_itself, sink),
+        source=stream,
+        events=sink,
         guard=sink.guard,
         epoch=epoch,
         began=time.time() - (time.monotonic() - started),
         deadline_s=deadline - time.monotonic(),
         disk_wait_s=settings.disk_wait_s,
     )
-
-
-def _itself(thing: _Shared) -> _Shared:
-    """A factory that pickles: every process gets its own copy, which connects when first used."""
-    return thing
 
 
 if __name__ == "__main__":

@@ -85,7 +85,10 @@ def job_of(leg: dict) -> JobSpec:
             {
                 "seed": 7,
                 "steps": leg.get("steps", 3),
-                "backbone": {"name": "ltx2", "path": leg["model"], "lora": {"rank": 4, "alpha": 8.0}},
+                "backbone": {
+                    "name": "ltx2", "path": leg["model"], "lora": {"rank": 4, "alpha": 8.0},
+                    "gradient_checkpointing": leg.get("gradient_checkpointing", False),
+                },
                 "sampling": {"num_steps": 4},
                 "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 3},
                 "rewards": [{"name": "sync"}, {"name": "text_video"}, {"name": "audio_aesthetics"}],
@@ -120,26 +123,13 @@ class Sink:
 
 
 def run_leg(leg: dict, directory: Path) -> dict:
-    from accord.backbones.ltx2.model import LTX2Backbone
-    from accord.plugins import load_impl
-    from learner.collectives import Ranks
-    from learner.engine import make_engine
-    from learner.rank import Rank
-    from learner.run import Run
+    from learner.assembly import make_run
     from learner.train import train
 
     job = job_of(leg)
-    backbone = LTX2Backbone.load(job.backbone, job.sampling, decoders=False, seed=job.seed)
-    if leg.get("gradient_checkpointing"):
-        backbone.pipeline.transformer.enable_gradient_checkpointing()
-    engine = make_engine(job, backbone.velocity_model)
-    ranks = Ranks()
-    rank = Rank(job, backbone, engine, load_impl(job.algorithm)(job.algorithm), ranks)
-    source, sink = ReplaySource(job, backbone.latent_shapes()), Sink(leg.get("stop_after"))
-    run = Run(
-        job, directory / leg.get("folder", leg["name"]), source=source, events=sink if ranks.first else None, rank=rank,
-        held_out=PROMPTS[:3],
-    )  # fmt: skip
+    source, sink = ReplaySource(job, {}), Sink(leg.get("stop_after"))
+    run = make_run(job, directory / leg.get("folder", leg["name"]), source, sink, PROMPTS[:3])
+    source.shapes = run.rank.backbone.latent_shapes()
     if leg.get("stop_after"):
         save = run.save
 
@@ -152,11 +142,11 @@ def run_leg(leg: dict, directory: Path) -> dict:
     result = None
     with contextlib.suppress(Stopped):
         result = train(run)
-    states = {role: engine.adapter_state(role) for role in ("policy", "old")}
+    states = {role: run.engine.adapter_state(role) for role in ("policy", "old")}
     digest = hashlib.sha256()
     for name in sorted(states["policy"]):
         digest.update(states["policy"][name].tobytes() + states["old"][name].tobytes())
-    if ranks.first:
+    if run.ranks.first:
         np.savez(directory / f"{leg['name']}.npz", **states["policy"])
     return {
         "digest": digest.hexdigest(),

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -43,10 +42,6 @@ def job() -> JobSpec:
     return JobSpec.parse(json.dumps(small_job(backbone={"path": "/nowhere/model"}, cluster={"learner_ranks": 1})))
 
 
-def _itself(thing):
-    return thing
-
-
 class Silent:
     """Counts the lives of the group: a restarted one would report the loss of the life before it."""
 
@@ -64,9 +59,7 @@ def test_a_rollout_worker_that_cannot_load_its_model_says_why(job):
 
 def test_a_learner_rank_that_cannot_load_its_model_ends_the_group_at_once(job, tmp_path):
     with pytest.raises(ModelError, match="/nowhere/model") as caught:
-        workers.run(
-            job, tmp_path, make_source=partial(_itself, None), make_events=partial(_itself, Silent()), deadline_s=120
-        )  # fmt: skip
+        workers.run(job, tmp_path, source=None, events=Silent(), deadline_s=120)
     assert type(caught.value) is ModelError
 
 

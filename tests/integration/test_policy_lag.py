@@ -10,11 +10,7 @@ import accord
 from accord.backbones.adapters import load_adapter_state, role
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.config.job import JobSpec
-from accord.plugins import load_impl
-from learner.collectives import Ranks
-from learner.engine import make_engine
-from learner.rank import Rank
-from learner.run import Run
+from learner.assembly import make_run
 from learner.train import train
 from tests.integration.learner_job import PROMPTS, ReplaySource, run_leg
 
@@ -67,10 +63,9 @@ def sampler() -> LTX2Backbone:
 )
 def test_old_in_the_learner_is_the_policy_that_sampled(sampler, tmp_path, lag, algorithm):
     job = job_of(lag, algorithm)
-    backbone = load(job)
-    engine = make_engine(job, backbone.velocity_model)
-    rank = Rank(job, backbone, engine, load_impl(job.algorithm)(job.algorithm), Ranks())
-    source = Keeping(job, backbone.latent_shapes())
+    source = Keeping(job, sampler.latent_shapes())
+    run = make_run(job, tmp_path, source, None, PROMPTS[:2])
+    rank, engine = run.rank, run.engine
     seen, loss, velocity = [], rank.algorithm.loss, engine.velocity
 
     def watched_velocity(*inputs):
@@ -82,7 +77,7 @@ def test_old_in_the_learner_is_the_policy_that_sampled(sampler, tmp_path, lag, a
         return loss(batch, predictions)
 
     engine.velocity, rank.algorithm.loss = watched_velocity, watched_loss
-    train(Run(job, tmp_path, source=source, events=None, rank=rank, held_out=PROMPTS[:2]))
+    train(run)
 
     assert source.stamps == [max(0, step - 1 - lag) for step in range(1, job.steps + 1)] and len(seen) == job.steps
     for (inputs, found), stamp in zip(seen, source.stamps, strict=True):

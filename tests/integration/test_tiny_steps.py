@@ -18,8 +18,8 @@ from accord.errors import NonFiniteError
 from accord.plugins import load_impl
 from accord.requests import step_requests
 from learner.collectives import Ranks
-from learner.engine import TorchEngine
 from learner.rank import Rank
+from learner.torch_engine import TorchEngine
 from learner.views.forward import ForwardBatches
 from tests.integration.learner_job import PROMPTS, ReplaySource
 

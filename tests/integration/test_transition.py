@@ -14,8 +14,8 @@ from accord.plugins import load_impl
 from accord.requests import step_requests
 from accord.types import GroupData, PolicyState, Prompt, RolloutPlan, SampleGroup, ScoredGroup, Transitions
 from learner.algorithms.base import Credit
+from learner.assembly import make_engine
 from learner.collectives import Ranks
-from learner.engine import make_engine
 from learner.rank import Rank
 from learner.views.transition import TransitionBatches
 from rollout_workers.sampler import denoise
