@@ -221,8 +221,6 @@ class SampleGroup:
     """Handle to GroupData: an object reference in a cluster, the object itself in one process."""
     clips: Any
     """Handle to list[Clip], length G."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """Time spent per phase: encode, denoise, decode."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +266,18 @@ class ScoredGroup:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class StepGroups:
+    """What a training step trains on, and how long it took to make."""
+
+    groups: Sequence[ScoredGroup]
+    """In prompt order."""
+    sampling_s: float
+    """Wall time from the first sample's start to the last sample's end."""
+    scoring_s: float
+    """What scoring took beyond that."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class PolicyState:
     """What is published after a step: LoRA tensors by role. Keys are module paths of the transformer."""
 
@@ -291,8 +301,8 @@ class GroupSource(Protocol):
         """Make a version available to the workers and start sampling what it unblocks."""
         ...
 
-    def take(self, step: int) -> Sequence[ScoredGroup]:
-        """Return the scored groups of `step`, in prompt order; blocks until its deadline."""
+    def take(self, step: int) -> StepGroups:
+        """Return what `step` trains on; blocks until its deadline."""
         ...
 
     def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> Sequence[ScoredGroup]:
@@ -305,8 +315,4 @@ class GroupSource(Protocol):
 
     def fetch(self, handle: Any) -> Any:
         """Resolve a handle of a group this source produced."""
-        ...
-
-    def phase_seconds(self, step: int) -> Mapping[Any, float]:
-        """Wall time of a step that was taken: sampling, and what scoring took beyond it."""
         ...

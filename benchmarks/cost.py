@@ -97,7 +97,7 @@ class Bench:
         self.source = LocalSource(self.job)
         self.rank: Rank = make_rank(self.job)
         self.source.publish(policy_state(self.rank.engine, 0))
-        self.groups = self.source.take(1)
+        self.groups = self.source.take(1).groups
         self.requests = step_requests(self.job, self.source.prompts, 1)
         torch.set_num_threads(1)
 

@@ -19,7 +19,7 @@ from accord.config.prompts import load_prompts
 from accord.events import EventSink
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version, step_requests
-from accord.types import Clip, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup
+from accord.types import Clip, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup, StepGroups
 from learner.assembly import make_run
 from learner.run import Run
 from reward_servers.scorer import LocalScorer
@@ -35,7 +35,6 @@ class LocalSource:
         self.worker = RolloutWorker(job.backbone, job.sampling, seed=job.seed, threads=job.cluster.torch_threads)
         self.scorer = LocalScorer(job.rewards)
         self.states: dict[PolicyVersion, PolicyState] = {}
-        self.seconds: dict[str, float] = {}
 
     def publish(self, state: PolicyState) -> None:
         """Keep the version for the steps that need it."""
@@ -43,15 +42,15 @@ class LocalSource:
         for old in [kept for kept in self.states if kept < state.version - self.job.cluster.policy_lag]:
             del self.states[old]
 
-    def take(self, step: int) -> list[ScoredGroup]:
+    def take(self, step: int) -> StepGroups:
         """Sample and score the groups of a step."""
         self.worker.load(self.states[sampling_version(step, self.job.cluster.policy_lag)])
         return self._groups(step_requests(self.job, self.prompts, step), [reward.name for reward in self.job.rewards])
 
-    def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
+    def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> Sequence[ScoredGroup]:
         """Sample and score held-out requests."""
         self.worker.load(self.states[requests[0].policy_version])
-        return self._groups(requests, rewards)
+        return self._groups(requests, rewards).groups
 
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
         """Score clips that were put together elsewhere."""
@@ -61,12 +60,7 @@ class LocalSource:
         """Handles are the things themselves."""
         return handle
 
-    def phase_seconds(self, step: int) -> Mapping[str, float]:
-        """Wall time of the step that was taken last."""
-        del step
-        return self.seconds
-
-    def _groups(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
+    def _groups(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> StepGroups:
         began = time.perf_counter()
         groups = [self.worker.sample(request) for request in requests]
         sampled = time.perf_counter()
@@ -74,8 +68,7 @@ class LocalSource:
             ScoredGroup(group, asyncio.run(self._scores(group.request.prompt, group.clips, rewards)))
             for group in groups
         ]
-        self.seconds = {"rollout": sampled - began, "reward": time.perf_counter() - sampled}
-        return scored
+        return StepGroups(scored, sampled - began, time.perf_counter() - sampled)
 
     async def _scores(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> dict[str, RewardScores]:
         return {name: await self.scorer.score(name, prompt, clips, len(clips)) for name in rewards}

@@ -48,14 +48,17 @@ class Bare:
     def step(self, step: int) -> dict[str, float]:
         """One training step; returns seconds per phase."""
         began = time.perf_counter()
-        groups = self.source.take(step)
-        taken = time.perf_counter()
+        found = self.source.take(step)
+        groups, taken = found.groups, time.perf_counter()
         credit = self.rank.algorithm.credit(groups, self.job.rewards, self.rank.modalities)
         self.rank.update(step, groups, credit, self.source.fetch)
         learned = time.perf_counter()
         self.source.publish(policy_state(self.rank.engine, step))
         done = time.perf_counter()
-        return {**self.source.seconds, "learn": learned - taken, "publish": done - learned, "step": done - began}
+        return {
+            "rollout": found.sampling_s, "reward": found.scoring_s, "learn": learned - taken, "publish": done - learned,
+            "step": done - began,
+        }  # fmt: skip
 
 
 def service_round(service: Service, job: JobSpec, steps: int, into: Phases) -> None:

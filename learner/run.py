@@ -110,9 +110,10 @@ class Run:
     def take(self, step: int) -> Sequence[ScoredGroup]:
         """Wait for the groups of a step. Raises RolloutError when they are not the ones the step must train on."""
         started = time.monotonic()
-        groups = self.source.take(step)
+        taken = self.source.take(step)
+        groups = taken.groups
         waited = time.monotonic() - started  # less than sampling took where it overlapped the step before
-        scoring = min(waited, self.source.phase_seconds(step).get("reward", 0.0))
+        scoring = min(waited, taken.scoring_s)
         self.seconds = {"rollout": round(waited - scoring, 4), "reward": round(scoring, 4)}
         if self._saving_s:
             self.seconds["checkpoint"], self._saving_s = self._saving_s, 0.0

@@ -16,7 +16,7 @@ from accord.config.backbones import SamplingSpec
 from accord.config.contract import BackboneSpec
 from accord.config.job import JobSpec
 from accord.errors import DeadlineExceeded, RolloutError, ours
-from accord.events import EventSink, Phase
+from accord.events import EventSink
 from accord.ids import PolicyVersion
 from accord.types import (
     Clip,
@@ -28,6 +28,7 @@ from accord.types import (
     RolloutRequest,
     SampleGroup,
     ScoredGroup,
+    StepGroups,
 )
 from rollout_workers.dispatcher import Weights, WorkerLost
 from rollout_workers.stream import RolloutStream
@@ -150,7 +151,7 @@ class StreamActor:
         await self.start()
         await self.stream.publish(version, state[0])
 
-    async def take(self, step: int) -> list[ScoredGroup]:
+    async def take(self, step: int) -> StepGroups:
         """See RolloutStream.take."""
         return await self.stream.take(step)
 
@@ -164,10 +165,6 @@ class StreamActor:
     ) -> dict[str, RewardScores]:
         """See RolloutStream.rescore; `clips` is a list of one reference, so that it is not fetched here."""
         return await self.stream.rescore(prompt, clips[0], count, rewards)
-
-    async def phase_seconds(self, step: int) -> dict[Phase, float]:
-        """See RolloutStream.phase_seconds."""
-        return self.stream.phase_seconds(step)
 
 
 class StreamClient(GroupSource):
@@ -187,10 +184,10 @@ class StreamClient(GroupSource):
         handle = ray.put(state)
         self._get(self.actor.publish.remote(state.version, [handle]), START_DEADLINE_S + CALL_DEADLINE_S)
 
-    def take(self, step: int) -> list[ScoredGroup]:
+    def take(self, step: int) -> StepGroups:
         """See GroupSource. Raises RolloutError, DeadlineExceeded."""
-        groups: list[ScoredGroup] = self._get(self.actor.take.remote(step), self.step_deadline_s)
-        return groups
+        taken: StepGroups = self._get(self.actor.take.remote(step), self.step_deadline_s)
+        return taken
 
     def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
         """See GroupSource. Raises RolloutError, DeadlineExceeded."""
@@ -204,11 +201,6 @@ class StreamClient(GroupSource):
         call = self.actor.rescore.remote(prompt, [handle], len(clips), list(rewards))
         scores: Mapping[str, RewardScores] = self._get(call, self.step_deadline_s)
         return scores
-
-    def phase_seconds(self, step: int) -> Mapping[Phase, float]:
-        """Wall time of a step that was taken: `rollout`, and `reward` beyond it."""
-        seconds: Mapping[Phase, float] = self._get(self.actor.phase_seconds.remote(step), CALL_DEADLINE_S)
-        return seconds
 
     def fetch(self, handle: Any) -> Any:
         """See GroupSource."""

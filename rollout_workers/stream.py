@@ -50,6 +50,7 @@ from accord.types import (
     RolloutRequest,
     SampleGroup,
     ScoredGroup,
+    StepGroups,
 )
 from rollout_workers.dispatcher import Dispatcher, Weights, WorkerPort
 
@@ -65,13 +66,12 @@ class _Batch:
     tasks: list[asyncio.Task[ScoredGroup]] = field(default_factory=list)
     sampled: int = 0
     scored: int = 0
-    started_at: float | None = None
+    started_at: float = 0.0
     sampled_at: float = 0.0
     scored_at: float = 0.0
 
     def start(self) -> None:
-        if self.started_at is None:
-            self.started_at = time.monotonic()
+        self.started_at = self.started_at or time.monotonic()
 
     def cancel(self) -> None:
         for task in self.tasks:
@@ -103,7 +103,6 @@ class RolloutStream:
         self._serial = 0
         self._latest = -1
         self._steps: dict[int, _Batch] = {}
-        self._seconds: dict[int, dict[Phase, float]] = {}
         self._changed = asyncio.Condition()
 
     def start(self) -> None:
@@ -143,8 +142,8 @@ class RolloutStream:
                     self._begin_step(step)
             self._changed.notify_all()
 
-    async def take(self, step: int) -> list[ScoredGroup]:
-        """Return the groups of a step in prompt order. Any number of callers may take the same step.
+    async def take(self, step: int) -> StepGroups:
+        """Return the groups of a step and what they took. Any number of callers may take the same step.
 
         Raises:
             RolloutError: a group was lost more often than `tries` allows, or no worker is left.
@@ -157,7 +156,12 @@ class RolloutStream:
             async with asyncio.timeout(self.step_deadline_s):
                 async with self._changed:
                     await self._changed.wait_for(lambda: step in self._steps or self._dispatcher.failure is not None)
-                return await self._gather(self._steps.get(step))
+                if step not in self._steps:
+                    raise self._dispatcher.failure or RolloutError("the step was taken back while it was waited for")
+                batch = self._steps[step]
+                groups = await self._gather(batch)
+                sampled, scored = batch.sampled_at - batch.started_at, batch.scored_at - batch.sampled_at
+                return StepGroups(groups, sampled, scored)
         except TimeoutError as error:
             latest = f"latest published version: {self._latest}"
             message = f"step {step} (version {needed}) was not there after {self.step_deadline_s:g} s; {latest}"
@@ -183,10 +187,6 @@ class RolloutStream:
     async def rescore(self, prompt: Prompt, clips: Any, count: int, rewards: Sequence[str]) -> dict[str, RewardScores]:
         """Score clips that were put together elsewhere; `clips` is a handle to a list of `count` clips."""
         return await self._scores(prompt, clips, count, rewards)
-
-    def phase_seconds(self, step: int) -> dict[Phase, float]:
-        """Wall time of a step: `rollout` from first to last sample, `reward` what scoring took beyond that."""
-        return self._seconds.get(step, {})
 
     # ---- what is sampled when --------------------------------------------------------------------------------------
 
@@ -216,14 +216,9 @@ class RolloutStream:
 
     def _forget(self, steps: Iterable[int]) -> None:
         for step in list(steps):
-            batch = self._steps.pop(step)
-            batch.cancel()
-            for old in sorted(self._seconds)[:-64]:
-                del self._seconds[old]
+            self._steps.pop(step).cancel()
 
-    async def _gather(self, batch: _Batch | None) -> list[ScoredGroup]:
-        if batch is None:
-            raise self._dispatcher.failure or RolloutError("the step was taken back while it was waited for")
+    async def _gather(self, batch: _Batch) -> list[ScoredGroup]:
         try:
             return list(await asyncio.gather(*(asyncio.shield(task) for task in batch.tasks)))
         except asyncio.CancelledError:
@@ -250,13 +245,7 @@ class RolloutStream:
         batch.scored_at = time.monotonic()
         if batch.phase == "rollout":
             self._emit(Progress(phase="reward", step=batch.step, done=batch.scored, total=batch.total))
-            self._clock(batch)
         return ScoredGroup(group, scores)
-
-    def _clock(self, batch: _Batch) -> None:
-        if batch.scored == batch.total and batch.started_at is not None:
-            rollout, reward = batch.sampled_at - batch.started_at, batch.scored_at - batch.sampled_at
-            self._seconds[batch.step] = {"rollout": rollout, "reward": reward}
 
     async def _scores(self, prompt: Prompt, clips: Any, count: int, rewards: Sequence[str]) -> dict[str, RewardScores]:
         results = await asyncio.gather(*(self.scorer.score(name, prompt, clips, count) for name in rewards))

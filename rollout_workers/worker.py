@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from collections.abc import Mapping
 
@@ -62,26 +61,11 @@ class RolloutWorker:
         """
         if request.policy_version != self.version:
             raise RolloutError(f"asked to sample version {request.policy_version} while {self.version} is loaded")
-        began = time.perf_counter()
-        self._encode(request.prompt.prompt_av)
-        encoded = time.perf_counter()
         try:
             data, latents = self._denoise(request)
         except NonFiniteError as error:
             raise NonFiniteError(f"prompt {request.prompt.id!r}, version {self.version}: {error}") from error
-        denoised = time.perf_counter()
-        clips = self.backbone.decode(latents)
-        return SampleGroup(
-            request=request,
-            policy_version=self.version,
-            data=data,
-            clips=clips,
-            seconds={
-                "encode": encoded - began,
-                "denoise": denoised - encoded,
-                "decode": time.perf_counter() - denoised,
-            },
-        )
+        return SampleGroup(request, self.version, data, self.backbone.decode(latents))
 
     def _denoise(self, request: RolloutRequest) -> tuple[GroupData, Mapping[Modality, Tensor]]:
         """The group's data, with token weights and stochastic steps if the plan wants them; latents [G, T, C]."""

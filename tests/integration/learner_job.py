@@ -22,7 +22,7 @@ import torch
 from accord.config.job import JobSpec
 from accord.requests import sampling_version, step_requests
 from accord.seeds import derive_seed
-from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup
+from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup, StepGroups
 
 PROMPTS = [Prompt(f"p{i}", f"a red ball with sound {i}", "a red ball", f"sound {i}") for i in range(6)]
 
@@ -38,7 +38,7 @@ class ReplaySource:
 
     def take(self, step: int):
         assert not self.published or sampling_version(step, self.job.cluster.policy_lag) in self.published
-        return [self._group(request) for request in step_requests(self.job, PROMPTS, step)]
+        return StepGroups([self._group(request) for request in step_requests(self.job, PROMPTS, step)], 0.0, 0.0)
 
     def evaluate(self, requests, rewards):
         return [self._group(request) for request in requests]
@@ -51,9 +51,6 @@ class ReplaySource:
     def fetch(self, handle):
         return handle
 
-    def phase_seconds(self, step):
-        return {"rollout": 0.0, "reward": 0.0}
-
     def _group(self, request) -> ScoredGroup:
         generators = [np.random.default_rng(seed) for seed in request.seeds]
         latents = {
@@ -65,7 +62,7 @@ class ReplaySource:
             Clip(g.integers(0, 255, (5, 32, 32, 3), dtype=np.uint8), 12.0, g.random((1, 800), dtype=np.float32), 16000)
             for g in generators
         ]
-        group = SampleGroup(request, request.policy_version, GroupData(latents, weights), clips, {"denoise": 0.01})
+        group = SampleGroup(request, request.policy_version, GroupData(latents, weights), clips)
         return ScoredGroup(group, {r.name: self._scores(r.name, request.seeds) for r in self.job.rewards})
 
     @staticmethod

@@ -46,9 +46,9 @@ class Keeping(ReplaySource):
         self.states[state.version] = state
 
     def take(self, step):
-        groups = super().take(step)
-        self.stamps.append(groups[0].group.policy_version)
-        return groups
+        taken = super().take(step)
+        self.stamps.append(taken.groups[0].group.policy_version)
+        return taken
 
 
 @pytest.fixture(scope="module")

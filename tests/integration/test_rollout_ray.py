@@ -118,17 +118,18 @@ def test_two_workers_one_killed_same_bits(job, cluster, alone):
     try:
         base = client.evaluate(evaluation_requests(job, prompts[:2], 0), ["sync"])
         client.publish(weights(alone, 0))
-        first = client.take(1)
+        first = client.take(1).groups
         client.publish(weights(alone, 1))
         threading.Thread(target=kill_one_rollout_worker, daemon=True).start()
-        second = client.take(2)
+        taken = client.take(2)
+        second = taken.groups
         deadline = time.monotonic() + 60
         while not (lost := [e for e in ray.get(events.get.remote(), timeout=10) if isinstance(e, ProcessLost)]):
             assert time.monotonic() < deadline, "the loss was never told"
             time.sleep(0.2)
         assert "restarted" in lost[0].outcome and 0 < lost[0].recovery_seconds < 60
         client.publish(weights(alone, 2))
-        third = client.take(3)
+        third = client.take(3).groups
 
         alone.load(None)
         for scored in base:
@@ -140,7 +141,7 @@ def test_two_workers_one_killed_same_bits(job, cluster, alone):
             for scored in groups:
                 assert_same(client, scored, alone)
         assert client.fetch(first[0].group.data).token_weights_GT is not None
-        assert set(client.phase_seconds(2)) == {"rollout", "reward"}
+        assert taken.sampling_s > 0 and taken.scoring_s > 0
         scores = client.rescore(prompts[0], client.fetch(first[0].group.clips), ["sync"])
         assert scores["sync"].values == first[0].scores["sync"].values
     finally:

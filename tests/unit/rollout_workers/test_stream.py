@@ -112,7 +112,7 @@ def test_every_step_sees_exactly_its_version_in_order(lag, seed, workers):
         stream = await started(job, fakes, tries=1000)
         await stream.publish(0, state(0))
         for step in range(1, job.steps + 1):
-            groups = await stream.take(step)
+            groups = (await stream.take(step)).groups
             wanted = step_requests(job, PROMPTS, step)
             assert [group.group.request for group in groups] == wanted
             assert {group.group.policy_version for group in groups} == {max(0, step - 1 - lag)}
@@ -157,7 +157,7 @@ def test_resuming_in_the_middle_samples_only_what_is_left():
         await stream.publish(4, state(4))
         await stream.publish(5, state(5))
         for step in (6, 7):
-            assert {g.group.policy_version for g in await stream.take(step)} == {step - 2}
+            assert {g.group.policy_version for g in (await stream.take(step)).groups} == {step - 2}
         assert {call.step for call in worker.calls} == {6, 7}
         await stream.close()
 
@@ -169,10 +169,10 @@ def test_going_back_to_a_checkpoint_samples_again_with_the_new_weights():
         stream = await started(make_job(0, steps=9), [FakeWorker("w")])
         for version in range(4):
             await stream.publish(version, state(version))
-            first = await stream.take(version + 1)
+            first = (await stream.take(version + 1)).groups
         for version in (1, 2, 3):  # step 4 was sampled from the first publication of version 3 and is still held
             await stream.publish(version, state(version))
-            again = await stream.take(version + 1)
+            again = (await stream.take(version + 1)).groups
             assert {g.group.policy_version for g in again} == {version}
         assert [g.group.request for g in again] == [g.group.request for g in first]
         assert again[0].group.clips != first[0].group.clips  # another publication
@@ -200,7 +200,7 @@ def test_a_lost_workers_group_is_issued_again_and_the_loss_is_told():
         workers = [FakeWorker("first", ["die"]), FakeWorker("second", [0.01] * 9)]
         stream = await started(make_job(), workers, events=events)
         await stream.publish(0, state(0))
-        groups = await stream.take(1)
+        groups = (await stream.take(1)).groups
         assert [g.group.request for g in groups] == step_requests(make_job(), PROMPTS, 1)
         losses = [event for event in events if isinstance(event, ProcessLost)]
         assert len(losses) == 1 and losses[0].process == "first" and losses[0].recovery_seconds >= 0
@@ -215,7 +215,7 @@ def test_a_hung_worker_is_noticed_at_the_group_deadline():
         events = Events()
         stream = await started(make_job(), [FakeWorker("w", ["hang"])], events=events, group_deadline_s=0.05)
         await stream.publish(0, state(0))
-        assert len(await stream.take(1)) == 3
+        assert len((await stream.take(1)).groups) == 3
         assert "hung" in next(event for event in events if isinstance(event, ProcessLost)).outcome
         await stream.close()
 
@@ -251,7 +251,7 @@ def test_one_worker_gone_leaves_the_rest_at_work():
         workers = [FakeWorker("a", ["die"], revivable=False), FakeWorker("b", [0.005] * 9)]
         stream = await started(make_job(), workers)
         await stream.publish(0, state(0))
-        assert len(await stream.take(1)) == 3
+        assert len((await stream.take(1)).groups) == 3
         await stream.close()
 
     run(check())
@@ -300,7 +300,7 @@ def test_two_ranks_take_the_same_groups():
         waiting = asyncio.gather(stream.take(1), stream.take(1))
         await asyncio.sleep(0)
         await stream.publish(0, state(0))
-        first, second = await waiting
+        first, second = (taken.groups for taken in await waiting)
         assert [id(g) for g in first] == [id(g) for g in second]
         await stream.close()
 
@@ -313,12 +313,11 @@ def test_scoring_starts_with_the_first_group_and_runs_all_rewards_at_once():
         stream = await started(make_job(workers=1), [FakeWorker("w", [0.0, 0.1, 0.1])], scorer)
         await stream.publish(0, state(0))
         began = time.monotonic()
-        await stream.take(1)
+        taken = await stream.take(1)
         assert time.monotonic() - began < 0.3
         first = [at for _, prompt, at in scorer.calls if prompt == scorer.calls[0][1]]
         assert max(first) - min(first) < 0.02 and first[0] - began < 0.05
-        seconds = stream.phase_seconds(1)
-        assert 0.19 < seconds["rollout"] < 0.3 and 0.025 < seconds["reward"] < 0.1
+        assert 0.19 < taken.sampling_s < 0.3 and 0.025 < taken.scoring_s < 0.1
         await stream.close()
 
     run(check())
