@@ -12,7 +12,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from accord.backbones.ltx2.schedule import trained_sigmas
 from accord.config.algorithms import SigmaSpec
 from accord.diffusion.noise import sample_noise
 from accord.errors import SpecError
@@ -24,7 +23,7 @@ from learner.views.base import Batches, Item, MicroBatch
 
 def candidate_sigmas(schedule: Tensor, spec: SigmaSpec) -> Tensor:
     """Return the noise levels of a sampler's schedule [N+1] that are trained. Raises SpecError when none is left."""
-    kept = trained_sigmas(schedule.tolist(), spec.low, spec.high)
+    kept = spec.trained(schedule.tolist())
     if not kept:
         levels = ", ".join(f"{level:.3f}" for level in schedule[:-1].tolist())
         raise SpecError([("/algorithm/sigmas", f"no sigma of the schedule ({levels}) in [{spec.low}, {spec.high}]")])

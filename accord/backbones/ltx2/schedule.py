@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
 from accord.errors import ModelError
-
-_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +67,6 @@ def sigma_schedule(
         scale = _f32(_f32(1.0 - sigmas[-1]) / _f32(1.0 - config.shift_terminal))
         sigmas = [_f32(1.0 - _f32(_f32(1.0 - sigma) / scale)) for sigma in sigmas]
     return (*sigmas, 0.0)
-
-
-def trained_sigmas(schedule: Sequence[float], low: float, high: float) -> tuple[float, ...]:
-    """Return the sigmas of a schedule (without its final 0) that lie in [low, high], float32 rounding forgiven."""
-    return tuple(sigma for sigma in schedule[:-1] if low - _ROUNDING <= sigma <= high + _ROUNDING)
 
 
 def _dynamic_mu(config: ScheduleConfig, video_tokens: int) -> float:

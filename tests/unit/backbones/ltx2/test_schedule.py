@@ -6,7 +6,8 @@ from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule, trained_sigmas
+from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule
+from accord.config.algorithms import SigmaSpec
 from accord.diffusion.noise import group_noise, sample_noise
 from accord.diffusion.steps import clean_estimate, euler_step, noised
 from accord.errors import ModelError
@@ -48,8 +49,8 @@ def test_published_values_of_the_twenty_step_schedule():
     schedule = sigma_schedule(ScheduleConfig.parse(LTX2), 20, 4096)
     assert [round(s, 4) for s in schedule[:4]] == [1.0, 0.9915, 0.9821, 0.9718]
     assert schedule[-2:] == (pytest.approx(0.1), 0.0)
-    assert len(trained_sigmas(schedule, 0.915, 1.0)) == 8
-    assert len(trained_sigmas(schedule, 0.1, 1.0)) == 20
+    assert len(SigmaSpec(low=0.915).trained(schedule)) == 8
+    assert len(SigmaSpec(low=0.1).trained(schedule)) == 20
 
 
 def test_one_step_has_a_finite_schedule():
