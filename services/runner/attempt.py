@@ -26,7 +26,6 @@ from accord.errors import (
     Fenced,
     IncompatibleSpec,
     JobNotFound,
-    RewardError,
     StoreUnavailable,
 )
 from accord.events import Failed, JobEvent
@@ -34,7 +33,7 @@ from services import guard, processes
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.store import Beat, JobStore
 from services.metrics import Metrics
-from services.runner.exit_status import ExitStatus
+from services.runner.exit_status import ExitStatus, reason_of
 from services.runner.gate import Gate
 from services.runner.prometheus import TrainingMetrics
 
@@ -112,7 +111,7 @@ class Attempt:
         self._stop: Stop | None = None
         self._kill_at = float("inf")
         self._cursor = since
-        self._failed: Failed | None = None
+        self._said = ""
 
     def run(self, stop: threading.Event) -> Job | None:
         """Spawn, watch, clean up, report. Whatever happens, the store is told; returns what it made of the job."""
@@ -240,7 +239,7 @@ class Attempt:
 
     def _observe(self, event: JobEvent) -> None:
         if isinstance(event, Failed):
-            self._failed = event
+            self._said = event.message
         try:
             self._of.training.observe(self._job.id, event)
         except Exception as error:  # an event of another release may lack what a metric needs
@@ -251,7 +250,7 @@ class Attempt:
 
         None when the attempt has no say any more.
         """
-        store, key, said = self._store, self._key, self._failed.message if self._failed else ""
+        store, key, said = self._store, self._key, self._said
         if self._stop is Stop.FENCED or status == ExitStatus.FENCED:
             return None
         if self._stop is Stop.SILENT:
@@ -259,7 +258,7 @@ class Attempt:
         if status == ExitStatus.SUCCEEDED:
             return lambda: store.finish(*key, JobState.SUCCEEDED, Reason.NONE)
         if status == ExitStatus.USER_ERROR:
-            return lambda: store.finish(*key, JobState.FAILED, Reason.USER_ERROR, said)
+            return lambda: store.finish(*key, JobState.FAILED, reason_of(status), said)
         if self._stop is Stop.CANCEL:
             return lambda: store.finish(*key, JobState.CANCELLED, Reason.CANCELLED)
         if self._stop is Stop.TIMEOUT:
@@ -273,8 +272,16 @@ class Attempt:
         )
         if away:
             return self._give_back(away)
-        reason, message = self._loss(status, said)
-        return self._lose(reason, message)
+        return self._lost(status)
+
+    def _lost(self, status: int) -> Callable[[], Job]:
+        """It ended without a result that stands."""
+        reason, place = reason_of(status), f"see logs/attempt-{self._job.epoch}.log"
+        if reason is Reason.KILLED:
+            return self._lose(reason, f"the attempt was killed by {signal.Signals(-status).name}; {place}")
+        if reason is Reason.CRASHED:
+            return self._lose(reason, f"the attempt ended with status {status}; {place}")
+        return self._lose(reason, self._said or place)
 
     def _after_fault(self, error: Exception) -> Callable[[], Job]:
         """The supervisor itself could not run or watch the attempt."""
@@ -291,15 +298,6 @@ class Attempt:
             return self._lose(Reason.INFRASTRUCTURE, why)
         delay = max(1.0, self._of.backoff_s()) if delay_s is None else delay_s
         return lambda: self._store.release(*self._key, delay_s=delay, message=why[:2000])
-
-    def _loss(self, status: int, said: str) -> tuple[Reason, str]:
-        place = f"see logs/attempt-{self._job.epoch}.log"
-        if status in {ExitStatus.RETRYABLE, ExitStatus.UNAVAILABLE}:
-            rewards = self._failed is not None and self._failed.reason == RewardError.reason
-            return Reason.REWARD if rewards else Reason.INFRASTRUCTURE, said or place
-        if status < 0:
-            return Reason.KILLED, f"the attempt was killed by {signal.Signals(-status).name}; {place}"
-        return Reason.CRASHED, f"the attempt ended with status {status}; {place}"
 
     def _timeout_message(self) -> str:
         return f"it ran longer than max_runtime_s = {self._job.spec.max_runtime_s:g}"

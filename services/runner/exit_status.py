@@ -1,4 +1,4 @@
-"""How an attempt ended, in the one vocabulary of its process and of the supervisor that watches it."""
+"""How an attempt ended, said once: the error it met, the exit status of its process, the reason that its job shows."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from accord.errors import (
     Fenced,
     IncompatibleSpec,
     NonFiniteError,
+    RewardError,
     StoreUnavailable,
     Unreachable,
     UserError,
     VolumeFull,
 )
+from services.jobs.job import Reason
 
 
 class ExitStatus(IntEnum):
@@ -29,6 +31,8 @@ class ExitStatus(IntEnum):
     """Told to stop."""
     UNAVAILABLE = 14
     """Something it needs is away (store, Ray, room on the disk): the job is given back."""
+    REWARD = 15
+    """A reward is down; worth another attempt."""
 
     @classmethod
     def of(cls, error: Exception) -> ExitStatus:
@@ -39,4 +43,16 @@ class ExitStatus(IntEnum):
             return cls.USER_ERROR
         if isinstance(error, VolumeFull | StoreUnavailable | Unreachable | IncompatibleSpec):
             return cls.UNAVAILABLE
-        return cls.RETRYABLE
+        return cls.REWARD if isinstance(error, RewardError) else cls.RETRYABLE
+
+
+_REASONS: dict[int, Reason] = {
+    ExitStatus.USER_ERROR: Reason.USER_ERROR,
+    ExitStatus.RETRYABLE: Reason.INFRASTRUCTURE,
+    ExitStatus.REWARD: Reason.REWARD,
+}
+
+
+def reason_of(status: int) -> Reason:
+    """What a job shows of an attempt without a result; a negative status is the signal that its process died of."""
+    return Reason.KILLED if status < 0 else _REASONS.get(status, Reason.CRASHED)

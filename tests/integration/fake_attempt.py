@@ -21,7 +21,7 @@ from services.runner.sink import StoreEventSink
 FAILURES = {
     "user error": (10, "user_error", "the prompt file went away"),
     "retryable once": (11, "rollout", "a worker went away"),
-    "reward down": (11, "reward", "sync is down"),
+    "reward down": (15, "reward", "sync is down"),
     "away": (14, "unreachable", "Ray is away"),
 }
 """Name of the job → exit status, and reason and message of its event."""

@@ -19,14 +19,15 @@ from accord.errors import (
 from accord.events import Event, Failed
 from services.cli.client import on_loopback
 from services.guard import without_loopback_proxy
-from services.runner.exit_status import ExitStatus
+from services.jobs.job import Reason
+from services.runner.exit_status import ExitStatus, reason_of
 from services.runner.launch import _ended
 
 ENDS = [
     (SpecError([("/rewards/1", "reward clap could not be started")]), ExitStatus.USER_ERROR, "invalid_spec"),
     (ModelError("no such directory"), ExitStatus.USER_ERROR, "invalid_model"),
     (NonFiniteError("step 3: loss/video is nan"), ExitStatus.USER_ERROR, "nonfinite"),
-    (RewardError("sync is down"), ExitStatus.RETRYABLE, "reward"),
+    (RewardError("sync is down"), ExitStatus.REWARD, "reward"),
     (AccordError("the learner ranks failed"), ExitStatus.RETRYABLE, "internal"),
     (KeyError("x"), ExitStatus.RETRYABLE, "internal"),
     (VolumeFull("no room"), ExitStatus.UNAVAILABLE, "volume_full"),
@@ -57,6 +58,21 @@ def test_an_error_ends_the_attempt_by_its_class_however_it_came(
     assert (event.reason, event.retryable) == (reason, code != ExitStatus.USER_ERROR)
     if isinstance(error, AccordError):
         assert event.message == f"{type(error).__name__}: {error}"
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [
+        (ExitStatus.USER_ERROR, Reason.USER_ERROR),
+        (ExitStatus.RETRYABLE, Reason.INFRASTRUCTURE),
+        (ExitStatus.REWARD, Reason.REWARD),
+        (ExitStatus.TERMINATED, Reason.CRASHED),
+        (1, Reason.CRASHED),
+        (-9, Reason.KILLED),
+    ],
+)
+def test_a_job_shows_why_its_process_ended(status: int, reason: Reason) -> None:
+    assert reason_of(status) is reason
 
 
 def test_a_fenced_attempt_says_nothing() -> None:
