@@ -1,6 +1,8 @@
 """Codecs, pipeline directory, training pieces and held-out measures of the tiny model."""
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +12,11 @@ from diffusers import LTX2Pipeline
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.world import heldout, measure
 from accord.world.scene import ALL_PROMPTS, make_clips
-from tiny_models import gates
-from tiny_models.build import untrained_pipeline
+from tiny_models import descent, gates
+from tiny_models.build import probe_corpus, untrained_pipeline
 from tiny_models.codecs import log_mel, video_to_tensor
 from tiny_models.pipeline import encode_text, load_backbone, normalise_latents, save_pipeline
-from tiny_models.pretrain import Denoiser, Recipe, draw_sigmas, flow_loss, make_corpus
+from tiny_models.pretrain import Denoiser, Recipe, coupling_probe, draw_sigmas, flow_loss, make_corpus
 
 PLAIN = {
     "height": 32,
@@ -142,6 +144,25 @@ def test_a_training_step_reaches_every_trained_weight(untrained: LTX2Pipeline, t
     missing = [name for name, value in denoiser.named_parameters() if value.grad is None]
     assert not missing
     assert all(1.0 < float(loss.detach()) < 5.0 for loss in losses.values())
+
+
+def test_the_shipped_model_is_as_coupled_as_its_card_says(shipped: LTX2Backbone) -> None:
+    card = json.loads((SHIPPED / "measured.json").read_text(encoding="utf-8"))["coupling"]["shipped"]
+    worse = coupling_probe(Denoiser(shipped), probe_corpus(shipped, seed=0), (0.85, 0.85))
+    assert worse["video"] == pytest.approx(card["video at .85/.85"], rel=1e-3)
+    assert worse["audio"] == pytest.approx(card["audio at .85/.85"], rel=1e-3)
+    assert worse["audio"] >= gates.LEAST_COUPLING
+
+
+def test_training_follows_the_loss_until_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(1_000))
+    monkeypatch.setattr(descent, "time", SimpleNamespace(monotonic=lambda: float(next(ticks))))
+    weight = torch.nn.Parameter(torch.tensor(3.0))
+    steps = list(descent.descend([weight], lambda: weight.square(), 4.0, 0.2, warm_up=5, least=0.1))
+    assert abs(float(weight.detach())) < 0.3
+    lefts = [left for left, _ in steps]
+    assert lefts == sorted(lefts, reverse=True) and lefts[-1] <= 0.0
+    assert 0 < sum(due for _, due in steps) <= 4
 
 
 def test_distance_to_the_clean_world(shipped: LTX2Backbone) -> None:
