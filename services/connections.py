@@ -1,4 +1,4 @@
-"""Where the parts of a service find each other: the API's address, and that of Ray, an embedded one included."""
+"""Where the parts of a service find each other: the API, the job store, Ray; the embedded ones included."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 from accord.config.settings import Settings
-from accord.errors import Unreachable
+from accord.errors import StoreUnavailable, Unreachable
 
+STORE_FILE = "store.url"
+"""File in the data directory where an embedded store leaves its address (mode 0600: it holds the password)."""
 RAY_FILE = "ray.json"
 """In the data directory while an embedded Ray runs there: its address and where its token is."""
 
@@ -19,6 +21,22 @@ def base_url(settings: Settings) -> str:
         return settings.url.rstrip("/")
     host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(settings.host, settings.host)
     return f"http://{host}:{settings.port}"
+
+
+def store_url(settings: Settings) -> str:
+    """The address of the job store: REDIS_URL, else the embedded store of the data directory.
+
+    Raises StoreUnavailable when neither is there.
+    """
+    if settings.redis_url is not None:
+        return settings.redis_url.get_secret_value()
+    try:
+        return (settings.data_dir / STORE_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        raise StoreUnavailable(
+            f"no job store: REDIS_URL is not set and no service runs on {settings.data_dir.resolve()}; "
+            "start one with `accord up` or set REDIS_URL"
+        ) from None
 
 
 def ray_environment(settings: Settings) -> dict[str, str]:

@@ -20,6 +20,7 @@ from accord.config.settings import Settings
 from accord.errors import Conflict, Fenced, JobNotFound, StoreError, StoreFull, StoreUnavailable, UnsafeStore
 from accord.events import Event, Progress, StepCompleted
 from accord.ids import JOB_ID, job_id_stamp
+from services.connections import store_url
 from services.jobs.address import hidden, secrets_in, without_password
 from services.jobs.job import TERMINAL, Job, JobState, JobSummary, Reason
 from services.jobs.records import (
@@ -49,8 +50,6 @@ from services.jobs.store import (
     Submission,
 )
 
-URL_FILE = "store.url"
-"""File in the data directory where an embedded store leaves its address (mode 0600: it holds the password)."""
 _UNREADABLE_WAIT_S = 60.0
 
 _LOOK_S = 0.25
@@ -63,22 +62,6 @@ _FULL = (
 _OTHER_JOB = "this Idempotency-Key was used with another job; use a new key for a new job"
 
 log = logging.getLogger("accord.store")
-
-
-def store_url(settings: Settings) -> str:
-    """The address of the job store: REDIS_URL, else the embedded store of the data directory.
-
-    Raises StoreUnavailable when neither is there.
-    """
-    if settings.redis_url is not None:
-        return settings.redis_url.get_secret_value()
-    try:
-        return (settings.data_dir / URL_FILE).read_text(encoding="utf-8").strip()
-    except OSError:
-        raise StoreUnavailable(
-            f"no job store: REDIS_URL is not set and no service runs on {settings.data_dir.resolve()}; "
-            "start one with `accord up` or set REDIS_URL"
-        ) from None
 
 
 def open_store(settings: Settings) -> JobStore:

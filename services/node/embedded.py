@@ -25,8 +25,8 @@ from urllib.parse import quote
 from accord.config.settings import Settings
 from accord.errors import AccordError, ServiceError, StoreUnavailable
 from services import guard, processes
-from services.connections import RAY_FILE, ray_token
-from services.jobs.redis_store import URL_FILE, RedisJobStore
+from services.connections import RAY_FILE, STORE_FILE, ray_token
+from services.jobs.redis_store import RedisJobStore
 from services.node.ray_holder import MARK as RAY_MARK
 
 log = logging.getLogger("accord.embedded")
@@ -131,7 +131,7 @@ class EmbeddedStore(_Watched):
             socket = self._short / "valkey.sock"
         self._socket = socket
         self._password = secrets.token_urlsafe(32)
-        self._url_file = data_dir.resolve() / URL_FILE
+        self._url_file = data_dir.resolve() / STORE_FILE
         self.url = f"unix://:{self._password}@{quote(str(socket))}?db=0"
 
     def start(self, deadline_s: float = 15.0, abort: threading.Event | None = None) -> bool:

@@ -17,9 +17,9 @@ from accord.disk import no_room
 from accord.errors import ServiceError
 from services.api.auth import KEY_FILE
 from services.api.server import Api
-from services.connections import base_url, ray_environment
+from services.connections import base_url, ray_environment, store_url
 from services.jobs.address import without_password
-from services.jobs.redis_store import open_store, store_url
+from services.jobs.redis_store import open_store
 from services.metrics import Metrics
 from services.node.embedded import EmbeddedRay, EmbeddedStore
 from services.runner.gate import Gate

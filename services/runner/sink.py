@@ -12,7 +12,8 @@ from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from accord.errors import StoreUnavailable
 from accord.events import Event, EventSink
-from services.jobs.redis_store import RedisJobStore, store_url
+from services.connections import store_url
+from services.jobs.redis_store import RedisJobStore
 
 _T = TypeVar("_T")
 
