@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from accord.backbones.adapters import adapter_parameters
-from accord.backbones.shaping import branch_of, watch_audio_from_video
+from accord.backbones.base import VelocityModel, capable
+from accord.backbones.shaping import watch_audio_from_video
 from learner.collectives import Ranks
 from learner.engine import Engine, trainable
 
@@ -34,7 +35,8 @@ class GradientNorms:
         """`attentions`: `audio_to_video` of the engine's module."""
         self.engine, self.ranks, self.attentions = engine, ranks, attentions
         engine.watch_gradients = True
-        branches = {id(tensor): branch_of(key) for key, tensor in adapter_parameters(engine.module, "policy").items()}
+        adapter, model = adapter_parameters(engine.module, "policy"), capable(engine.module, VelocityModel)
+        branches = {id(tensor): model.branch_of(key) for key, tensor in adapter.items()} if model else {}
         owners = [branches.get(id(parameter)) for parameter in trainable(engine.module)]
         self.branches = sorted({owner for owner in owners if owner is not None})
         self.places = [self.branches.index(owner) if owner else len(self.branches) for owner in owners]

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor
 
-from accord.backbones.base import Backbone, Conditions, Latents
+from accord.backbones.base import Backbone, Conditions, IsolatesModalities, Latents, SkipsSelfAttention, demanded
 from accord.diffusion.steps import clean_estimate
 from accord.types import Guidance, Modality, Scales
 
@@ -40,6 +40,8 @@ def guided_velocity(
         conditions: G rows.
         empty: G rows of the empty prompt; None = no classifier-free guidance.
         watching: entered around the conditional pass alone.
+
+    Raises SpecError for a term whose weaker pass the model cannot compute.
     """
     with watching or nullcontext():
         conditional = backbone.velocity(latents, sigmas, conditions)
@@ -47,11 +49,12 @@ def guided_velocity(
     if empty is not None and guidance.reads_empty_prompt:
         velocity = _away(velocity, conditional, backbone.velocity(latents, sigmas, empty), guidance.text, off=1.0)
     if any(scale > 0.0 for scale in guidance.stg.values()):
-        with backbone.velocity_model.skipping_self_attention(guidance.blocks):
+        model = demanded(backbone.velocity_model, SkipsSelfAttention, "/sampling/stg_scale")
+        with model.skipping_self_attention(guidance.blocks):
             weaker = backbone.velocity(latents, sigmas, conditions)
         velocity = _away(velocity, conditional, weaker, guidance.stg, off=0.0)
     if any(scale > 1.0 for scale in guidance.modality.values()):
-        with backbone.velocity_model.isolating_modalities():
+        with demanded(backbone.velocity_model, IsolatesModalities, "/sampling/modality_scale").isolating_modalities():
             weaker = backbone.velocity(latents, sigmas, conditions)
         velocity = _away(velocity, conditional, weaker, guidance.modality, off=1.0)
     if velocity is conditional:

@@ -102,7 +102,7 @@ def denoise(
         NonFiniteError: a latent became NaN or infinite.
     """
     sigmas = backbone.sigmas(plan.num_steps)
-    device = prompt.video_BLC.device
+    device = backbone.device
     count = len(seeds)
     conditions = prompt.repeat(count)
     unconditions = empty_prompt.repeat(count) if empty_prompt is not None else None

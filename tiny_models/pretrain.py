@@ -66,7 +66,9 @@ class Denoiser(nn.Module):
     def forward(self, latents: Latents, sigmas: Latents, prompt: Tensor) -> dict[Modality, Tensor]:
         """Velocities `noise - clean` of noisy latents [B, T, C] at levels [B]; `prompt` [B] numbers the captions."""
         video, audio, mask = self.connectors(self.embeds[prompt], self.mask[prompt], padding_side="left")
-        velocity: dict[Modality, Tensor] = self.velocity_model(latents, sigmas, Conditions(video, audio, mask))
+        velocity: dict[Modality, Tensor] = self.velocity_model(
+            latents, sigmas, Conditions({"video": video, "audio": audio, "mask": mask})
+        )
         return velocity
 
 

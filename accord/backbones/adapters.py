@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -27,13 +26,15 @@ from accord.types import Role
 
 ADAPTER_ROLES: tuple[Role, Role] = ("policy", "old")
 EXPORT_FILE = "pytorch_lora_weights.safetensors"
-_NOT_ADAPTED = "to_gate_logits"
-"""Per-head gates stay frozen: an adapter goes on query, key, value, output and feed-forward layers."""
-_FOUND: WeakKeyDictionary[nn.Module, list[LoraLayer]] = WeakKeyDictionary()
+_LAYERS = "accord_adapted_layers"
+"""Attribute of the adapted network: walking thousands of modules at each change of role would take per cents."""
 
 
-def target_layers(module: nn.Module, spec: AdapterSpec) -> list[str]:
-    """Paths of the linear layers that get an adapter. Raises SpecError for a target that matches nothing."""
+def target_layers(module: nn.Module, spec: AdapterSpec, frozen: str | tuple[str, ...] = ()) -> list[str]:
+    """Paths of the linear layers that get an adapter: those below a target, but for paths that end in `frozen`.
+
+    Raises SpecError for a target that matches nothing.
+    """
     found: dict[str, list[str]] = {target: [] for target in spec.targets}
     for path, parent in module.named_modules():
         for target in found.keys() & parent._modules.keys():
@@ -42,7 +43,7 @@ def target_layers(module: nn.Module, spec: AdapterSpec) -> list[str]:
             found[target] += [
                 f"{prefix}.{name}" if name else prefix
                 for name, layer in (part.named_modules() if part is not None else ())
-                if isinstance(layer, nn.Linear) and not name.endswith(_NOT_ADAPTED)
+                if isinstance(layer, nn.Linear) and not name.endswith(frozen)
             ]
     missing = [target for target, layers in found.items() if not layers]
     if missing:
@@ -50,23 +51,24 @@ def target_layers(module: nn.Module, spec: AdapterSpec) -> list[str]:
     return sorted(layer for layers in found.values() for layer in layers)
 
 
-def add_roles(module: nn.Module, spec: AdapterSpec, seed: int) -> None:
-    """Add `policy` and `old` to a frozen network, identical and without effect yet (B = 0).
+def add_roles(module: nn.Module, spec: AdapterSpec, seed: int, frozen: str | tuple[str, ...] = ()) -> None:
+    """Add `policy` and `old` to a frozen network, identical and without effect yet (B = 0); `frozen` as above.
 
     A ~ N(0, 1/rank^2), drawn per layer from `seed` and its path alone. Adapters are float32 whatever the network is;
     only `policy` requires gradients; `policy` is active.
     """
-    targets = target_layers(module, spec)
+    targets = target_layers(module, spec, frozen)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # the second role is meant
         for name in ADAPTER_ROLES:
             alpha: Any = spec.alpha  # declared int, used as a factor
             config = LoraConfig(r=spec.rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=False)
             inject_adapter_in_model(config, module, adapter_name=name, low_cpu_mem_usage=True)
-    for path, layer in module.named_modules():
-        if isinstance(layer, LoraLayer):
-            for name in ADAPTER_ROLES:
-                _initialise(layer, name, path, spec.rank, seed)
+    layers = {path: layer for path, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+    for path, layer in layers.items():
+        for name in ADAPTER_ROLES:
+            _initialise(layer, name, path, spec.rank, seed)
+    setattr(module, _LAYERS, list(layers.values()))
     _activate(_layers(module), "policy")
 
 
@@ -102,7 +104,10 @@ def _activate(layers: list[LoraLayer], name: Role) -> None:
 
 
 def adapter_parameters(module: nn.Module, name: Role) -> dict[str, nn.Parameter]:
-    """The tensors of one role by key, in the order of the model."""
+    """The tensors of one role by key, in the order of the model.
+
+    `<layer>.lora_A.weight` is A [rank, in], `<layer>.lora_B.weight` B [out, rank].
+    """
     marker = f".{name}."
     return {
         path.replace(marker, "."): parameter
@@ -112,7 +117,7 @@ def adapter_parameters(module: nn.Module, name: Role) -> dict[str, nn.Parameter]
 
 
 def adapter_state(module: nn.Module, name: Role) -> dict[str, np.ndarray]:
-    """Copy one role out as float32 arrays by key."""
+    """Copy one role out as float32 arrays by key: A [rank, in] and B [out, rank] of each layer."""
     return {
         key: parameter.detach().to("cpu", torch.float32, copy=True).numpy()
         for key, parameter in adapter_parameters(module, name).items()
@@ -196,7 +201,5 @@ def _network(module: nn.Module) -> nn.Module:
 
 
 def _layers(module: nn.Module) -> list[LoraLayer]:
-    """The adapted layers, found once: walking thousands of modules at each change of role would take per cents."""
-    found = _FOUND.get(module) or [layer for layer in module.modules() if isinstance(layer, LoraLayer)]
-    _FOUND[module] = found
-    return found
+    """The adapted layers as `add_roles` found them; [] before that."""
+    return next((vars(part)[_LAYERS] for part in module.modules() if _LAYERS in vars(part)), [])

@@ -15,13 +15,20 @@ from torch import nn
 
 from accord.errors import ModelError
 
-MODULES = {"diffusers": "diffusers", "transformers": "transformers", "ltx2": "diffusers.pipelines.ltx2"}
-"""Where the classes of a library named in model_index.json are."""
+_LIBRARIES = ("diffusers", "transformers")
 
 
 def component_class(library: str, name: str) -> Any:
-    """The class that model_index.json names. Raises ModelError when the installed library has none."""
-    kind = getattr(import_module(MODULES[library]), name, None) if library in MODULES else None
+    """The class that model_index.json names: of a library, or of a pipeline's own folder in diffusers.
+
+    Raises ModelError when the installed library has none.
+    """
+    try:
+        kind = getattr(
+            import_module(library if library in _LIBRARIES else f"diffusers.pipelines.{library}"), name, None
+        )
+    except ModuleNotFoundError:
+        kind = None
     if kind is None:
         raise ModelError(f"the installed {library} has no {name}")
     return kind

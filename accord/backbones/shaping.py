@@ -1,12 +1,11 @@
 """Shapers and probes: gradient surgery, what it lets through, attention capture. No forward value ever changes.
 
-Blocks are found by walking modules, in the order of the model, so any wrapper may be around them.
+The model is found by walking modules, so any wrapper may be around it; blocks are in the order of the model.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
@@ -15,14 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from accord.backbones.base import VelocityModel
+from accord.backbones.base import CrossAttends, WatchesAttention, capable, demanded
 from accord.config.algorithms import SurgerySpec
 from accord.errors import SpecError
-from accord.types import Capture, Modality
+from accord.types import Capture
 
-_AUDIO_TO_VIDEO = "audio_to_video_attn"
-_BLOCK_PART = re.compile(r"[^.]+\.(\d+)\.([^.]+)\.")
-_BRIDGE = re.compile(r"(?:audio|video)_to_(audio|video)_")
 _EDGE = 1e-9
 """Tolerance of products such as 10/48 * 48."""
 
@@ -80,24 +76,10 @@ def _tap(sink: Callable[[Tensor], None]) -> Any:
     return hook
 
 
-def branch_of(key: str) -> tuple[Modality, int] | None:
-    """Stream and block that an adapter tensor belongs to, from its key; None for one outside of the blocks.
-
-    `transformer_blocks.3.audio_ff.net.2.lora_A.weight` is audio's, block 3. A cross-attention belongs to the stream
-    that it writes: `audio_to_video_attn` to video.
-    """
-    match = _BLOCK_PART.match(key)
-    if match is None:
-        return None
-    part, bridge = match[2], _BRIDGE.match(match[2])
-    writes = bridge[1] if bridge else "audio" if part.startswith("audio_") else "video"
-    return ("audio" if writes == "audio" else "video"), int(match[1])
-
-
 def audio_to_video(module: nn.Module) -> list[nn.Module]:
-    """Return the audio-to-video cross-attention of each block, in the order of the model; [] for a model without."""
-    found = [parent._modules[_AUDIO_TO_VIDEO] for parent in module.modules() if _AUDIO_TO_VIDEO in parent._modules]
-    return [attention for attention in found if attention is not None]
+    """The attentions by which video reads sound, of the model inside `module`, in its order; [] for one without."""
+    model = capable(module, CrossAttends)
+    return [] if model is None else model.audio_to_video()
 
 
 def _surgery_hooks(attention: Any, tensor: str, keep: float) -> list[Any]:
@@ -141,7 +123,7 @@ class _Scale(torch.autograd.Function):
 class RegionCapture:
     """Collects, during the denoising of a group, how much sound attends to each video token (OmniNFT eq. 10)."""
 
-    def __init__(self, model: VelocityModel, spec: Capture, num_steps: int) -> None:
+    def __init__(self, model: WatchesAttention, spec: Capture, num_steps: int) -> None:
         self.model = model
         self.spec = spec
         self.blocks = _between(spec.first_block, spec.last_block, model.depth)
@@ -180,10 +162,7 @@ def capture_region(module: nn.Module, spec: Capture, num_steps: int) -> RegionCa
 
     Nothing is attached to the model outside of `during`. Raises SpecError when there is no such attention to read.
     """
-    model = next((part for part in module.modules() if isinstance(part, VelocityModel)), None)
-    if model is None:
-        raise SpecError([("/algorithm/region", "the backbone has no attention from sound to picture to read")])
-    return RegionCapture(model, spec, num_steps)
+    return RegionCapture(demanded(module, WatchesAttention, "/algorithm/region"), spec, num_steps)
 
 
 def region_weights(scores_GT: Tensor, formula: str, strength: float, frames: int) -> Tensor:

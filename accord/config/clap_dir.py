@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import accord
-from accord.backbones.ltx2.shapes import refuse_gaps, refuse_odd, unlike
+from accord.config.gaps import refuse_gaps, refuse_odd, unlike
 from accord.config.paths import BUILT_IN
 from accord.config.weights import Shapes, read_json, read_safetensors_header, refuse_quantised
 from accord.errors import ModelError

@@ -1,5 +1,7 @@
 """What every registered backbone promises, checked on the smallest model each of them ships."""
 
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -34,6 +36,7 @@ def test_declares_what_it_is(backbone):
     assert set(backbone.modalities) <= set(MODALITIES)
     assert set(backbone.latent_shapes()) == set(backbone.modalities)
     assert isinstance(backbone.velocity_model, VelocityModel)
+    assert torch.device(backbone.device) == next(backbone.velocity_model.parameters()).device
     assert backbone.depth == backbone.velocity_model.depth > 0
     assert backbone.latent_shapes()["video"][0] % backbone.latent_frames == 0
 
@@ -48,17 +51,25 @@ def test_conditions_are_rows(backbone):
     together = backbone.encode(TEXTS)
     assert len(together) == 3
     alone = backbone.encode(TEXTS[1:2])
-    assert torch.equal(together.select([1]).video_BLC, alone.video_BLC)
-    assert torch.equal(together.select([1]).audio_BLC, alone.audio_BLC)
-    group = alone.repeat(4)
-    assert len(group) == 4 and torch.equal(group.mask_BL[3], alone.mask_BL[0])
-    assert not torch.equal(together.video_BLC[0], together.video_BLC[1])
+    group, chosen = alone.repeat(4), together.select([1])
+    assert len(group) == 4 and chosen.tensors.keys() == alone.tensors.keys()
+    for name, tensor in alone.tensors.items():
+        assert torch.equal(chosen[name], tensor) and torch.equal(group[name][3], tensor[0])
+    assert any(not torch.equal(tensor[0], tensor[1]) for tensor in together.tensors.values())
+
+
+def test_conditions_travel_bit_for_bit(backbone):
+    encoded = backbone.encode(TEXTS)
+    there = pickle.loads(pickle.dumps(encoded))
+    joined = Conditions.joined([encoded.select([0]), encoded.select([2, 1])]).select([0, 2, 1])
+    for name, tensor in encoded.tensors.items():
+        assert there[name].dtype == tensor.dtype and torch.equal(there[name], tensor)
+        assert torch.equal(joined[name], tensor)
 
 
 def test_conditions_repeat_keeps_a_prompts_rows_together():
-    rows = torch.arange(6.0).view(2, 3, 1)
-    repeated = Conditions(rows, rows, rows[..., 0]).repeat(2)
-    assert torch.equal(repeated.video_BLC[:, 0, 0], torch.tensor([0.0, 0.0, 3.0, 3.0]))
+    repeated = Conditions({"text": torch.arange(6.0).view(2, 3, 1)}).repeat(2)
+    assert torch.equal(repeated["text"][:, 0, 0], torch.tensor([0.0, 0.0, 3.0, 3.0]))
 
 
 @torch.no_grad()

@@ -137,7 +137,7 @@ def test_a_merged_export_is_a_backbone(runs, job, tmp_path):
     facts = inspect_model_dir(str(place))
     assert facts.depth == 4 and place == tmp_path / "mine"
     spec = job.backbone.model_copy(update={"path": str(place)})
-    backbone = LTX2Backbone.load(spec, job.sampling, decoders=False)
+    backbone = LTX2Backbone.load(spec, job.sampling, without=("decoders",))
     assert backbone.pipeline.transformer.proj_in.weight.dtype == torch.float32
     assert json.loads((place / NOTE).read_text()) == {
         "job": "job-a", "step": 4, "form": "merged", "base": "builtin:tiny-ltx2",

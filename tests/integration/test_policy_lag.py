@@ -31,7 +31,7 @@ def job_of(lag: int, algorithm: str) -> JobSpec:
 
 
 def load(job: JobSpec) -> LTX2Backbone:
-    return LTX2Backbone.load(job.backbone, job.sampling, decoders=False, seed=job.seed)
+    return LTX2Backbone.load(job.backbone, job.sampling, without=("decoders",), seed=job.seed)
 
 
 class Keeping(ReplaySource):

@@ -11,7 +11,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from accord.backbones.adapters import adapter_parameters, adapter_state, blend_, load_adapter_state, role
 from accord.backbones.ltx2.model import LTX2Backbone
-from accord.backbones.shaping import audio_to_video, branch_of, gradient_surgery
+from accord.backbones.ltx2.streams import branch_of
+from accord.backbones.shaping import audio_to_video, gradient_surgery
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
@@ -56,7 +57,7 @@ def job_of(algorithm: dict, micro_batch: int = 6, **optimizer) -> JobSpec:
 def loaded():
     torch.set_num_threads(1)
     sampling = SamplingSpec(frames=9, num_steps=4)
-    backbone = LTX2Backbone.load(LTX2Spec(lora=LoRASpec(rank=4, alpha=8.0)), sampling, decoders=False, seed=3)
+    backbone = LTX2Backbone.load(LTX2Spec(lora=LoRASpec(rank=4, alpha=8.0)), sampling, without=("decoders",), seed=3)
     return backbone, adapter_state(backbone.velocity_model, "policy")
 
 
@@ -230,7 +231,7 @@ def test_gradient_norms_can_be_switched_off(backbone):
 def test_what_is_outside_of_the_blocks_is_in_no_block():
     job = job_of({"name": "omninft", "surgery": SURGERY})
     spec = LTX2Spec(lora=LoRASpec(rank=4, targets=("attn1", "proj_out")))
-    backbone = LTX2Backbone.load(spec, job.sampling, decoders=False, seed=3)
+    backbone = LTX2Backbone.load(spec, job.sampling, without=("decoders",), seed=3)
     metrics = one_step(*trainer(job, backbone), 1)
     squares = [metrics[f"gradient/video/{block:02d}"] ** 2 for block in range(4)]
     assert min(squares) > 0 and not any(name.startswith("gradient/audio/") for name in metrics)

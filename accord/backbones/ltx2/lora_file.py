@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from accord.backbones.ltx2.model_dir import ModelFacts
+from accord.backbones.ltx2.streams import BLOCKS, GATES
 from accord.config.contract import AdapterSpec
 from accord.config.lora_alpha import read_numbers, scales
 from accord.config.weights import FLOATS, read_metadata, read_safetensors_header, weight_files
@@ -23,8 +24,6 @@ from accord.errors import ModelError
 _KEY = re.compile(
     r"(?P<prefix>transformer|diffusion_model|base_model\.model)\.(?P<layer>.+)\.(?:lora_(?P<part>[AB])\.weight|alpha)"
 )
-_NOT_ADAPTED = "to_gate_logits"
-"""Per-head gates never carry an adapter; see accord/backbones/adapters.py."""
 Shape = tuple[int, ...]
 
 
@@ -112,7 +111,7 @@ def _other_layers(file: LoRAFile, wanted: Mapping[str, Shape]) -> str:
 def _part(layer: str) -> str:
     """`attn1` of `transformer_blocks.0.attn1.to_q`."""
     pieces = layer.split(".")
-    return pieces[2] if pieces[0] == "transformer_blocks" and len(pieces) > 2 else layer
+    return pieces[2] if pieces[0] == BLOCKS and len(pieces) > 2 else layer
 
 
 def _linear_layers(facts: ModelFacts) -> dict[str, Shape]:
@@ -121,5 +120,5 @@ def _linear_layers(facts: ModelFacts) -> dict[str, Shape]:
         name.removesuffix(".weight"): tuple(entry["shape"])
         for file in weight_files(facts.path / "transformer")
         for name, entry in read_safetensors_header(file).items()
-        if name.endswith(".weight") and len(entry["shape"]) == 2 and not name.endswith(f"{_NOT_ADAPTED}.weight")
+        if name.endswith(".weight") and len(entry["shape"]) == 2 and not name.endswith(f"{GATES}.weight")
     }

@@ -1,13 +1,14 @@
 """Any diffusers `LTX2Pipeline` directory, tiny or full size, LTX-2 or LTX-2.3, as a Backbone.
 
-The only file that knows LTX-2: timesteps 0…1000, packing and normalisation of latents, text connectors, decoders.
+What its network and its codecs need besides names and sizes: timesteps 0…1000, packing and normalisation of latents,
+text connectors, decoders.
 Which generation a directory holds is written in its configs (per-head gates, prompt modulation, connector layout) and
 the classes of diffusers follow them; nothing here asks for a version.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Self
 
@@ -27,8 +28,18 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from accord.backbones.adapters import ADAPTER_ROLES, add_roles, load_adapter_state
-from accord.backbones.base import Conditions, Latents, VelocityModel
+from accord.backbones.base import (
+    Conditions,
+    CrossAttends,
+    IsolatesModalities,
+    Latents,
+    Part,
+    SkipsSelfAttention,
+    VelocityModel,
+    WatchesAttention,
+)
 from accord.backbones.components import load_component
+from accord.backbones.ltx2 import streams
 from accord.backbones.ltx2.lora_file import read_lora_file
 from accord.backbones.ltx2.model_dir import WEIGHTS, ModelFacts, inspect_model_dir
 from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule
@@ -40,7 +51,7 @@ from accord.errors import ModelError
 from accord.types import MODALITIES, Clip, Modality
 
 _ROW = ("video", "audio", "mask")
-"""Parts of an encoded prompt, in the order of Conditions."""
+"""Conditions: what each modality's tokens attend to [B, L, C], and 1 where a text token is to be attended to [B, L]."""
 TIMESTEPS = 1000.0
 """Sigma 1 as the transformer counts it."""
 TEXT_TOKENS = 1024
@@ -51,7 +62,7 @@ DECODERS = ("vae", "audio_vae", "vocoder")
 """What turns latents into clips; the learner does without."""
 
 
-class LTX2Velocity(VelocityModel):
+class LTX2Velocity(VelocityModel, CrossAttends, WatchesAttention, SkipsSelfAttention, IsolatesModalities):
     """The transformer with the clip's geometry filled in."""
 
     def __init__(self, transformer: Any, grid: tuple[int, int, int], audio_tokens: int, fps: float) -> None:
@@ -77,14 +88,14 @@ class LTX2Velocity(VelocityModel):
         video, audio = self.transformer(
             hidden_states=latents["video"].to(self.compute_dtype),
             audio_hidden_states=latents["audio"].to(self.compute_dtype),
-            encoder_hidden_states=conditions.video_BLC,
-            audio_encoder_hidden_states=conditions.audio_BLC,
+            encoder_hidden_states=conditions["video"],
+            audio_encoder_hidden_states=conditions["audio"],
             timestep=video_time,
             audio_timestep=audio_time,
             sigma=video_time,
             audio_sigma=audio_time,
-            encoder_attention_mask=conditions.mask_BL,
-            audio_encoder_attention_mask=conditions.mask_BL,
+            encoder_attention_mask=conditions["mask"],
+            audio_encoder_attention_mask=conditions["mask"],
             num_frames=frames,
             height=height,
             width=width,
@@ -96,9 +107,17 @@ class LTX2Velocity(VelocityModel):
         )
         return {"video": video.float(), "audio": audio.float()}
 
+    def branch_of(self, key: str) -> tuple[Modality, int] | None:
+        """See `streams.branch_of`."""
+        return streams.branch_of(key)
+
+    def audio_to_video(self) -> list[nn.Module]:
+        """See CrossAttends.audio_to_video."""
+        return [getattr(block, streams.AUDIO_TO_VIDEO) for block in self.transformer.transformer_blocks]
+
     @contextmanager
     def watch_video_attention(self, blocks: Sequence[int], sink: Callable[[Tensor], None]) -> Iterator[None]:
-        """See VelocityModel.watch_video_attention."""
+        """See WatchesAttention.watch_video_attention."""
         with ExitStack() as stack:
             for index in blocks:
                 watch = _AttentionWatch(self.transformer.transformer_blocks[index].video_to_audio_attn, sink)
@@ -107,7 +126,7 @@ class LTX2Velocity(VelocityModel):
 
     @contextmanager
     def skipping_self_attention(self, blocks: Sequence[int]) -> Iterator[None]:
-        """See VelocityModel.skipping_self_attention.
+        """See SkipsSelfAttention.skipping_self_attention.
 
         The processor is exchanged, because the transformer's own switch does nothing unless its config says
         `perturbed_attn`, which that of LTX-2 does not.
@@ -125,7 +144,7 @@ class LTX2Velocity(VelocityModel):
 
     @contextmanager
     def isolating_modalities(self) -> Iterator[None]:
-        """See VelocityModel.isolating_modalities."""
+        """See IsolatesModalities.isolating_modalities."""
         self._isolated = True
         try:
             yield
@@ -294,14 +313,14 @@ class LTX2Backbone:
         device: str,
         cache: TextCache | None = None,
     ) -> None:
-        """With a `cache` the pipeline comes without its text parts; they are loaded for the first prompt it lacks."""
+        """A pipeline may come without its text parts: they are loaded for the first prompt that `cache` lacks."""
         self.pipeline = pipeline
         self.spec = spec
         self.facts = facts
         self.sampling = sampling
         self.device = device
         self.cache = cache
-        self.text_pipeline: Any = pipeline if cache is None else None
+        self.text_pipeline: Any = None if pipeline.text_encoder is None else pipeline
         self.grid = facts.video_grid(sampling.frames, sampling.height, sampling.width)
         self.audio_tokens = facts.audio_tokens(sampling.frames, sampling.fps)
         self.velocity_model = LTX2Velocity(pipeline.transformer, self.grid, self.audio_tokens, sampling.fps)
@@ -310,7 +329,13 @@ class LTX2Backbone:
 
     @classmethod
     def load(
-        cls, spec: LTX2Spec, sampling: SamplingSpec, *, device: str = "cpu", decoders: bool = True, seed: int = 0
+        cls,
+        spec: LTX2Spec,
+        sampling: SamplingSpec,
+        *,
+        device: str = "cpu",
+        without: Collection[Part] = (),
+        seed: int = 0,
     ) -> Self:
         """Load the directory, freeze it, and add the LoRA roles: initialised from `seed`, or read from `init_lora`.
 
@@ -320,9 +345,10 @@ class LTX2Backbone:
         """
         facts = inspect_model_dir(spec.path)
         cache = _text_cache(spec, facts, device)
-        left_out = (*(() if decoders else DECODERS), *(() if cache is None else TEXT_PARTS))
+        apart = cache is not None or "text" in without
+        left_out = (*(DECODERS if "decoders" in without else ()), *(TEXT_PARTS if apart else ()))
         pipeline = _read(spec, facts, device, left_out)
-        add_roles(pipeline.transformer, spec.lora, seed)
+        add_roles(pipeline.transformer, spec.lora, seed, streams.GATES)
         if spec.init_lora:
             start = _read_adapter(spec)
             for name in ADAPTER_ROLES:
@@ -335,7 +361,7 @@ class LTX2Backbone:
     def encode(self, texts: Sequence[str]) -> Conditions:
         """Encode prompts one by one, so that a row is the same whatever it is encoded with. Returns len(texts) rows."""
         rows = [self._row(text) for text in texts]
-        return Conditions(*(torch.cat([row[part] for row in rows]).to(self.device) for part in _ROW))
+        return Conditions({part: torch.cat([row[part] for row in rows]).to(self.device) for part in _ROW})
 
     def _row(self, text: str) -> Mapping[str, Tensor]:
         """One prompt's row: from the cache if it has it, else encoded and put there."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import accord
+from accord.backbones.ltx2 import streams
 from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule
 from accord.backbones.ltx2.shapes import check_complete, check_encoder, check_transformer, check_vae
 from accord.config import contract
@@ -39,10 +40,9 @@ _UNSAFE = {
     **dict.fromkeys((".py", ".pyc", ".so"), "code"),
 }
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model")
-_BLOCKS = "transformer_blocks."
 _CROSSINGS: dict[str, contract.Crossing] = {
-    "audio_to_video_attn": ("video", "audio"),
-    "video_to_audio_attn": ("audio", "video"),
+    streams.AUDIO_TO_VIDEO: ("video", "audio"),
+    streams.VIDEO_TO_AUDIO: ("audio", "video"),
 }
 """Part of a block, and who reads whom in it."""
 _WRONG_KIND = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
@@ -224,7 +224,11 @@ def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
     vae, audio_vae = read_json(root / "vae" / "config.json"), read_json(root / "audio_vae" / "config.json")
     vocoder = read_json(root / "vocoder" / "config.json")
     depth = int(transformer.get("num_layers", 48))
-    blocks = {tuple(name.split(".")[1:]): shape for name, shape in (tensors or {}).items() if name.startswith(_BLOCKS)}
+    blocks = {
+        tuple(name.split(".")[1:]): shape
+        for name, shape in (tensors or {}).items()
+        if name.startswith(f"{streams.BLOCKS}.")
+    }
     found = {int(name[0]) for name in blocks}
     if tensors is not None and (len(found) != depth or found != set(range(len(found)))):
         raise ModelError(f"{root / 'transformer'}: config says {depth} blocks, the weights hold {len(found)}")

@@ -7,11 +7,12 @@ here: loading compares every name and shape with the class itself (`accord/backb
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accord.backbones.ltx2.streams import BLOCKS, GATES
+from accord.config.gaps import refuse_gaps, refuse_odd, unlike
 from accord.config.weights import Shapes
 from accord.errors import ModelError
 
@@ -76,7 +77,7 @@ _GEMMA_EYES = (
     "post_layernorm.weight",
 )  # fmt: skip
 """Last parts of names that a Gemma 3 has, wherever releases of transformers put its two halves."""
-_STACKS = ("transformer_blocks", "layers")
+_STACKS = (BLOCKS, "layers")
 """Lists of equal blocks."""
 _COUNTS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "connectors": {
@@ -106,48 +107,6 @@ def check_complete(component: Path, config: Mapping[str, Any], shapes: Shapes) -
     refuse_odd(component, shapes, stacks)
     for stack, fields in _COUNTS.get(component.name, {}).items():
         _check_count(component, config, shapes, stack, fields)
-
-
-def refuse_gaps(component: Path, missing: Set[str]) -> None:
-    """Raise ModelError that names the first missing tensor and the number of all."""
-    if missing:
-        raise ModelError(
-            f"{component}: lacks {min(missing)} ({len(missing)} such); an interrupted or pruned copy? Copy it again"
-        )
-
-
-def unlike(shapes: Shapes, stacks: Sequence[str]) -> Iterator[str]:
-    """Tensors that others of their layer, their kind, or their stack of equal blocks make expect; some may be there."""
-    yield from (f"{name.removesuffix('bias')}weight" for name in shapes if name.endswith(".bias"))
-    yield from _unlike_their_stack(shapes, stacks) if stacks else ()
-    yield from _unlike_their_kind(shapes)
-
-
-def refuse_odd(component: Path, shapes: Shapes, stacks: Sequence[str]) -> None:
-    """Find tensors of a shape that no config makes. Raises ModelError that names the tensor and the one beside it.
-
-    A bias is as long as its layer is wide, and equal blocks are of equal shapes.
-    """
-    for name, shape in shapes.items():
-        weight = shapes.get(f"{name.removesuffix('bias')}weight", ()) if name.endswith(".bias") else ()
-        if weight and (len(shape) != 1 or shape[0] not in weight[:2]):  # a transposed convolution counts from the other
-            raise ModelError(
-                f"{component}: {name} is {_sides(shape)} beside a weight of {_sides(weight)}; copy it again"
-            )
-    first: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {}
-    for name, shape in sorted(shapes.items()) if stacks else ():
-        match = re.search(rf"(?:^|\.)(?:{'|'.join(stacks)})\.(\d+)\.", name)
-        if match is None:
-            continue
-        other, usual = first.setdefault((name[: match.start(1)], name[match.end() :]), (name, shape))
-        if shape != usual:
-            raise ModelError(
-                f"{component}: {name} is {_sides(shape)}, but {other} is {_sides(usual)}; copy the weights again"
-            )
-
-
-def _sides(shape: Sequence[int]) -> str:
-    return " x ".join(map(str, shape)) or "one number"
 
 
 def _required(name: str, config: Mapping[str, Any], shapes: Shapes) -> Iterator[str]:
@@ -187,31 +146,7 @@ def _blocks_are_equal(name: str, config: Mapping[str, Any]) -> bool:
 
 
 def _plain(name: str) -> bool:
-    return "to_gate_logits" not in name  # one stream may be gated and the other not
-
-
-def _unlike_their_stack(shapes: Shapes, lists: Sequence[str]) -> Iterator[str]:
-    """What a block lacks that another block of its stack has; blocks count from 0 without a gap."""
-    stacks: dict[str, dict[int, set[str]]] = {}
-    for name in shapes:
-        for match in re.finditer(rf"(?:^|\.)(?:{'|'.join(lists)})\.(\d+)\.", name):
-            stack = stacks.setdefault(name[: match.start(1)], {})
-            stack.setdefault(int(match[1]), set()).add(name[match.end() :])
-    for prefix, blocks in stacks.items():
-        whole = set.union(*blocks.values())
-        for index in range(max(blocks) + 1) if max(blocks) < len(shapes) else ():
-            yield from (f"{prefix}{index}.{name}" for name in whole - blocks.get(index, set()))
-
-
-def _unlike_their_kind(shapes: Shapes) -> Iterator[str]:
-    """Biases that a layer lacks while others have one whose name differs by numbers only."""
-    kinds: dict[str, list[str]] = {}
-    for name in shapes:
-        if name.endswith(".weight"):
-            kinds.setdefault(re.sub(r"\.\d+(?=\.)", ".#", name), []).append(name.removesuffix("weight"))
-    for layers in kinds.values():
-        if any(f"{layer}bias" in shapes for layer in layers):
-            yield from (f"{layer}bias" for layer in layers)
+    return GATES not in name  # one stream may be gated and the other not
 
 
 def _check_count(component: Path, config: Mapping[str, Any], shapes: Shapes, stack: str, fields: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ from accord.backbones.base import Conditions
 from accord.backbones.components import component_class
 from accord.backbones.ltx2.model import DECODERS, TEXT_TOKENS, LTX2Velocity
 from accord.backbones.ltx2.model_dir import WEIGHTS, ModelFacts, read_model_configs
+from accord.backbones.ltx2.streams import GATES
 from accord.backbones.sizes import Activations, ModelSizes, kept_bytes, peak_bytes
 from accord.config.backbones import LTX2Spec, SamplingSpec
 from accord.config.weights import read_safetensors_header, weight_files
@@ -67,7 +68,7 @@ def _with_blocks(config: Mapping[str, Any], count: int, spec: LTX2Spec) -> nn.Mo
     """The transformer on the meta device with so many blocks and the LoRA roles."""
     model = _on_meta("diffusers", str(config.get("_class_name")), {**config, "num_layers": count})
     nn.Module.to(model, dtype=getattr(torch, spec.dtype))
-    add_roles(model.requires_grad_(False), spec.lora, seed=0)
+    add_roles(model.requires_grad_(False), spec.lora, seed=0, frozen=GATES)
     return model
 
 
@@ -146,7 +147,8 @@ def _forward(facts: ModelFacts, sampling: SamplingSpec, model: Any, text: int) -
         widths = (config.caption_channels,) * 2
     with torch.device("meta"):
         video_text, audio_text = (torch.empty(1, text, width, dtype=velocity.compute_dtype) for width in widths)
-        conditions = Conditions(video_text, audio_text, torch.empty(1, text, dtype=torch.int64))
+        mask = torch.empty(1, text, dtype=torch.int64)
+        conditions = Conditions({"video": video_text, "audio": audio_text, "mask": mask})
         latents: dict[Modality, Tensor] = {
             "video": torch.empty(1, prod(grid), facts.video_channels),
             "audio": torch.empty(1, audio_tokens, facts.audio_channels),

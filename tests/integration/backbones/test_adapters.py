@@ -15,6 +15,7 @@ from accord.backbones.adapters import (
     role,
     target_layers,
 )
+from accord.backbones.ltx2.streams import GATES
 from accord.config.backbones import LoRASpec
 from accord.errors import CheckpointError, SpecError
 
@@ -167,7 +168,7 @@ def test_adapters_stay_float32_on_a_bfloat16_network(model_dir, load):
 
 def test_targets_by_part_without_the_gates(model_dir, load):
     transformer = load(model_dir).velocity_model.transformer
-    layers = target_layers(transformer, LoRASpec(targets=("attn1", "audio_ff")))
+    layers = target_layers(transformer, LoRASpec(targets=("attn1", "audio_ff")), GATES)
     ends = {
         layer.removeprefix("transformer_blocks.0.") for layer in layers if layer.startswith("transformer_blocks.0.")
     }

@@ -11,6 +11,7 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from accord.backbones.adapters import adapter_parameters, add_roles, target_layers
 from accord.backbones.ltx2.model import LTX2Velocity
 from accord.backbones.ltx2.shapes import check_complete, check_transformer
+from accord.backbones.ltx2.streams import GATES
 from accord.backbones.shaping import audio_to_video, gradient_surgery
 from accord.config.backbones import LoRASpec
 from accord.config.forward import OmniNFTSpec
@@ -79,10 +80,10 @@ def test_nothing_is_missing_in_a_whole_transformer_or_text_encoder(transformer):
 def test_size_and_adapter_counts(transformer):
     parameters = sum(parameter.numel() for parameter in transformer.parameters())
     assert 18.5e9 < parameters < 21e9
-    targets = target_layers(transformer, PUBLISHED)
+    targets = target_layers(transformer, PUBLISHED, GATES)
     assert len(targets) == 48 * (6 * 4 + 2 * 2)
     assert not any("to_gate_logits" in target for target in targets)
-    add_roles(transformer, PUBLISHED, seed=0)
+    add_roles(transformer, PUBLISHED, seed=0, frozen=GATES)
     policy = adapter_parameters(transformer, "policy")
     assert sum(parameter.numel() for parameter in policy.values()) == 48 * 6_422_528
     assert policy.keys() == adapter_parameters(transformer, "old").keys()

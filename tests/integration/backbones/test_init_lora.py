@@ -23,7 +23,7 @@ RED = Prompt("red", "a red ball", "", "")
 def state(ltx2_dir):
     """Random tensors of a role."""
     rng = np.random.default_rng(5)
-    backbone = LTX2Backbone.load(LTX2Spec(path=str(ltx2_dir), lora=LORA), SAMPLING, decoders=False)
+    backbone = LTX2Backbone.load(LTX2Spec(path=str(ltx2_dir), lora=LORA), SAMPLING, without=("decoders",))
     return {
         key: (0.2 * rng.standard_normal(value.shape)).astype(np.float32)
         for key, value in adapter_state(backbone.velocity_model, "policy").items()
@@ -106,7 +106,7 @@ def test_the_model_is_the_one_diffusers_makes_of_the_file(ltx2_dir, file, tmp_pa
             tmp_path, tensors, weight_name="mine.safetensors", transformer_lora_adapter_metadata=config
         )
     spec = job(ltx2_dir, tmp_path / "mine.safetensors", alpha=3.0)
-    backbone = LTX2Backbone.load(spec.backbone, spec.sampling, decoders=False)
+    backbone = LTX2Backbone.load(spec.backbone, spec.sampling, without=("decoders",))
     pipeline = LTX2Pipeline.from_pretrained(ltx2_dir)
     pipeline.load_lora_weights(tmp_path / "mine.safetensors")
     generator = torch.Generator().manual_seed(0)

@@ -231,7 +231,7 @@ def test_what_surgery_leaves_equals_loops_in_float64(tensor, keep):
     picture, sound = (torch.randn(n, 2, generator=generator, dtype=torch.float64) for n in (3, 4))
     sound.requires_grad_()
     spec = SurgerySpec(tensor=tensor, schedule=(BlockScale(start=0.0, stop=1.0, keep=keep),))
-    with gradient_surgery(audio_to_video(blocks), spec):
+    with gradient_surgery([block.audio_to_video_attn for block in blocks], spec):
         loss = blocks[0].audio_to_video_attn(picture, encoder_hidden_states=sound).square().sum()
         (grad,) = torch.autograd.grad(loss, sound, allow_unused=True)
     attention, rows = blocks[0].audio_to_video_attn, sound.tolist()

@@ -26,7 +26,7 @@ WEIGHTS = ("transformer", "vae", "audio_vae", "vocoder", "connectors", "text_enc
 def of_a_real_forward(directory: Path, batch: int, **overrides) -> tuple[int, int, int]:
     """With real tensors: bytes that autograd keeps, most that lives at once without it, parameters of a role."""
     spec = LTX2Spec(path=str(directory), lora=LoRASpec(rank=4, alpha=6.0), **overrides)
-    backbone = LTX2Backbone.load(spec, SAMPLING, decoders=False)
+    backbone = LTX2Backbone.load(spec, SAMPLING, without=("decoders",))
     latents = {m: torch.randn(batch, *shape) for m, shape in backbone.latent_shapes().items()}
     sigmas = {m: torch.full((batch,), 0.5) for m in latents}
     conditions = backbone.encode(["a red ball"]).repeat(batch)

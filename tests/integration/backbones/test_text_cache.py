@@ -15,7 +15,7 @@ TEXTS = ["a red ball", "a blue drum", ""]
 
 
 def bits(conditions) -> list[torch.Tensor]:
-    return [conditions.video_BLC, conditions.audio_BLC, conditions.mask_BL]
+    return list(conditions.tensors.values())
 
 
 def equal(first, second) -> bool:
@@ -63,7 +63,7 @@ def test_another_type_or_encoder_is_another_row(ltx2_dir, load, tmp_path, monkey
     monkeypatch.setenv("ACCORD_TEXT_CACHE_DIR", str(tmp_path))
     load(ltx2_dir, text_cache="texts").encode(TEXTS[:1])
     narrow = load(ltx2_dir, text_cache="texts", dtype="bfloat16").encode(TEXTS[:1])
-    assert narrow.video_BLC.dtype == torch.bfloat16
+    assert narrow["video"].dtype == torch.bfloat16
     other = shutil.copytree(ltx2_dir, tmp_path / "other")
     (weights,) = (other / "text_encoder").glob("*.safetensors")
     before, content = weights.stat(), bytearray(weights.read_bytes())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from accord.backbones.base import Conditions
+from accord.backbones.base import Conditions, WatchesAttention
 from accord.backbones.shaping import RegionCapture
 from accord.config.forward import OmniNFTSpec
 from accord.config.grpo import DynamicsSpec
@@ -28,6 +28,7 @@ class Backbone(nn.Module):
     """Both modalities see each other, as in a joint model."""
 
     modalities = ("video", "audio")
+    device = "cpu"
 
     def __init__(self):
         super().__init__()
@@ -48,10 +49,10 @@ class Backbone(nn.Module):
 
 
 BACKBONE = Backbone()
-PROMPT = Conditions(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1), torch.ones(1, 1))
+PROMPT = Conditions({"text": torch.zeros(1, 1, 1)})
 
 
-class OneBlock(nn.Module):
+class OneBlock(nn.Module, WatchesAttention):
     """Shows as the attention of sample g the number g + 1 in every step."""
 
     depth = 1
