@@ -15,6 +15,7 @@ from typing import Any
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from typing_extensions import override
 
 from accord.config.settings import Settings
 from accord.errors import Conflict, Fenced, JobNotFound, StoreError, StoreFull, StoreUnavailable, UnsafeStore
@@ -72,7 +73,7 @@ def open_store(settings: Settings) -> JobStore:
     )  # fmt: skip
 
 
-class RedisJobStore:
+class RedisJobStore(JobStore):
     """Thread-safe; each call borrows a connection from a pool. A call is never retried silently: the caller decides."""
 
     def __init__(self, url: str, *, timeout_s: float = 5.0, allow_volatile: bool = False) -> None:
@@ -98,8 +99,8 @@ class RedisJobStore:
         self._redis = client
         self._scripts = {name: client.register_script(text) for name, text in scripts().items()}
 
+    @override
     def ready(self) -> None:
-        """See JobStore."""
         info = self._info()
         if info.get("loading"):  # it answers INFO already, and says wrong things of itself
             raise StoreUnavailable(f"the job store at {self._shown} is reading its files")
@@ -133,15 +134,16 @@ class RedisJobStore:
         self._room -= len(submission.spec_json) + _RECORD_BYTES
         return self._room < 0
 
+    @override
     def enqueue(self, submission: Submission) -> tuple[Job, bool]:
-        """See JobStore."""
         (answer,) = self.enqueue_all([submission])
         if isinstance(answer, StoreError):
             raise answer
         return answer
 
+    @override
     def enqueue_all(self, submissions: Sequence[Submission]) -> list[tuple[Job, bool] | StoreError]:
-        """See JobStore. One round trip."""
+        """One round trip."""
         client, script = self._redis, self._scripts["enqueue"]
 
         def send(asked: Sequence[Submission]) -> list[Any]:
@@ -175,8 +177,8 @@ class RedisJobStore:
         except StoreError as error:
             return error
 
+    @override
     def accepted(self, key: str, fingerprint: str) -> Job | None:
-        """See JobStore."""
         if not key:
             return None
         word, *rest = self._run("accepted", _digest(key), fingerprint)
@@ -184,16 +186,16 @@ class RedisJobStore:
             raise Conflict(_OTHER_JOB)
         return read_job(Job, rest[0]) if rest else None
 
+    @override
     def get(self, job_id: str) -> Job:
-        """See JobStore."""
         key = _key(job_id)
         fields = self._guard(lambda: self._redis.hgetall(key))
         if not fields:
             raise JobNotFound(f"no job {job_id!r}")
         return read_job(Job, fields)
 
+    @override
     def page(self, *, limit: int = 50, after: str | None = None, state: JobState | None = None) -> Page:
-        """See JobStore."""
         index = PREFIX + (f"in:{state.value}" if state else "all")
         upper = f"({after}" if after else "+"
         ids = self._guard(lambda: self._redis.zrevrangebylex(index, upper, "-", 0, limit + 1))
@@ -215,8 +217,8 @@ class RedisJobStore:
         jobs = read_jobs(JobSummary, found, self._unreadable)
         return Page(jobs, page[-1] if len(ids) > limit else None)
 
+    @override
     def claim(self, owner: str, lease_s: float, backoff_s: float) -> Claimed:
-        """See JobStore."""
         word, fields, lost, gone, event_id = self._run("claim", owner, _ms(lease_s), _ms(backoff_s))
         self._missing(gone)
         job = self._claimed(fields) if word == "CLAIMED" else None
@@ -233,46 +235,46 @@ class RedisJobStore:
                 self._owned("release", record["id"], record["epoch"], _ms(_UNREADABLE_WAIT_S), str(error)[:500])
             return None
 
+    @override
     def unreadable(self) -> dict[str, int]:
-        """See JobStore."""
         return self._unreadable.counts()
 
     def _missing(self, gone: list[str]) -> None:
         for job_id in gone:
             self._unreadable.report("missing_job", job_id, "it was listed, but its record is gone")
 
+    @override
     def beat(self, job_id: str, epoch: int, lease_s: float) -> Beat:
-        """See JobStore."""
         word = self._run("beat", _known(job_id), epoch, _ms(lease_s))[0]
         if word == "MISSING":
             raise JobNotFound(f"no job {job_id!r}")
         return Beat(word)
 
+    @override
     def running(self, job_id: str, epoch: int) -> None:
-        """See JobStore."""
         self._owned("running", job_id, epoch)
 
+    @override
     def finish(self, job_id: str, epoch: int, state: JobState, reason: Reason, message: str = "") -> Job:
-        """See JobStore."""
         return read_job(Job, self._owned("finish", job_id, epoch, state.value, reason.value, message[:MESSAGE_KEPT])[1])
 
+    @override
     def lose(self, job_id: str, epoch: int, reason: Reason, message: str, backoff_s: float) -> Job:
-        """See JobStore."""
         return read_job(
             Job, self._owned("lose", job_id, epoch, reason.value, message[:MESSAGE_KEPT], _ms(backoff_s))[1]
         )
 
+    @override
     def release(self, job_id: str, epoch: int, *, delay_s: float = 0.0, message: str = STOPPED) -> Job:
-        """See JobStore."""
         delay_ms = _ms(delay_s) if delay_s > 0 else 0
         return read_job(Job, self._owned("release", job_id, epoch, delay_ms, message[:MESSAGE_KEPT])[1])
 
+    @override
     def explain(self, why: str) -> None:
-        """See JobStore."""
         self._run("explain", why)
 
+    @override
     def cancel(self, job_id: str) -> Job:
-        """See JobStore."""
         word, *rest = self._run("cancel", _known(job_id))
         if word == "MISSING":
             raise JobNotFound(f"no job {job_id!r}")
@@ -281,16 +283,17 @@ class RedisJobStore:
             raise Conflict(f"{job_id} is {job.state}, which cannot become {JobState.CANCELLING}")
         return job
 
+    @override
     def delete(self, job_id: str) -> None:
-        """See JobStore."""
         word, *rest = self._run("delete", _known(job_id), "", "1")
         if word == "MISSING":
             raise JobNotFound(f"no job {job_id!r}")
         if word == "ACTIVE":
             raise Conflict(ALIVE.format(job_id=job_id, state=rest[0]))
 
+    @override
     def sweep(self, retention_s: float, limit: int = 500) -> int:
-        """See JobStore. Ids sort by creation, so only those made before the limit can have ended before it."""
+        """Ids sort by creation, so only those made before the limit can have ended before it."""
         seconds, microseconds = self._guard(self._redis.time)
         latest = max(0.0, seconds + microseconds / 1e6 - retention_s)
         removed = 0
@@ -303,23 +306,24 @@ class RedisJobStore:
                 removed += self._run("delete", job_id, int(latest * 1000), "")[0] == "OK"
         return removed
 
+    @override
     def folders_to_remove(self, limit: int = 100) -> list[str]:
-        """See JobStore."""
         found = self._guard(lambda: self._redis.srandmember(PREFIX + "folders", limit))
         return sorted(job_id for job_id in found if JOB_ID.fullmatch(job_id))
 
+    @override
     def folder_removed(self, job_id: str) -> None:
-        """See JobStore."""
         self._guard(lambda: self._redis.srem(PREFIX + "folders", job_id))
 
+    @override
     def append(self, job_id: str, epoch: int, event: Event) -> str:
-        """See JobStore."""
         kind = "progress" if isinstance(event, Progress) else "step" if isinstance(event, StepCompleted) else "event"
         step = event.step if isinstance(event, StepCompleted) else ""
         return str(self._owned("append", job_id, epoch, event.model_dump_json(), kind, step)[1])
 
+    @override
     def events(self, job_id: str, after: str = "0-0", limit: int = 500, wait_s: float = 0.0) -> list[StoredEvent]:
-        """See JobStore. `wait_s` is at most half the socket timeout, else the wait would look like a dead server."""
+        """`wait_s` is at most half the socket timeout, else the wait would look like a dead server."""
         cursor = "{}-{}".format(*order_of(after))
         found = self._history(job_id, cursor, limit)
         if found or wait_s <= 0:
@@ -335,22 +339,23 @@ class RedisJobStore:
         dropped_to, dropped, lifecycle, steps = rest
         return read_history([*lifecycle, *steps], after, (dropped_to, dropped), self._unreadable)[:limit]
 
+    @override
     def feed(self, after: str, wait_s: float = 0.0, limit: int = 500) -> list[FeedEntry]:
-        """See JobStore. `wait_s` is bounded as in `events`."""
+        """`wait_s` is bounded as in `events`."""
         cursor = "{}-{}".format(*order_of(after))
         block = self._block(wait_s) if wait_s > 0 else None
         return read_feed(self._guard(lambda: self._redis.xread({PREFIX + "feed": cursor}, count=limit, block=block)))
 
+    @override
     def feed_end(self) -> str:
-        """See JobStore."""
         newest = self._guard(lambda: self._redis.xrevrange(PREFIX + "feed", count=1))
         return str(newest[0][0]) if newest else "0-0"
 
     def _block(self, wait_s: float) -> int:
         return _ms(min(wait_s, self._timeout_s / 2))
 
+    @override
     def stats(self) -> QueueStats:
-        """See JobStore."""
         pipe = self._redis.pipeline(transaction=False)
         for state in JobState:
             pipe.zcard(PREFIX + "in:" + state.value)
@@ -364,12 +369,12 @@ class RedisJobStore:
                 age = max(0.0, seconds + microseconds / 1e6 - int(created) / 1000)
         return QueueStats({state.value: int(count) for state, count in zip(JobState, counts, strict=True)}, age)
 
+    @override
     def mark(self, name: str, ttl_s: float) -> bool:
-        """See JobStore."""
         return bool(self._run("mark", name, _ms(ttl_s))[0] == "OK")
 
+    @override
     def marked(self, name: str) -> bool:
-        """See JobStore."""
         return bool(self._guard(lambda: self._redis.exists(PREFIX + "mark:" + name)))
 
     def close(self) -> None:
