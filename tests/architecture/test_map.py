@@ -21,6 +21,7 @@ def _rows(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines[2:]]
 
 
+KINDS = {".md", ".py", ".toml", ".yaml", ".yml", ".lua", ".js"}
 PLACES = [
     (question, place) for question, where in _rows("Where do I find") for place in re.findall(r"`([^`]+)`", where)
 ]
@@ -58,3 +59,16 @@ def test_every_room_is_on_the_map():
     listed = {cells[0].strip("`").rstrip("/") for cells in _rows("Rooms")}
     present = {str(path.parent.relative_to(ROOT)) for room in ROOMS for path in (ROOT / room).rglob("__init__.py")}
     assert listed == present - {"services"}
+
+
+def test_every_file_that_a_page_or_a_comment_names_is_there():
+    folders = (*ROOMS, "deploy", "helm", "tests", "docs", "benchmarks", "examples")
+    named = re.compile(rf"(?<![\w/.-])(?:{'|'.join(folders)})/[\w./-]+\.(?:py|md|ya?ml|json|toml|lua)\b")
+    pages = [*ROOT.glob("*.md"), *(path for top in folders for path in (ROOT / top).rglob("*") if path.suffix in KINDS)]
+    missing = {
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in pages
+        for name in named.findall(page.read_text(encoding="utf-8"))
+        if not (ROOT / name).exists()
+    }
+    assert missing == set()
