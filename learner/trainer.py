@@ -14,6 +14,7 @@ from ray.train.v2._internal.execution.failure_handling import DefaultFailurePoli
 from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
+from typing_extensions import override
 
 from accord.errors import ours
 
@@ -37,8 +38,8 @@ def would_repeat(error: BaseException) -> bool:
 class RestartAfterDeaths(DefaultFailurePolicy):
     """Restarts the group after a death, never after an error that would only come again."""
 
+    @override
     def make_decision(self, training_failed_error: Any) -> FailureDecision:
-        """See FailurePolicy."""
         failures = getattr(training_failed_error, "worker_failures", {})
         if any(would_repeat(error) for error in failures.values()):
             return FailureDecision.RAISE
@@ -51,8 +52,8 @@ class NoteLoss(UserCallback):
     def __init__(self, note: Path) -> None:
         self.note = note
 
+    @override
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """See UserCallback."""
         del run_context
         what = "; ".join(f"rank {rank}: {type(error).__name__}" for rank, error in sorted(worker_exceptions.items()))
         with contextlib.suppress(OSError):  # a record for people: a full disk must not end the controller over it

@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from typing_extensions import override
 
 from accord.config.backbones import SamplingSpec
 from accord.config.contract import BackboneSpec
@@ -30,7 +31,7 @@ from accord.types import (
     ScoredGroup,
     StepGroups,
 )
-from rollout_workers.dispatcher import Weights, WorkerLost
+from rollout_workers.dispatcher import Weights, WorkerLost, WorkerPort
 from rollout_workers.stream import RolloutStream
 
 START_DEADLINE_S = 600.0
@@ -74,7 +75,7 @@ class RolloutActor:
         return replace(group, data=None, clips=None), group.data, group.clips
 
 
-class RayWorker:
+class RayWorker(WorkerPort):
     """A RolloutActor as a WorkerPort."""
 
     def __init__(self, name: str, job: JobSpec) -> None:
@@ -89,8 +90,8 @@ class RayWorker:
         remote: Any = ray.remote(RolloutActor)
         return remote.options(**options).remote(job.backbone, job.sampling, job.seed, cluster.torch_threads, device)
 
+    @override
     async def sample(self, request: RolloutRequest, weights: Weights) -> SampleGroup:
-        """See WorkerPort."""
         group, data, clips = self.actor.sample.options(num_returns=3).remote(request, weights)
         try:
             head: SampleGroup = await group
@@ -174,8 +175,9 @@ class StreamClient(GroupSource):
         self.actor = actor
         self.step_deadline_s = step_deadline_s
 
+    @override
     def publish(self, state: PolicyState) -> None:
-        """See GroupSource. The first one waits for the workers' models.
+        """The first one waits for the workers' models.
 
         Raises:
             RolloutError: a worker could not load its model.
@@ -184,26 +186,28 @@ class StreamClient(GroupSource):
         handle = ray.put(state)
         self._get(self.actor.publish.remote(state.version, [handle]), START_DEADLINE_S + CALL_DEADLINE_S)
 
+    @override
     def take(self, step: int) -> StepGroups:
-        """See GroupSource. Raises RolloutError, DeadlineExceeded."""
+        """Raises RolloutError, DeadlineExceeded."""
         taken: StepGroups = self._get(self.actor.take.remote(step), self.step_deadline_s)
         return taken
 
+    @override
     def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
-        """See GroupSource. Raises RolloutError, DeadlineExceeded."""
+        """Raises RolloutError, DeadlineExceeded."""
         call = self.actor.evaluate.remote(list(requests), list(rewards))
         groups: list[ScoredGroup] = self._get(call, self.step_deadline_s)
         return groups
 
+    @override
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
-        """See GroupSource."""
         handle = ray.put(list(clips))
         call = self.actor.rescore.remote(prompt, [handle], len(clips), list(rewards))
         scores: Mapping[str, RewardScores] = self._get(call, self.step_deadline_s)
         return scores
 
+    @override
     def fetch(self, handle: Any) -> Any:
-        """See GroupSource."""
         return self._get(handle, CALL_DEADLINE_S) if isinstance(handle, ray.ObjectRef) else handle
 
     def stop(self) -> None:

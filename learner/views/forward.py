@@ -11,6 +11,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from accord.config.algorithms import SigmaSpec
 from accord.diffusion.noise import sample_noise
@@ -46,8 +47,8 @@ class ForwardBatches(Batches):
 
     algorithm: ForwardAlgorithm
 
+    @override
     def list_items(self) -> list[Item]:
-        """See the class."""
         items = [
             (place, sample, draw)
             for place, group in enumerate(self.groups)
@@ -58,7 +59,7 @@ class ForwardBatches(Batches):
 
     @property
     def by_group(self) -> bool:
-        """See the class."""
+        """Whether the samples of a prompt share noise and noise levels."""
         return self.job.algorithm.by_group
 
     @cached_property

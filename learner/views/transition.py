@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from accord.errors import RolloutError
 from accord.types import GroupData, Modality, ScoredGroup, Transitions
@@ -21,8 +22,9 @@ class TransitionBatches(Batches):
     bit for bit; another size differs by rounding.
     """
 
+    @override
     def list_items(self) -> list[Item]:
-        """See the class. Raises RolloutError when a group carries no recorded steps."""
+        """Raises RolloutError when a group carries no recorded steps."""
         self.transitions = [_recorded(group, data) for group, data in zip(self.groups, self.data, strict=True)]
         return [
             (place, sample, step)

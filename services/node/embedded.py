@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import quote
 
+from typing_extensions import override
+
 from accord.config.settings import Settings
 from accord.errors import AccordError, ServiceError, StoreUnavailable
 from services import guard, processes
@@ -134,8 +136,9 @@ class EmbeddedStore(_Watched):
         self._url_file = data_dir.resolve() / STORE_FILE
         self.url = f"unix://:{self._password}@{quote(str(socket))}?db=0"
 
+    @override
     def start(self, deadline_s: float = 15.0, abort: threading.Event | None = None) -> bool:
-        """See _Watched; afterwards `store.url` in the data directory leads other processes here."""
+        """Afterwards `store.url` in the data directory leads other processes here."""
         started = super().start(deadline_s, abort)
         if started:
             write_private(self._url_file, self.url + "\n")

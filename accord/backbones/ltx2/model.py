@@ -26,6 +26,7 @@ from diffusers.utils import logging as diffusers_logging
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
+from typing_extensions import override
 
 from accord.backbones.adapters import ADAPTER_ROLES, add_roles, load_adapter_state
 from accord.backbones.base import (
@@ -111,24 +112,23 @@ class LTX2Velocity(VelocityModel, CrossAttends, WatchesAttention, SkipsSelfAtten
         """See `streams.branch_of`."""
         return streams.branch_of(key)
 
+    @override
     def audio_to_video(self) -> list[nn.Module]:
-        """See CrossAttends.audio_to_video."""
         return [getattr(block, streams.AUDIO_TO_VIDEO) for block in self.transformer.transformer_blocks]
 
+    @override
     @contextmanager
     def watch_video_attention(self, blocks: Sequence[int], sink: Callable[[Tensor], None]) -> Iterator[None]:
-        """See WatchesAttention.watch_video_attention."""
         with ExitStack() as stack:
             for index in blocks:
                 watch = _AttentionWatch(self.transformer.transformer_blocks[index].video_to_audio_attn, sink)
                 stack.callback(watch.remove)
             yield
 
+    @override
     @contextmanager
     def skipping_self_attention(self, blocks: Sequence[int]) -> Iterator[None]:
-        """See SkipsSelfAttention.skipping_self_attention.
-
-        The processor is exchanged, because the transformer's own switch does nothing unless its config says
+        """The processor is exchanged, because the transformer's own switch does nothing unless its config says
         `perturbed_attn`, which that of LTX-2 does not.
         """
         chosen = [self.transformer.transformer_blocks[index] for index in blocks]
@@ -142,9 +142,9 @@ class LTX2Velocity(VelocityModel, CrossAttends, WatchesAttention, SkipsSelfAtten
             for attention, processor in zip(attentions, before, strict=True):
                 attention.processor = processor
 
+    @override
     @contextmanager
     def isolating_modalities(self) -> Iterator[None]:
-        """See IsolatesModalities.isolating_modalities."""
         self._isolated = True
         try:
             yield
