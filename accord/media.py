@@ -7,7 +7,6 @@ reorder. Shapes: F frames, H height, W width, C audio channels, S audio samples.
 
 from __future__ import annotations
 
-import os
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from accord.errors import MediaError
+from accord.run_folder import RunFolder
 from accord.types import Clip
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ AAC_RATES = (44_100, 48_000)
 """Sample rates that are kept; any other is resampled to 48 kHz, where an AAC frame is only 21 ms long."""
 
 
-def write_mp4(clip: Clip, path: Path, *, min_side: int = 256) -> None:
-    """Write a clip as MP4, whole or not at all (temporary file, then rename).
+def write_mp4(clip: Clip, folder: RunFolder, name: str, *, min_side: int = 256) -> None:
+    """Write a clip as MP4, whole or not at all.
 
     A picture whose shorter side is below `min_side` pixels is enlarged by a whole factor, each pixel becoming a
     square; an odd side grows by one repeated row or column. A clip without audio samples becomes a silent file.
@@ -37,15 +37,13 @@ def write_mp4(clip: Clip, path: Path, *, min_side: int = 256) -> None:
 
     _check(clip)
     video = even_sides(enlarge(clip.video_FHWC, min_side))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _encode(clip, video, temporary)
-        temporary.replace(path)
+        with folder.writing(name) as draft:
+            _encode(clip, video, draft)
     except (OSError, av.FFmpegError) as error:
-        raise MediaError(f"cannot write the clip {path}: {error}; check the folder and its free space") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise MediaError(
+            f"cannot write the clip {folder.root / name}: {error}; check the folder and its free space"
+        ) from error
 
 
 def read_mp4(path: Path) -> Clip:

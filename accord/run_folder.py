@@ -17,6 +17,7 @@ real folder under it; `local` and `writing` are for libraries that want a file b
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import tempfile
@@ -32,7 +33,6 @@ from pydantic_core import from_json
 from accord.disk import append_whole, aside, write_whole
 from accord.errors import UserError
 from accord.events import RewardSummary, StepCompleted
-from accord.ids import file_sha256
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -105,6 +105,11 @@ class CheckpointFolder:
     step: int
     path: Path | UPath
 
+    @property
+    def name(self) -> str:
+        """Its name in the run folder."""
+        return f"{CHECKPOINTS}/{self.path.name}"
+
     def manifest(self) -> dict[str, Any]:
         """What the folder should hold; {} when that is missing or unreadable."""
         return _object_of(self.path / MANIFEST)
@@ -118,7 +123,7 @@ class CheckpointFolder:
                 file = self.path / name
                 if (size := file.stat().st_size) != entry["bytes"]:
                     return f"{name} has {size} bytes, the manifest says {entry['bytes']}"
-                if file_sha256(file) != entry["sha256"]:
+                if _sha256(file) != entry["sha256"]:
                     return f"{name} does not have the sha256 of the manifest"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -156,6 +161,10 @@ class RunFolder:
         """Return a file's bytes. Raises OSError, FileNotFoundError where there is none."""
         with _opened(self.root / name) as file:
             return file.read()
+
+    def sha256(self, name: str) -> str:
+        """Return the digest of a file in hexadecimal. Raises OSError when it cannot be read."""
+        return _sha256(self.root / name)
 
     def read_object(self, name: str) -> dict[str, Any]:
         """Return a file's JSON object; {} when it is missing, unreadable, torn or none."""
@@ -312,6 +321,11 @@ def _opened(path: Path | UPath) -> BinaryIO:
     if isinstance(path, Path):
         return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
     return cast(BinaryIO, path.open("rb"))
+
+
+def _sha256(path: Path | UPath) -> str:
+    with _opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def _object_of(path: Path | UPath) -> dict[str, Any]:

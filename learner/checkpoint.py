@@ -13,8 +13,6 @@ manifest is missing or does not match its files is torn: `latest` says so and ta
 from __future__ import annotations
 
 import json
-import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,14 +27,14 @@ import safetensors.torch
 from torch import Tensor
 
 from accord.config.job import JobSpec
+from accord.disk import flush, swap_in
 from accord.errors import CheckpointError, SpecError
 from accord.ids import PolicyVersion, file_sha256
+from accord.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from accord.types import PolicyState, Role
 from learner.collectives import Ranks
 
-MANIFEST = "manifest.json"
 FORMAT = 1
-_NAME = re.compile(r"step-(\d{6,})")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,22 +57,17 @@ class Saved:
     seconds: float
 
 
-def saved_steps(directory: Path) -> list[int]:
-    """Steps that have a checkpoint in `directory`, ascending; whole or torn."""
-    names = (path.name for path in directory.glob("step-*"))
-    return sorted(int(match[1]) for match in map(_NAME.fullmatch, names) if match)
-
-
-def read_policy(directory: Path, step: int) -> tuple[JobSpec, PolicyState]:
+def read_policy(folder: RunFolder, step: int) -> tuple[JobSpec, PolicyState]:
     """Return the job and version `step` of the weights from the checkpoint of a step, for use outside a run.
 
     Raises CheckpointError when it is torn, SpecError when its job is not one that this release knows.
     """
-    path = directory / f"step-{step:06d}"
-    torn = _torn(path)
+    found = folder.checkpoint(step)
+    torn = found.torn()
     if torn is not None:
-        raise CheckpointError(f"{path} is torn ({torn}); take another step, or copy the folder again")
-    return JobSpec.parse((path / "job.json").read_text(encoding="utf-8")), _load_state(path, step)
+        raise CheckpointError(f"{found.path} is torn ({torn}); take another step, or copy the folder again")
+    with folder.local(found.name) as path:
+        return JobSpec.parse((path / "job.json").read_text(encoding="utf-8")), _load_state(path, step)
 
 
 class Checkpoints:
@@ -82,7 +75,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: Path,
+        folder: RunFolder,
         job: JobSpec,
         ranks: Ranks,
         *,
@@ -98,7 +91,8 @@ class Checkpoints:
         `write` does a write that may be repeated from its beginning.
         """
         self.write = write
-        self.directory, self.job, self.ranks, self.epoch = directory, job, ranks, epoch
+        self.folder, self.job, self.ranks, self.epoch = folder, job, ranks, epoch
+        self.directory = folder.path(CHECKPOINTS)
         self.layout, self.sharded, self.guard, self.warn = layout, sharded, guard, warn
 
     def save(self, step: int, states: Sequence[PolicyState], optimizer: Mapping[str, Tensor]) -> Saved:
@@ -107,8 +101,8 @@ class Checkpoints:
         Raises what `guard` raises before anything becomes visible; what `write` raises when the disk refuses.
         """
         started = time.monotonic()
-        final = self.directory / f"step-{step:06d}"
-        draft = self.directory / f".step-{step:06d}.epoch-{self.epoch}.tmp"
+        final = self.directory / self.folder.checkpoint(step).path.name
+        draft = final.with_name(f".{final.name}.epoch-{self.epoch}.tmp")
         if self.ranks.first:
             shutil.rmtree(draft, ignore_errors=True)
             self.write(partial(draft.mkdir, parents=True, exist_ok=True))
@@ -120,7 +114,7 @@ class Checkpoints:
         if self.ranks.first:
             size = self.write(partial(self._complete, draft, step, states))
             self.guard()
-            self.write(partial(self._swap_in, draft, final))
+            self.write(partial(swap_in, draft, final))  # what stands there was refused, or is this very step again
             self._prune(step)
         self.ranks.barrier()
         return Saved(step, final, size, time.monotonic() - started)
@@ -131,7 +125,7 @@ class Checkpoints:
         Raises CheckpointError when it belongs to another job or to another engine layout or number of ranks.
         """
         step = self.ranks.from_first(self._newest() if self.ranks.first else 0)
-        return self._load(self.directory / f"step-{step:06d}") if step else None
+        return self._load(step) if step else None
 
     def _shard(self) -> str:
         index, count = (self.ranks.index, self.ranks.count) if self.sharded else (0, 1)
@@ -145,7 +139,7 @@ class Checkpoints:
         files: dict[str, dict[str, Any]] = {}
         (draft / MANIFEST).unlink(missing_ok=True)
         for path in sorted(draft.iterdir()):
-            _sync(path)
+            flush(path)
             files[path.name] = {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         manifest = {
             "format": FORMAT,
@@ -157,41 +151,30 @@ class Checkpoints:
             "files": files,
         }
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        _sync(draft / MANIFEST)
-        _sync(draft)
+        flush(draft / MANIFEST)
+        flush(draft)
         return sum(entry["bytes"] for entry in files.values())
-
-    def _swap_in(self, draft: Path, final: Path) -> None:
-        """Rename into place. What stands there already was refused at restore, or is this very step again."""
-        aside = final.with_name(f".{final.name}.epoch-{self.epoch}.replaced")
-        if draft.exists():  # else a repetition, after the rename
-            shutil.rmtree(aside, ignore_errors=True)
-            if final.exists():
-                final.rename(aside)
-            draft.rename(final)
-        _sync(self.directory)
-        shutil.rmtree(aside, ignore_errors=True)
 
     def _prune(self, step: int) -> None:
         """Keep the newest of this lineage; anything later than `step` was refused, anything dotted was abandoned."""
-        steps = saved_steps(self.directory)
-        kept = [known for known in steps if known <= step][-self.job.checkpoint.keep :]
-        for known in set(steps) - set(kept):
-            shutil.rmtree(self.directory / f"step-{known:06d}", ignore_errors=True)
+        there = self.folder.checkpoints()
+        kept = [known for known in there if known.step <= step][-self.job.checkpoint.keep :]
+        for known in set(there) - set(kept):
+            shutil.rmtree(self.directory / known.path.name, ignore_errors=True)
         for path in self.directory.glob(".step-*"):
             shutil.rmtree(path, ignore_errors=True)
 
     def _newest(self) -> int:
-        for step in reversed(saved_steps(self.directory)):
-            path = self.directory / f"step-{step:06d}"
-            torn = _torn(path)
+        for found in reversed(self.folder.checkpoints()):
+            torn = found.torn()
             if torn is None:
-                return step
-            self.warn("checkpoint_torn", f"{path} is torn ({torn}); falling back to the one before it")
+                return found.step
+            self.warn("checkpoint_torn", f"{found.path} is torn ({torn}); falling back to the one before it")
         return 0
 
-    def _load(self, path: Path) -> Restored:
-        manifest = _manifest(path)
+    def _load(self, step: int) -> Restored:
+        manifest = self.folder.checkpoint(step).manifest()
+        path = self.folder.path(self.folder.checkpoint(step).name)
         self._refuse_strangers(path, manifest)
         states = [_load_state(path, version) for version in manifest["policy_versions"]]
         return Restored(manifest["step"], states, safetensors.torch.load_file(path / self._shard()))
@@ -237,33 +220,3 @@ def _load_state(path: Path, version: int) -> PolicyState:
         role, _, key = name.partition("/")
         adapters.setdefault(cast(Role, role), {})[key] = value
     return PolicyState(PolicyVersion(version), adapters)
-
-
-def _manifest(path: Path) -> dict[str, Any]:
-    return json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-
-
-def _torn(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint directory; None when it is whole."""
-    try:
-        files = _manifest(path)["files"]
-        for name, entry in files.items():
-            file = path / name
-            if file.stat().st_size != entry["bytes"]:
-                return f"{name} has {file.stat().st_size} bytes, the manifest says {entry['bytes']}"
-            if file_sha256(file) != entry["sha256"]:
-                return f"{name} does not have the sha256 of the manifest"
-    except FileNotFoundError as error:
-        return f"{Path(str(error.filename)).name} is missing"
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} is unreadable: {error!r}"
-    return None
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or directory to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

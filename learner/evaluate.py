@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from accord.events import EvaluationDone, Event, Phase, Progress, RewardSummary,
 from accord.ids import PolicyVersion
 from accord.media import write_mp4
 from accord.requests import evaluation_requests
+from accord.run_folder import CLIPS, RunFolder
 from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, GroupData, GroupSource, Modality, Prompt, RolloutRequest, ScoredGroup
 from accord.world import heldout
@@ -56,7 +56,7 @@ class Evaluator:
     def __init__(
         self,
         job: JobSpec,
-        directory: Path,
+        folder: RunFolder,
         source: GroupSource,
         held_out: Sequence[Prompt],
         emit: Callable[[Event], None],
@@ -64,22 +64,12 @@ class Evaluator:
     ) -> None:
         """`write` does a write that may be repeated from its beginning."""
         self.write = write
-        self.job, self.directory, self.source, self.held_out, self.emit = job, directory, source, held_out, emit
+        self.job, self.folder, self.source, self.held_out, self.emit = job, folder, source, held_out, emit
         self.paired = [reward for reward in job.rewards if reward.route == "both" and len(reward.needs) > 1]
 
-    def path(self, step: int) -> Path:
-        """Where the evaluation of a step is written."""
-        return self.directory / "evaluation" / f"step-{step:06d}.json"
-
     def done(self, step: int) -> bool:
-        """True when the evaluation of a step is on disk; files appear whole."""
-        return self.path(step).exists()
-
-    def cut(self, step: int) -> None:
-        """Drop evaluations after `step`: they belong to a lineage that died."""
-        for path in (self.directory / "evaluation").glob("step-*.json"):
-            if int(path.stem.removeprefix("step-")) > step:
-                path.unlink()
+        """True when the run folder has the evaluation of a step; files appear whole."""
+        return self.folder.exists(self.folder.evaluation(step))
 
     def evaluate(self, step: int) -> EvaluationDone:
         """Sample, score, measure, write. Raises what the source raises (RolloutError, DeadlineExceeded)."""
@@ -113,7 +103,7 @@ class Evaluator:
         for sample in self._kept(index) if label else ():
             name = clip_name(group.group.request, sample, label)
             try:
-                self.write(partial(write_mp4, clips[sample], self.directory / "clips" / name))
+                self.write(partial(write_mp4, clips[sample], self.folder, f"{CLIPS}/{name}"))
             except MediaError as error:
                 self.emit(Warned(code="clip_not_written", message=str(error)))
 
@@ -178,13 +168,14 @@ class Evaluator:
             "change": self._change(event.step, seen.scores),
             "samples": samples,
         }
-        self.write(partial(_write_whole, self.path(event.step), json.dumps(body, indent=1, allow_nan=False)))
+        text = json.dumps(body, indent=1, allow_nan=False)
+        self.write(partial(self.folder.write_whole, self.folder.evaluation(event.step), text))
 
     def _change(self, step: int, scores: Mapping[str, Scores]) -> dict[str, Any]:
         """Difference to the base, paired by prompt and seed, for every score that has one value per sample."""
         if step == 0 or not self.done(0):
             return {}
-        samples = json.loads(self.path(0).read_text(encoding="utf-8"))["samples"]
+        samples = json.loads(self.folder.read(self.folder.evaluation(0)))["samples"]
         size = self.job.evaluate.samples_per_prompt
         change = {}
         for name, rows in scores.items():
@@ -196,13 +187,6 @@ class Evaluator:
     def _progress(self, step: int, done: int, total: int) -> None:
         phase: Phase = "evaluate"
         self.emit(Progress(phase=phase, step=step, done=done, total=total, detail="held-out prompts"))
-
-
-def _write_whole(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
 
 
 def clip_name(request: RolloutRequest, sample: int, label: str) -> str:

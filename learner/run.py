@@ -1,13 +1,7 @@
-"""What the page works with: one attempt's parts, and the run folder that it leaves.
-
-metrics.jsonl                   one StepCompleted per line, cut back to the checkpoint on resume
-checkpoints/  evaluation/  clips/  adapter/
-"""
+"""What the page works with: one attempt's parts, and the run folder that it leaves."""
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +15,9 @@ from accord.config.job import JobSpec
 from accord.disk import WAIT_S, patiently
 from accord.errors import RolloutError
 from accord.events import CheckpointSaved, Event, EventSink, Phase, Progress, StepCompleted, Warned
-from accord.ids import PolicyVersion, file_sha256
+from accord.ids import PolicyVersion
 from accord.requests import sampling_version
+from accord.run_folder import ADAPTER, RunFolder
 from accord.types import GroupSource, Modality, PolicyState, Prompt, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit
 from learner.checkpoint import Checkpoints
@@ -34,7 +29,6 @@ from learner.rank import Rank
 
 _T = TypeVar("_T")
 
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
 PROGRESS_SECONDS = 0.5
 """Least time between two progress events of one phase."""
 
@@ -62,18 +56,18 @@ class Run:
         A write to a run folder without room waits up to `disk_wait_s`.
         """
         self.disk_wait_s = disk_wait_s
-        self.job, self.directory, self.source, self.events = job, directory, source, events
+        self.job, self.folder, self.source, self.events = job, RunFolder(directory), source, events
         self.rank, self.epoch = rank, epoch
         self.engine: Engine = rank.engine
         self.ranks: Ranks = rank.ranks
         self.algorithm: Algorithm = rank.algorithm
         self.modalities: tuple[Modality, ...] = rank.modalities
         self.checkpoints = Checkpoints(
-            directory / "checkpoints", job, self.ranks, epoch=epoch, layout=self.engine.layout,
+            self.folder, job, self.ranks, epoch=epoch, layout=self.engine.layout,
             sharded=self.engine.sharded, guard=guard, warn=self._warn,
             write=self.patiently,
         )  # fmt: skip
-        self.evaluator = Evaluator(job, directory, source, held_out, self._emit, self.patiently)
+        self.evaluator = Evaluator(job, self.folder, source, held_out, self._emit, self.patiently)
         self.states: deque[PolicyState] = deque(maxlen=job.cluster.policy_lag + 1)
         """The versions that groups in flight may be sampled with, oldest first: what the next steps measure from."""
         self.seconds: dict[Phase, float] = {}
@@ -92,9 +86,7 @@ class Run:
             self.engine.load_optimizer_state(found.optimizer)
         step = found.step if found else 0
         if self.ranks.first:
-            self.patiently(partial(self.directory.mkdir, parents=True, exist_ok=True))
-            self.patiently(partial(_cut_metrics, self.directory / "metrics.jsonl", step))
-            self.evaluator.cut(step)
+            self.patiently(partial(self.folder.cut, step))
         return step
 
     def republish(self) -> None:
@@ -151,8 +143,7 @@ class Run:
             samples=sum(len(group.group.request.seeds) for group in groups),
         )  # fmt: skip
         if self.ranks.first:
-            line = event.model_dump_json().encode() + b"\n"
-            self.patiently(partial(append_whole, self.directory / "metrics.jsonl", line))
+            self.patiently(partial(self.folder.append_step, event))
         self._emit(event)
 
     def save(self, step: int) -> None:
@@ -169,20 +160,19 @@ class Run:
 
     def finish(self) -> TrainResult:
         """Export the adapter in the form that diffusers loads."""
-        state, directory = self.states[-1], self.directory / "adapter"
-        digest = ""
+        state, digest = self.states[-1], ""
         if self.ranks.first:
-            self.patiently(partial(self._export, state, directory))
-            digest = file_sha256(directory / ADAPTER_FILE)
+            self.patiently(partial(self._export, state))
+            digest = self.folder.sha256(ADAPTER)
         return TrainResult(state.version, digest, self.job.steps)
 
     def patiently(self, write: Callable[[], _T]) -> _T:
         """Do a write, waiting while the run folder has no room. Raises VolumeFull when it stays so."""
         return patiently(write, warn=self._warn, wait_s=self.disk_wait_s)
 
-    def _export(self, state: PolicyState, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        export_lora(state.adapters["policy"], self.job.backbone.lora, directory)
+    def _export(self, state: PolicyState) -> None:
+        with self.folder.writing(ADAPTER) as draft:
+            export_lora(state.adapters["policy"], self.job.backbone.lora, draft)
 
     @contextmanager
     def _timed(self, phase: Phase) -> Iterator[None]:
@@ -210,37 +200,3 @@ def policy_state(engine: Engine, version: int) -> PolicyState:
         version=PolicyVersion(version),
         adapters={"policy": engine.adapter_state("policy"), "old": engine.adapter_state("old")},
     )
-
-
-def append_whole(path: Path, line: bytes) -> None:
-    """Append a line and sync it; a line that does not fit leaves nothing of itself."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        size = os.fstat(handle).st_size
-        try:
-            left = memoryview(line)
-            while left:
-                left = left[os.write(handle, left) :]
-            os.fsync(handle)
-        except OSError:
-            os.ftruncate(handle, size)
-            raise
-    finally:
-        os.close(handle)
-
-
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines after `step`: they belong to a lineage that died."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # the line that was being written when the process died
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    draft = path.with_suffix(".tmp")
-    draft.write_text("".join(kept), encoding="utf-8")
-    draft.replace(path)

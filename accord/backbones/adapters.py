@@ -25,7 +25,6 @@ from accord.seeds import Purpose, derive_seed
 from accord.types import Role
 
 ADAPTER_ROLES: tuple[Role, Role] = ("policy", "old")
-EXPORT_FILE = "pytorch_lora_weights.safetensors"
 _LAYERS = "accord_adapted_layers"
 """Attribute of the adapted network: walking thousands of modules at each change of role would take per cents."""
 
@@ -175,21 +174,17 @@ def blend_(module: nn.Module, into: Role = "old", source: Role = "policy", eta: 
             parameter.mul_(eta).add_(origin[key], alpha=1.0 - eta)
 
 
-def export_lora(state: Mapping[str, np.ndarray], spec: AdapterSpec, directory: Path) -> Path:
-    """Write a role's tensors as the file that diffusers' `LTX2Pipeline.load_lora_weights(directory)` takes.
+def export_lora(state: Mapping[str, np.ndarray], spec: AdapterSpec, path: Path) -> None:
+    """Write a role's tensors as the file that diffusers' `LTX2Pipeline.load_lora_weights` takes.
 
-    The scale alpha / rank is multiplied into B, so that readers which know no alpha get the same model. Returns the
-    path of the file.
+    The scale alpha / rank is multiplied into B, so that readers which know no alpha get the same model.
     """
     scale = np.float32(spec.alpha / spec.rank)
     tensors = {
         f"transformer.{key}": np.ascontiguousarray(value * scale if ".lora_B." in key else value, dtype=np.float32)
         for key, value in state.items()
     }
-    directory.mkdir(parents=True, exist_ok=True)
-    path = directory / EXPORT_FILE
     save_file(tensors, path, metadata={"format": "pt"})  # a second entry would make the bytes differ from run to run
-    return path
 
 
 def _network(module: nn.Module) -> nn.Module:

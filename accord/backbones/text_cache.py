@@ -10,9 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import secrets
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -20,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from accord.disk import aside, write_whole
 from accord.ids import file_sha256
 
 FORMAT = "1"
@@ -58,15 +57,12 @@ class TextCache:
         """Keep a row. A disk that refuses costs the entry, not the job."""
         path = self.path(text)
         kept = {name: tensor.detach().to("cpu").contiguous() for name, tensor in row.items()}
-        draft = _draft(path)
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            save_file(kept, draft, metadata={"sha256": _checksum(self._key(text), kept)})
-            draft.replace(path)
+            with aside(path) as draft:
+                save_file(kept, draft, metadata={"sha256": _checksum(self._key(text), kept)})
         except (SafetensorError, OSError) as error:
             log.warning("%s cannot be written (%s); the prompt will be encoded again", path, error)
-            with suppress(OSError):
-                draft.unlink(missing_ok=True)
 
     def _key(self, text: str) -> str:
         return _digest(self.made_by, text)
@@ -93,11 +89,6 @@ def content_digest(folders: Iterable[Path], kept_in: Path) -> str:
     return found
 
 
-def _draft(path: Path) -> Path:
-    """A name beside `path` that no other process on any host uses."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-
-
 def _name(folder: Path, file: Path) -> str:
     return f"{folder.name}/{file.relative_to(folder).as_posix()}"
 
@@ -111,11 +102,9 @@ def _stats(files: Iterable[Path]) -> list[list[int | str]]:
 
 
 def _keep(note: Path, content: Mapping[str, object]) -> None:
-    draft = _draft(note)
     try:
         note.parent.mkdir(parents=True, exist_ok=True)
-        draft.write_text(json.dumps(content), encoding="utf-8")
-        draft.replace(note)
+        write_whole(note, json.dumps(content))
     except OSError as error:
         log.warning("%s cannot be written (%s); the model's files will be read again next time", note, error)
 

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from accord.config.job import JobSpec
+from accord.disk import swap_in
 from accord.errors import UserError
+from accord.run_folder import EXPORTS, LORA_FILE, RunFolder
 from accord.types import PolicyState
 
 Form = Literal["lora", "merged"]
@@ -40,34 +42,33 @@ def export(
         UserError: no such job or step, a base directory that cannot be used, or a place that is taken.
         CheckpointError: the checkpoint is torn.
     """
-    run_dir = runs_dir / job_id
-    step = _choose(run_dir, job_id, step)
-    target = (out or run_dir / "exports" / f"step-{step:06d}-{form}").resolve()
+    folder = RunFolder(runs_dir / job_id)
+    step = _choose(folder, step)
+    target = (out or folder.path(EXPORTS) / f"step-{step:06d}-{form}").resolve()
     _refuse_taken(target, force)
     from learner.checkpoint import read_policy
 
-    job, state = read_policy(run_dir / "checkpoints", step)
+    job, state = read_policy(folder, step)
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     try:
         _write(job, state, form, draft, link)
         note = {"job": job_id, "step": step, "form": form, "base": job.backbone.path}
         (draft / NOTE).write_text(json.dumps(note, indent=2) + "\n", encoding="utf-8")
-        _swap_in(draft, target)
+        swap_in(draft, target)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return target
 
 
-def _choose(run_dir: Path, job_id: str, step: int | None) -> int:
+def _choose(folder: RunFolder, step: int | None) -> int:
     """The step to export. Raises UserError that lists what there is."""
-    if not run_dir.is_dir():
+    job_id = folder.job_id
+    if not folder.exists():
         raise UserError(
-            f"no job {job_id!r}: there is no {run_dir} (`accord jobs` lists jobs, ACCORD_RUNS_DIR is where)"
+            f"no job {job_id!r}: there is no {folder.root} (`accord jobs` lists jobs, ACCORD_RUNS_DIR is where)"
         )
-    from learner.checkpoint import saved_steps
-
-    steps = saved_steps(run_dir / "checkpoints")
+    steps = [found.step for found in folder.checkpoints()]
     if not steps:
         raise UserError(f"job {job_id} has no checkpoint yet; the first comes after checkpoint.every steps")
     if step is not None and step not in steps:
@@ -95,24 +96,11 @@ def _write(job: JobSpec, state: PolicyState, form: Form, directory: Path, link: 
 
     adapter, backbone = state.adapters["policy"], job.backbone
     if form == "lora":
-        export_lora(adapter, backbone.lora, directory)
+        directory.mkdir(parents=True)
+        export_lora(adapter, backbone.lora, directory / LORA_FILE)
         return
     facts = backbone.facts()  # raises ModelError when the base is gone or damaged
     if facts is None or not backbone.component:
         raise UserError(f"backbone {backbone.name} is no pipeline directory to merge into; use --to lora")
     write_merged(facts.path, backbone, adapter, directory, link=link)
     backbone.model_copy(update={"path": str(directory)}).facts()
-
-
-def _swap_in(draft: Path, target: Path) -> None:
-    """Rename into place; what stands there was looked at by `_refuse_taken`."""
-    aside = draft.with_suffix(".replaced")
-    if target.exists():
-        target.rename(aside)
-    try:
-        draft.rename(target)
-    except OSError:
-        if aside.exists():
-            aside.rename(target)
-        raise
-    shutil.rmtree(aside, ignore_errors=True)

@@ -257,6 +257,8 @@ def test_a_line_that_does_not_fit_leaves_nothing_of_itself(on_disk: RunFolder, m
         with pytest.raises(VolumeFull):
             patiently(lambda: on_disk.append_step(step(2)), wait_s=0)
     assert on_disk.read(METRICS) == before
+    on_disk.append_step(two := step(2))
+    assert on_disk.read(METRICS) == before + two.model_dump_json().encode() + b"\n"
 
 
 def test_a_full_disk_keeps_the_old_file_and_is_waited_for(on_disk: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from accord.config.backbones import LoRASpec, LTX2Spec
 from accord.config.job import JobSpec
 from accord.diffusion.noise import group_noise
 from accord.errors import CheckpointError, ModelError, UserError
+from accord.run_folder import RunFolder
 from accord.types import PolicyState, Prompt, RolloutRequest
 from learner.checkpoint import Checkpoints
 from learner.collectives import Ranks
@@ -68,7 +69,7 @@ def states(worker) -> dict[int, PolicyState]:
 @pytest.fixture(scope="module")
 def runs(job, states, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
-    checkpoints = Checkpoints(folder / "job-a" / "checkpoints", job, Ranks())
+    checkpoints = Checkpoints(RunFolder(folder / "job-a"), job, Ranks())
     checkpoints.save(4, [states[3], states[4]], {"0/step": torch.tensor(4.0)})
     checkpoints.save(5, [states[4], states[5]], {"0/step": torch.tensor(5.0)})
     return folder
@@ -175,7 +176,7 @@ def test_what_is_missing_is_named(runs, job, states, tmp_path):
 
 
 def test_a_torn_checkpoint_is_refused(job, states, tmp_path):
-    Checkpoints(tmp_path / "job-d" / "checkpoints", job, Ranks()).save(5, [states[5]], {})
+    Checkpoints(RunFolder(tmp_path / "job-d"), job, Ranks()).save(5, [states[5]], {})
     file = tmp_path / "job-d" / "checkpoints" / "step-000005" / "policy-000005.safetensors"
     content = bytearray(file.read_bytes())
     content[-1] ^= 1

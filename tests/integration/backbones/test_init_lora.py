@@ -11,6 +11,7 @@ from accord.backbones.adapters import adapter_state, export_lora, role
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
 from accord.config.job import JobSpec
+from accord.run_folder import LORA_FILE
 from accord.types import PolicyState, Prompt, RolloutPlan, RolloutRequest
 from rollout_workers.worker import RolloutWorker
 
@@ -32,7 +33,9 @@ def state(ltx2_dir):
 
 @pytest.fixture(scope="module")
 def file(state, tmp_path_factory):
-    return export_lora(state, LORA, tmp_path_factory.mktemp("lora"))
+    path = tmp_path_factory.mktemp("lora") / LORA_FILE
+    export_lora(state, LORA, path)
+    return path
 
 
 def job(directory, file, **lora) -> JobSpec:

@@ -13,6 +13,7 @@ import pytest
 from accord.config.job import JobSpec
 from accord.events import StepCompleted
 from accord.media import write_mp4
+from accord.run_folder import RunFolder
 from accord.seeds import derive_seed
 from accord.world.scene import CLEAN, HELD_OUT_PROMPTS, Imperfections, make_clip, write_prompt_file
 
@@ -101,7 +102,7 @@ def _evaluation(run_dir: Path, step: int, pairs: int) -> None:
         samples.append({"prompt": prompt.id, "seed": seed, "scores": {"sync": 0.2}, "reasons": {"sync": "ok"}})
         if index < pairs:
             clip = make_clip(prompt, 11, index, CLEAN if step else BROKEN).clip
-            write_mp4(clip, run_dir / "clips" / f"{prompt.id}-{seed}-{'tuned' if step else 'base'}.mp4")
+            write_mp4(clip, RunFolder(run_dir), f"clips/{prompt.id}-{seed}-{'tuned' if step else 'base'}.mp4")
     body = {
         "at": 0.0, "type": "evaluation", "step": step, "role": "policy", "rewards": rewards, "held_out": held_out,
         "standard_errors": "prompts are the independent draws", "seconds": 12.5, "change": change if step else {},

@@ -11,6 +11,7 @@ import numpy as np
 
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
+from accord.run_folder import RunFolder
 from accord.types import Clip, GroupData, Prompt, RewardScores, RolloutRequest, SampleGroup, ScoredGroup
 from accord.world.scene import HELD_OUT_PROMPTS, make_clip, write_prompt_file
 from learner.evaluate import Evaluator
@@ -57,7 +58,7 @@ def test_the_summary_reads_what_the_evaluator_writes(tmp_path: Path) -> None:
         }
     )  # fmt: skip
     source = Source()
-    evaluator = Evaluator(job, run_dir, source, load_prompts(held_out), lambda event: None)  # type: ignore[arg-type]
+    evaluator = Evaluator(job, RunFolder(run_dir), source, load_prompts(held_out), lambda event: None)  # type: ignore[arg-type]
     evaluator.evaluate(0)
     source.level = 0.6
     evaluator.evaluate(2)

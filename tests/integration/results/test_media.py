@@ -9,6 +9,7 @@ import pytest
 
 from accord.errors import MediaError
 from accord.media import read_mp4, write_mp4
+from accord.run_folder import RunFolder
 from accord.types import Clip
 
 FPS, FRAMES, EVENT = 12.0, 25, 10
@@ -30,7 +31,7 @@ def flash_and_click(rate: int = 16_000, channels: int = 1, height: int = 32, wid
 )
 def test_a_click_and_a_flash_stay_together(tmp_path: Path, rate: int, channels: int, height: int, width: int) -> None:
     path = tmp_path / "clip.mp4"
-    write_mp4(flash_and_click(rate, channels, height, width), path, min_side=64)
+    write_mp4(flash_and_click(rate, channels, height, width), RunFolder(tmp_path), path.name, min_side=64)
     clip = read_mp4(path)
     flash = int(clip.video_FHWC.mean(axis=(1, 2, 3)).argmax()) / clip.fps
     assert flash == pytest.approx(EVENT / FPS, abs=1e-6)
@@ -45,7 +46,7 @@ def test_a_click_and_a_flash_stay_together(tmp_path: Path, rate: int, channels: 
 def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     small = rng.integers(40, 216, (3, 8, 10, 1), np.uint8).repeat(3, axis=3)
-    write_mp4(Clip(small, 5.0, np.zeros((1, 9600), np.float32), 16_000), tmp_path / "clip.mp4", min_side=60)
+    write_mp4(Clip(small, 5.0, np.zeros((1, 9600), np.float32), 16_000), RunFolder(tmp_path), "clip.mp4", min_side=60)
     shown = read_mp4(tmp_path / "clip.mp4")
     assert shown.video_FHWC.shape == (3, 64, 80, 3)
     middles = shown.video_FHWC[:, 4::8, 4::8].astype(int)
@@ -53,21 +54,21 @@ def test_small_pictures_are_enlarged_by_whole_pixels(tmp_path: Path) -> None:
 
 
 def test_a_large_picture_keeps_its_size_but_for_the_odd_side(tmp_path: Path) -> None:
-    write_mp4(flash_and_click(height=65, width=70), tmp_path / "clip.mp4", min_side=64)
+    write_mp4(flash_and_click(height=65, width=70), RunFolder(tmp_path), "clip.mp4", min_side=64)
     assert read_mp4(tmp_path / "clip.mp4").video_FHWC.shape == (FRAMES, 66, 70, 3)
 
 
 def test_colours_survive(tmp_path: Path) -> None:
     colours = np.array([[235, 36, 31], [31, 204, 51], [36, 66, 240], [240, 219, 26]], np.uint8)
     video = np.broadcast_to(colours[:, None, None], (4, 16, 16, 3)).copy()
-    write_mp4(Clip(video, 4.0, np.zeros((1, 16_000), np.float32), 16_000), tmp_path / "clip.mp4", min_side=64)
+    write_mp4(Clip(video, 4.0, np.zeros((1, 16_000), np.float32), 16_000), RunFolder(tmp_path), "clip.mp4", min_side=64)
     seen = read_mp4(tmp_path / "clip.mp4").video_FHWC.mean(axis=(1, 2))
     assert np.abs(seen - colours).max() < 8
 
 
 def test_the_index_comes_first_and_the_same_clip_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.mp4", "b.mp4"):
-        write_mp4(flash_and_click(), tmp_path / name, min_side=64)
+        write_mp4(flash_and_click(), RunFolder(tmp_path), name, min_side=64)
     content = (tmp_path / "a.mp4").read_bytes()
     assert content.index(b"moov") < content.index(b"mdat")
     assert content == (tmp_path / "b.mp4").read_bytes()
@@ -75,7 +76,7 @@ def test_the_index_comes_first_and_the_same_clip_gives_the_same_bytes(tmp_path: 
 
 def test_a_clip_without_sound_is_a_file_without_sound(tmp_path: Path) -> None:
     clip = Clip(flash_and_click().video_FHWC, FPS, np.zeros((1, 0), np.float32), 16_000)
-    write_mp4(clip, tmp_path / "clip.mp4", min_side=64)
+    write_mp4(clip, RunFolder(tmp_path), "clip.mp4", min_side=64)
     assert read_mp4(tmp_path / "clip.mp4").audio_CS.shape == (1, 0)
 
 
@@ -98,7 +99,7 @@ def test_what_is_no_clip_is_refused_by_name(tmp_path: Path, wrong: str) -> None:
     path = tmp_path / "clip.mp4"
     path.write_bytes(b"an earlier file")
     with pytest.raises(MediaError) as caught:
-        write_mp4(bad_clips()[wrong], path)
+        write_mp4(bad_clips()[wrong], RunFolder(tmp_path), path.name)
     assert wrong in str(caught.value)
     assert [file.name for file in tmp_path.iterdir()] == ["clip.mp4"]
     assert path.read_bytes() == b"an earlier file"
@@ -114,12 +115,12 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr("accord.media._encode", full)
     with pytest.raises(MediaError, match="No space left on device"):
-        write_mp4(flash_and_click(), path)
+        write_mp4(flash_and_click(), RunFolder(tmp_path), path.name)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"an earlier file"]
 
 
 def test_files_that_are_no_clip_are_refused(tmp_path: Path) -> None:
-    write_mp4(flash_and_click(), tmp_path / "whole.mp4", min_side=64)
+    write_mp4(flash_and_click(), RunFolder(tmp_path), "whole.mp4", min_side=64)
     (tmp_path / "torn.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:600])
     (tmp_path / "text.mp4").write_text("hello")
     for name in ("torn.mp4", "text.mp4", "missing.mp4"):

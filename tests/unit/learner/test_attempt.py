@@ -1,9 +1,6 @@
-"""How an attempt's errors travel, and how the run folder is cut back."""
+"""How an attempt's errors travel, and what a rank refuses."""
 
-import errno
-import json
 import math
-import os
 import pickle
 
 import pytest
@@ -14,7 +11,6 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from accord.errors import AccordError, ModelError, NonFiniteError, RewardError, SpecError, VolumeFull
 from learner.collectives import Ranks
 from learner.rank import _require_finite
-from learner.run import _cut_metrics, append_whole
 from learner.trainer import would_repeat
 from learner.workers import _page_error
 
@@ -51,33 +47,6 @@ def test_what_restarts_the_ranks_and_what_does_not():
     for error in (OSError(36, "File name too long"), TypeError("x"), KeyError("x")):
         assert would_repeat(error), repr(error)
     assert type(_page_error(ended_with(KeyError("x")))) is AccordError
-
-
-def test_a_line_that_does_not_fit_leaves_nothing(tmp_path, monkeypatch):
-    path = tmp_path / "metrics.jsonl"
-    append_whole(path, b"one\n")
-    write, room = os.write, [2, 0]
-
-    def short(handle, data):
-        if not room or not room[0]:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(handle, data[: room.pop(0)])
-
-    monkeypatch.setattr(os, "write", short)
-    with pytest.raises(OSError, match="No space"):
-        append_whole(path, b"two\n")
-    monkeypatch.undo()
-    append_whole(path, b"two\n")
-    assert path.read_bytes() == b"one\ntwo\n"
-
-
-def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    _cut_metrics(path, 0)
-    assert not path.exists()
-    path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"step": 4, "met')
-    _cut_metrics(path, 2)
-    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

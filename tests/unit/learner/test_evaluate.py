@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from accord.config.job import JobSpec
+from accord.run_folder import RunFolder
 from accord.seeds import derive_seed
 from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup
 from accord.world import heldout
@@ -76,7 +77,7 @@ class Source:
 
 
 def evaluator(directory, source=None, spec=None):
-    return Evaluator(spec or job(), directory, source or Source(), PROMPTS, lambda event: None)
+    return Evaluator(spec or job(), RunFolder(directory), source or Source(), PROMPTS, lambda event: None)
 
 
 def test_summaries_and_shuffled_control(tmp_path):
@@ -119,9 +120,9 @@ def test_same_job_same_numbers_and_a_cut_drops_what_is_later(tmp_path):
     one, two = evaluator(tmp_path / "a"), evaluator(tmp_path / "b")
     assert one.evaluate(2).model_dump(exclude={"at"}) == two.evaluate(2).model_dump(exclude={"at"})
     assert one.done(2)
-    one.cut(2)
+    one.folder.cut(2)
     assert one.done(2)
-    one.cut(1)
+    one.folder.cut(1)
     assert not one.done(2)
 
 
