@@ -121,7 +121,7 @@ def append_whole(path: Path, line: bytes) -> None:
 def swap_in(draft: Path, folder: Path) -> None:
     """Rename a folder into place and sync that; what stood there goes. A repetition finishes what was begun."""
     replaced = draft.with_suffix(".replaced")
-    if draft.exists():  # else a repetition, after the rename
+    if draft.exists() or not folder.exists():  # else a repetition, after the rename
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():
             folder.rename(replaced)

@@ -20,12 +20,13 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import from_json
@@ -56,6 +57,11 @@ EXPORTS = "exports"
 
 BLOCK = 65_536
 """Bytes read at a time from the end of metrics.jsonl."""
+RESULTS = ("adapter", CLIPS, EVALUATION)
+"""Folders whose files are for people to take away."""
+
+Label = Literal["base", "tuned"]
+_CLIP = re.compile(rf"{CLIPS}/.+-(?P<seed>\d+)-(?P<label>base|tuned)\.mp4")
 _STEP = re.compile(r"step-(\d{6,})", re.ASCII)
 
 
@@ -96,6 +102,15 @@ class Artifact(BaseModel):
     media_type: str
     bytes: int
     sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeptClip:
+    """A clip of a held-out prompt."""
+
+    name: str
+    seed: int
+    label: Label
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +177,16 @@ class RunFolder:
         with _opened(self.root / name) as file:
             return file.read()
 
+    def size(self, name: str) -> int:
+        """Return a file's bytes in number. Raises OSError."""
+        return (self.root / name).stat().st_size
+
+    def inside(self, name: str) -> bool:
+        """False for a name that leads out of the folder, by `..` or by a link."""
+        if isinstance(self.root, Path):
+            return (self.root / name).resolve().is_relative_to(self.root.resolve())
+        return ".." not in PurePosixPath(name).parts and not name.startswith("/")
+
     def sha256(self, name: str) -> str:
         """Return the digest of a file in hexadecimal. Raises OSError when it cannot be read."""
         return _sha256(self.root / name)
@@ -210,11 +235,24 @@ class RunFolder:
         """Remove a file, if it is there."""
         (self.root / name).unlink(missing_ok=True)
 
-    def files(self, folder: str = "") -> list[str]:
-        """The names of the files right below a folder, sorted; hidden ones, being written or abandoned, are none."""
-        below = f"{folder}/" if folder else ""
-        found = (path for path in (self.root / folder).glob("*") if not path.name.startswith(".") and path.is_file())
-        return sorted(f"{below}{path.name}" for path in found)
+    def remove(self) -> None:
+        """Remove the whole folder, if it is there and no link. Raises OSError."""
+        if not isinstance(self.root, Path):
+            with suppress(FileNotFoundError):
+                self.root.fs.rm(self.root.path, recursive=True)
+        elif self.root.is_dir() and not self.root.is_symlink():
+            shutil.rmtree(self.root)
+
+    def files(self, folder: str = "", *, links: bool = True) -> list[str]:
+        """The names of the files right below a folder, sorted; hidden ones, being written or abandoned, are none.
+
+        With `links` off, no link counts, of the folder or of a file.
+        """
+        below, at = f"{folder}/" if folder else "", self.root / folder
+        if not links and at.is_symlink():
+            return []
+        found = (path for path in at.glob("*") if not path.name.startswith(".") and path.is_file())
+        return sorted(f"{below}{path.name}" for path in found if links or not path.is_symlink())
 
     def append_step(self, step: StepCompleted) -> None:
         """Add the line of a step. Raises OSError, and then nothing of the line is there."""
@@ -289,6 +327,21 @@ class RunFolder:
         found = ((_STEP.fullmatch(name[len(EVALUATION) + 1 : -len(".json")]), name) for name in names)
         return [(int(match[1]), name) for match, name in found if match]
 
+    @staticmethod
+    def clip(prompt: int, seed: int, label: Label) -> str:
+        """The name of a clip: which prompt of the file, which seed. A prompt's id is data and names no file."""
+        return f"{CLIPS}/prompt-{prompt:05d}-{seed}-{label}.mp4"
+
+    def clips(self) -> list[KeptClip]:
+        """The clips that were kept, by name."""
+        found = (_CLIP.fullmatch(name) for name in self.files(CLIPS))
+        return [KeptClip(match[0], int(match["seed"]), cast(Label, match["label"])) for match in found if match]
+
+    @staticmethod
+    def log(attempt: int) -> str:
+        """The name of an attempt's log."""
+        return f"{LOGS}/attempt-{attempt}.log"
+
     def checkpoint(self, step: int) -> CheckpointFolder:
         """The checkpoint of a step, whether it is there or not."""
         return CheckpointFolder(step, self.root / CHECKPOINTS / f"step-{step:06d}")
@@ -319,7 +372,7 @@ def _with_parent(path: Path) -> Path:
 def _opened(path: Path | UPath) -> BinaryIO:
     """Open for reading, without waiting for a writer where a pipe stands in the place of a file."""
     if isinstance(path, Path):
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0)
     return cast(BinaryIO, path.open("rb"))
 
 

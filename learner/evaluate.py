@@ -32,7 +32,7 @@ from accord.events import EvaluationDone, Event, Phase, Progress, RewardSummary,
 from accord.ids import PolicyVersion
 from accord.media import write_mp4
 from accord.requests import evaluation_requests
-from accord.run_folder import CLIPS, RunFolder
+from accord.run_folder import Label, RunFolder
 from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, GroupData, GroupSource, Modality, Prompt, RolloutRequest, ScoredGroup
 from accord.world import heldout
@@ -99,11 +99,14 @@ class Evaluator:
             seen.latents.setdefault(modality, []).append(np.asarray(latents))
         for name, rows in seen.scores.items():
             rows.append(group.scores[name].known())
-        label = "base" if step == 0 else "tuned" if step == self.job.steps else ""
-        for sample in self._kept(index) if label else ():
-            name = clip_name(group.group.request, sample, label)
+        if step in (0, self.job.steps):
+            self._keep(group.group.request, clips, self._kept(index), "base" if step == 0 else "tuned")
+
+    def _keep(self, request: RolloutRequest, clips: Sequence[Clip], samples: range, label: Label) -> None:
+        for sample in samples:
+            name = self.folder.clip(request.prompt_index, request.seeds[sample], label)
             try:
-                self.write(partial(write_mp4, clips[sample], self.folder, f"{CLIPS}/{name}"))
+                self.write(partial(write_mp4, clips[sample], self.folder, name))
             except MediaError as error:
                 self.emit(Warned(code="clip_not_written", message=str(error)))
 
@@ -187,11 +190,6 @@ class Evaluator:
     def _progress(self, step: int, done: int, total: int) -> None:
         phase: Phase = "evaluate"
         self.emit(Progress(phase=phase, step=step, done=done, total=total, detail="held-out prompts"))
-
-
-def clip_name(request: RolloutRequest, sample: int, label: str) -> str:
-    """File name of a kept clip: which prompt of the file, which seed. An id is data and names no file."""
-    return f"prompt-{request.prompt_index:05d}-{request.seeds[sample]}-{label}.mp4"
 
 
 def partner(seed: int, prompt: int, sample: int, prompts: int, samples: int) -> tuple[int, int]:

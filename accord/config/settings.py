@@ -11,6 +11,7 @@ from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from accord.config.files import Roots
+from accord.run_folder import RunFolder
 
 KEY_LENGTH = 16
 """Shortest API key that is taken."""
@@ -125,6 +126,10 @@ class Settings(BaseSettings):
         if not found:
             raise ValueError("names no folder; give at least one, or unset it")
         return found
+
+    def run_folder(self, job_id: str) -> RunFolder:
+        """Where a job leaves what it makes."""
+        return RunFolder(self.runs_dir.absolute() / job_id)
 
     @property
     def roots(self) -> Roots:

@@ -9,10 +9,11 @@ from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import FileResponse
 from pydantic import Field
 
+from accord.run_folder import Artifact, RunFolder
 from services.api import runs
 from services.api.path_types import ArtifactId, JobId
 from services.api.state import state_of
-from services.api.views import ArtifactView, CheckpointView, Series
+from services.api.views import CheckpointView, Series
 
 router = APIRouter(prefix="/v1/jobs/{job_id}")
 
@@ -23,13 +24,13 @@ _REPORT_POLICY = (
 """A report is one self-contained file; it runs without an origin, so it can reach nothing of ours."""
 
 
-async def _folder_of(request: Request, job_id: JobId) -> Path:
+async def _folder_of(request: Request, job_id: JobId) -> RunFolder:
     """Threads that read files do not wait for the store."""
     state = state_of(request)
-    return state.settings.runs_dir / (await state.calls.run(state.store.get, job_id)).id
+    return state.settings.run_folder((await state.calls.run(state.store.get, job_id)).id)
 
 
-_Folder = Annotated[Path, Depends(_folder_of)]
+_Folder = Annotated[RunFolder, Depends(_folder_of)]
 
 
 @router.get("/metrics")
@@ -49,7 +50,7 @@ def checkpoints(folder: _Folder) -> list[CheckpointView]:
 
 
 @router.get("/artifacts")
-def artifacts(folder: _Folder) -> list[ArtifactView]:
+def artifacts(folder: _Folder) -> list[Artifact]:
     """Files that can be downloaded, once the job has written its results."""
     return runs.artifacts(folder)
 

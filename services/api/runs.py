@@ -9,23 +9,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-from pydantic_core import from_json
-
 from accord.errors import JobNotFound
-from services.api.views import ArtifactView, CheckpointView, Series
+from accord.run_folder import Artifact, RunFolder, parse_object
+from services.api.views import CheckpointView, Series
 
 MAX_STEPS = 20_000
 MAX_BYTES = 32 * 2**20
 """Newest rows, and newest bytes of the file, that one answer is made of."""
-BLOCK = 65_536
 
 
-def series(folder: Path, names: Sequence[str] = (), since_step: int = 0) -> Series:
-    """Curves from metrics.jsonl, one StepCompleted per line, after `since_step`; at most the newest MAX_STEPS."""
+def series(folder: RunFolder, names: Sequence[str] = (), since_step: int = 0) -> Series:
+    """Curves, one row per step after `since_step`; at most the newest MAX_STEPS."""
     rows: list[dict[str, Any]] = []
-    for line in _lines_backwards(folder / "metrics.jsonl"):
-        row = _object(line)
+    for line in _lines(folder):
+        row = parse_object(line)
         step = row.get("step")
         if type(step) is not int or not 0 <= step < 2**31:
             continue  # being written, or left torn by an attempt that was killed
@@ -54,36 +51,22 @@ def _columns(rows: Sequence[dict[str, float | None]], names: set[str]) -> dict[s
     return {name: [row.get(name) for row in rows] for name in sorted(names)}
 
 
-def checkpoints(folder: Path) -> list[CheckpointView]:
+def checkpoints(folder: RunFolder) -> list[CheckpointView]:
     """The complete checkpoints (those with a manifest), oldest first."""
-    found = []
-    for path in sorted(folder.glob("checkpoints/step-*")):
-        manifest = _object(_text(path / "manifest.json"))
-        number = path.name.removeprefix("step-")
-        if manifest and number.isdecimal():
-            found.append(CheckpointView(step=int(number), name=path.name, manifest=manifest))
-    return found
+    found = ((one, one.manifest()) for one in folder.checkpoints())
+    return [CheckpointView(step=one.step, name=one.path.name, manifest=manifest) for one, manifest in found if manifest]
 
 
-def artifacts(folder: Path) -> list[ArtifactView]:
-    """What artifacts.json lists; nothing before it is there."""
-    listed = _object(_text(folder / "artifacts.json")).get("artifacts", [])
-    found = []
-    for entry in listed if isinstance(listed, list) else []:
-        try:
-            view = ArtifactView.model_validate(entry)
-        except ValidationError:
-            continue  # an entry of another version is not offered
-        if view.media_type.isascii() and view.media_type.isprintable():  # it becomes a header
-            found.append(view)
-    return found
+def artifacts(folder: RunFolder) -> list[Artifact]:
+    """What can be downloaded; nothing before the job has written its results."""
+    return [one for one in folder.artifacts() if one.media_type.isascii() and one.media_type.isprintable()]  # a header
 
 
-def open_artifact(folder: Path, artifact_id: str) -> tuple[ArtifactView, Path, os.stat_result]:
+def open_artifact(folder: RunFolder, artifact_id: str) -> tuple[Artifact, Path, os.stat_result]:
     """Find a listed file. Raises JobNotFound when it is not listed, not there, or not a plain file in the folder."""
     for artifact in artifacts(folder):
         if artifact.id == artifact_id:
-            root = folder.resolve()
+            root = folder.path().resolve()
             path = root / artifact.name
             try:
                 inside = path.resolve() == path and path.is_relative_to(root)  # no link, no `..`
@@ -95,41 +78,8 @@ def open_artifact(folder: Path, artifact_id: str) -> tuple[ArtifactView, Path, o
     raise JobNotFound(f"no artifact {artifact_id!r}")
 
 
-def _lines_backwards(path: Path) -> Iterator[bytes]:
-    """The lines of a file from its end, read in blocks, as far as MAX_BYTES go."""
+def _lines(folder: RunFolder) -> Iterator[bytes]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        yield from folder.lines_backwards(MAX_BYTES)
     except OSError:
-        return
-    try:
-        end = os.fstat(descriptor).st_size
-        first, begun = max(0, end - MAX_BYTES), b""
-        while end > first:
-            start = max(first, end - BLOCK)
-            block = os.pread(descriptor, end - start, start)
-            if len(block) < end - start:
-                return  # cut back by an attempt that begins again
-            begun, *lines = (block + begun).split(b"\n")
-            yield from reversed(lines)
-            end = start
-        if first == 0:
-            yield begun
-    except OSError:
-        return  # a folder, or a disk that fails
-    finally:
-        os.close(descriptor)
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
-def _object(text: str | bytes) -> dict[str, Any]:
-    try:
-        value = from_json(text)
-    except ValueError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        return  # none yet, a folder, or a disk that fails

@@ -141,13 +141,3 @@ class CheckpointView(View):
     step: int
     name: str
     manifest: dict[str, Any]
-
-
-class ArtifactView(View):
-    """A file that can be downloaded from `/v1/jobs/{job}/artifacts/{id}`."""
-
-    id: str
-    name: str
-    media_type: str
-    bytes: int
-    sha256: str

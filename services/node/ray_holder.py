@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 
+from accord.disk import write_whole
 from services import processes
 from services.signals import Signals
 
@@ -37,9 +38,7 @@ def main(folder: Path, cpus: int, object_store_mb: int) -> int:
         _node_ip_address="127.0.0.1",
     )
     signals.install()  # again: Ray puts handlers of its own in their place
-    address = folder / ".address"
-    address.write_text(str(context.address_info["gcs_address"]), encoding="utf-8")
-    address.replace(folder / "address")
+    write_whole(folder / "address", str(context.address_info["gcs_address"]))
     head = [child for child in psutil.Process().children() if child.name() in {"gcs_server", "raylet"}]
     while not signals.stop.wait(0.5):
         if not all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in head):

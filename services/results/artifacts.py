@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
-from accord.ids import file_sha256
-from services.results.summary import Document, write_whole
+from accord.run_folder import ARTIFACTS, RESULTS, Artifact, RunFolder
+from services.results.summary import Document
 
 MEDIA_TYPES: Mapping[str, str] = {
     ".json": "application/json",
@@ -17,19 +17,6 @@ MEDIA_TYPES: Mapping[str, str] = {
     ".safetensors": "application/octet-stream",
     ".md": "text/plain; charset=utf-8",
 }
-ARTIFACT_FOLDERS = ("adapter", "clips", "evaluation")
-
-
-class Artifact(Document):
-    """A file of the run that may be downloaded. Its id says nothing about its place."""
-
-    id: str
-    """First 16 hex digits of sha256(relative path + job id)."""
-    name: str
-    """Path inside the run folder, with forward slashes."""
-    media_type: str
-    bytes: int
-    sha256: str
 
 
 class Artifacts(Document):
@@ -39,36 +26,23 @@ class Artifacts(Document):
     artifacts: list[Artifact]
 
 
-def write_artifacts(run_dir: Path, job_id: str) -> Artifacts:
+def write_artifacts(folder: RunFolder, job_id: str) -> Artifacts:
     """List the run's result files in `artifacts.json`, whole or not at all.
 
     Checkpoints and logs are not results, links and hidden files are never listed.
     """
-    listing = Artifacts(job_id=job_id, artifacts=[_artifact(run_dir, path, job_id) for path in _results(run_dir)])
-    write_whole(run_dir / "artifacts.json", listing.model_dump_json(indent=2) + "\n")
+    names = [name for below in ("", *RESULTS) for name in folder.files(below, links=False)]
+    found = [_artifact(folder, name, job_id) for name in names if Path(name).suffix in MEDIA_TYPES]
+    listing = Artifacts(job_id=job_id, artifacts=[one for one in found if one.name != ARTIFACTS])
+    folder.write_whole(ARTIFACTS, listing)
     return listing
 
 
-def _results(run_dir: Path) -> Iterable[Path]:
-    folders = [run_dir, *(run_dir / name for name in ARTIFACT_FOLDERS)]
-    found = (path for folder in folders if not folder.is_symlink() for path in sorted(folder.glob("*")))
-    return (
-        path
-        for path in found
-        if path.suffix in MEDIA_TYPES
-        and path.is_file()
-        and not path.is_symlink()
-        and not path.name.startswith(".")
-        and path.name != "artifacts.json"
-    )
-
-
-def _artifact(run_dir: Path, path: Path, job_id: str) -> Artifact:
-    name = path.relative_to(run_dir).as_posix()
+def _artifact(folder: RunFolder, name: str, job_id: str) -> Artifact:
     return Artifact(
         id=hashlib.sha256(f"{name}{job_id}".encode()).hexdigest()[:16],
         name=name,
-        media_type=MEDIA_TYPES[path.suffix],
-        bytes=path.stat().st_size,
-        sha256=file_sha256(path),
+        media_type=MEDIA_TYPES[Path(name).suffix],
+        bytes=folder.size(name),
+        sha256=folder.sha256(name),
     )

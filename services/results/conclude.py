@@ -7,24 +7,24 @@ by the supervisor, after it was reported, from whatever its attempts left.
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from accord.config.files import reading
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
 from accord.errors import IncompatibleSpec
+from accord.run_folder import SUMMARY, RunFolder
 from services.connections import RAY_FILE
 from services.jobs.job import Job, JobState
 from services.results.artifacts import write_artifacts
 from services.results.report import write_report
-from services.results.summary import build_summary, component_versions, write_summary
+from services.results.summary import build_summary, component_versions
 
 log = logging.getLogger("accord.conclude")
 
 
 def conclude(
     settings: Settings,
-    run_dir: Path,
+    folder: RunFolder,
     job_id: str,
     spec: JobSpec,
     *,
@@ -35,7 +35,7 @@ def conclude(
     """Write the three files from what is in the run folder."""
     with reading(settings.roots):
         summary = build_summary(
-            run_dir,
+            folder,
             spec,
             job_id=job_id,
             state=state,
@@ -47,9 +47,9 @@ def conclude(
                 ray="embedded" if (settings.data_dir / RAY_FILE).exists() else "cluster",
             ),
         )
-    write_summary(run_dir, summary)
-    write_report(run_dir)
-    write_artifacts(run_dir, job_id)
+    folder.write_whole(SUMMARY, summary)
+    write_report(folder)
+    write_artifacts(folder, job_id)
 
 
 def conclude_unfinished(settings: Settings, job: Job) -> None:
@@ -57,14 +57,14 @@ def conclude_unfinished(settings: Settings, job: Job) -> None:
 
     Nothing is written for a job without a run folder or with a spec that cannot be read.
     """
-    run_dir = settings.runs_dir.resolve() / job.id
+    folder = settings.run_folder(job.id)
     if not job.finished or job.state == JobState.SUCCEEDED:
         return
     try:
-        if not run_dir.is_dir():
+        if not folder.exists():
             return
         conclude(
-            settings, run_dir, job.id, job.spec, state=str(job.state),
+            settings, folder, job.id, job.spec, state=str(job.state),
             reason=": ".join(part for part in (str(job.reason), job.message) if part),
             wall_seconds=max(0.0, job.updated_at - (job.started_at or job.created_at)),
         )  # fmt: skip

@@ -23,6 +23,7 @@ from accord.config.job import JobSpec
 from accord.errors import MediaError, SpecError, UserError
 from accord.events import PHASES, StepCompleted
 from accord.metrics import METRICS
+from accord.run_folder import REPORT, SPEC, SUMMARY, Evaluation, RunFolder
 from accord.types import MODALITIES
 from services.results.comparison import Row, headline, summary_rows
 from services.results.remarks import kept
@@ -30,12 +31,8 @@ from services.results.report_charts import Point, Series, line_chart, phase_char
 from services.results.report_clips import embed
 from services.results.summary import (
     ClipPair,
-    Evaluation,
     Summary,
     build_summary,
-    read_evaluations,
-    read_steps,
-    write_whole,
 )
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -76,15 +73,14 @@ class ShownPair:
     sides: tuple[Side, Side]
 
 
-def write_report(run_dir: Path) -> Path:
-    """Render `report.html` from the run folder, whole or not at all, and return its path.
+def write_report(folder: RunFolder) -> None:
+    """Render `report.html` from the run folder, whole or not at all.
 
     Raises:
         UserError: the folder has neither `summary.json` nor a readable `spec.json`.
     """
-    summary, spec = _summary_of(run_dir)
-    unread: list[str] = []  # the summary's own warnings already name these
-    steps, evaluations = read_steps(run_dir, unread), read_evaluations(run_dir, unread)
+    summary, spec = _summary_of(folder)
+    steps, evaluations = folder.steps(), folder.evaluations()  # the summary's warnings name what is left out
     rows = summary_rows(summary)
     page = _template().render(
         summary=summary,
@@ -95,40 +91,28 @@ def write_report(run_dir: Path) -> Path:
         headline=headline(summary, rows),
         reward_rows=[(row, _interval(row)) for row in rows if row.kind == "reward"],
         held_out_rows=[(row, _interval(row)) for row in rows if row.kind == "held_out"],
-        pairs=_pairs(run_dir, summary.clips),
+        pairs=_pairs(folder, summary.clips),
         reward_figures=_reward_figures(summary, steps, evaluations),
         training_figures=_training_figures(steps),
         resolved=json.dumps(spec, indent=2, ensure_ascii=False),
     )
-    path = run_dir / "report.html"
-    write_whole(path, page)
-    return path
+    folder.write_whole(REPORT, page)
 
 
-def _summary_of(run_dir: Path) -> tuple[Summary, dict[str, Any]]:
+def _summary_of(folder: RunFolder) -> tuple[Summary, dict[str, Any]]:
     """Read summary.json and spec.json; without a summary one is built from the other files."""
-    spec = _json(run_dir / "spec.json")
-    recorded = _json(run_dir / "summary.json")
+    spec, recorded = folder.read_object(SPEC), folder.read_object(SUMMARY)
     try:
         if recorded:
             return Summary.model_validate(recorded), spec
         job = JobSpec.parse(json.dumps(spec))
     except ValidationError as error:
         pointer, message = problems_of(error)[0]
-        raise UserError(f"{run_dir}/summary.json is not a summary: {pointer}: {message}") from error
+        raise UserError(f"{folder.root}/{SUMMARY} is not a summary: {pointer}: {message}") from error
     except SpecError as error:
-        raise UserError(f"{run_dir} is no run folder: it has no summary.json, and its spec.json: {error}") from error
-    summary = build_summary(run_dir, job, job_id=run_dir.name, state=UNFINISHED, wall_seconds=0.0)
+        raise UserError(f"{folder.root} is no run folder: it has no {SUMMARY}, and its {SPEC}: {error}") from error
+    summary = build_summary(folder, job, job_id=folder.job_id, state=UNFINISHED, wall_seconds=0.0)
     return summary.model_copy(update={"wall_seconds": sum(summary.phase_seconds.values())}), spec
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; {} when the file is missing or torn."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
 
 
 def _template() -> Any:
@@ -299,32 +283,32 @@ def _interval(row: Row) -> Markup:
     )
 
 
-def _pairs(run_dir: Path, clips: Sequence[ClipPair]) -> list[ShownPair]:
+def _pairs(folder: RunFolder, clips: Sequence[ClipPair]) -> list[ShownPair]:
     """Read and embed the clips in order until the limit is reached."""
     left = EMBED_LIMIT_BYTES
     shown = []
     for pair in clips:
         sides = []
         for title, file in (("Base model", pair.base), ("Tuned model", pair.tuned)):
-            side, used = _side(run_dir, title, file, left)
+            side, used = _side(folder, title, file, left)
             left -= used
             sides.append(side)
         shown.append(ShownPair(pair.prompt, pair.seed, (sides[0], sides[1])))
     return shown
 
 
-def _side(run_dir: Path, title: str, file: str | None, left: int) -> tuple[Side, int]:
+def _side(folder: RunFolder, title: str, file: str | None, left: int) -> tuple[Side, int]:
     """Embed one clip; also return the bytes it takes."""
     if file is None:
         return Side(title, problem="no clip was kept"), 0
-    path = (run_dir / file).resolve()
-    if not path.is_relative_to(run_dir.resolve()):
+    if not folder.inside(file):
         return Side(title, problem=f"{file} lies outside the run folder"), 0
     try:
-        size = path.stat().st_size
+        size = folder.size(file)
         if size > left:
             return Side(title, problem=f"left out to keep this page small; see {file}"), 0
-        video, strip = embed(path)
+        with folder.local(file) as path:
+            video, strip = embed(path)
     except (OSError, MediaError):
         return Side(title, problem=f"{file} is missing, torn or no MP4"), 0
     return Side(title, video, strip), size

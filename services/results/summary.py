@@ -1,25 +1,23 @@
 """What came of a job, in numbers: summary.json.
 
-Everything is read from the run folder (`metrics.jsonl`, `evaluation/step-*.json`, `adapter/`, `clips/`), so that a
-summary can be made of a job that failed half-way, too. What the numbers say is in `comparison.py`.
+Everything is read from the run folder (steps, evaluations, adapter, clips), so that a summary can be made of a job that
+failed half-way, too. What the numbers say is in `comparison.py`.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
 from accord.errors import PromptError
 from accord.events import PHASES, RewardSummary, StepCompleted
-from accord.ids import file_sha256
+from accord.run_folder import ADAPTER, Evaluation, Label, RunFolder
 from accord.types import Route
 
 
@@ -95,35 +93,8 @@ class Summary(Document):
     """What could not be read while this was put together."""
 
 
-class EvaluatedSample(BaseModel):
-    """One held-out sample; what else is recorded of it is of no interest here."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    prompt: str
-    """The prompt's id."""
-    seed: int
-
-
-class Evaluation(BaseModel):
-    """One `evaluation/step-XXXXXX.json`, as far as a summary needs it."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    step: int
-    rewards: dict[str, RewardSummary]
-    held_out: dict[str, RewardSummary]
-    seconds: float = 0.0
-    change: dict[str, RewardSummary] = Field(default_factory=dict)
-    """Difference to the first evaluation, paired by prompt and seed."""
-    samples: list[EvaluatedSample] = Field(default_factory=list)
-
-
-CLIP_FILE = re.compile(r"(?P<id>.+)-(?P<seed>\d+)-(?P<label>base|tuned)\.mp4")
-
-
 def build_summary(
-    run_dir: Path,
+    folder: RunFolder,
     job: JobSpec,
     *,
     job_id: str,
@@ -134,9 +105,8 @@ def build_summary(
 ) -> Summary:
     """Put the run folder's files together. What is missing or unreadable is left out and named in `warnings`."""
     warnings: list[str] = []
-    steps = read_steps(run_dir, warnings)
-    evaluations = read_evaluations(run_dir, warnings)
-    adapter = run_dir / "adapter" / "pytorch_lora_weights.safetensors"
+    steps = folder.steps(warnings)
+    evaluations = folder.evaluations(warnings)
     return Summary(
         job_id=job_id,
         name=job.name,
@@ -151,12 +121,12 @@ def build_summary(
         phase_seconds=_phase_seconds(steps, evaluations),
         rewards=_reward_changes(job, evaluations),
         held_out=_held_out_changes(evaluations),
-        adapter_sha256=file_sha256(adapter) if adapter.is_file() else None,
+        adapter_sha256=folder.sha256(ADAPTER) if folder.exists(ADAPTER) else None,
         policy_version=steps[-1].policy_version if steps else 0,
         samples_generated=sum(step.samples for step in steps) + sum(len(one.samples) for one in evaluations),
         components=dict(components) if components is not None else component_versions(job),
         environment=environment(),
-        clips=_clip_pairs(run_dir, job, evaluations, warnings),
+        clips=_clip_pairs(folder, job, evaluations, warnings),
         warnings=warnings,
     )
 
@@ -169,42 +139,6 @@ def _phase_seconds(steps: list[StepCompleted], evaluations: list[Evaluation]) ->
     for phase, value in spent:
         seconds[phase] = seconds.get(phase, 0.0) + value
     return {phase: round(value, 3) for phase, value in seconds.items()}
-
-
-def write_summary(run_dir: Path, summary: Summary) -> Path:
-    """Write `summary.json`, whole or not at all."""
-    path = run_dir / "summary.json"
-    write_whole(path, summary.model_dump_json(indent=2) + "\n")
-    return path
-
-
-def read_steps(run_dir: Path, warnings: list[str]) -> list[StepCompleted]:
-    """Read `metrics.jsonl`, by step. A line that does not parse, as a killed attempt leaves, becomes a warning."""
-    path = run_dir / "metrics.jsonl"
-    if not path.is_file():
-        return []
-    steps: dict[int, StepCompleted] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            step = StepCompleted.model_validate_json(line)
-        except ValidationError as error:
-            warnings.append(f"metrics.jsonl, line {number}: left out ({error.errors()[0]['msg']})")
-            continue
-        steps[step.step] = step
-    return [steps[number] for number in sorted(steps)]
-
-
-def read_evaluations(run_dir: Path, warnings: list[str]) -> list[Evaluation]:
-    """Read `evaluation/step-*.json`, by step."""
-    found = []
-    for path in sorted((run_dir / "evaluation").glob("step-*.json")):
-        try:
-            found.append(Evaluation.model_validate_json(path.read_bytes()))
-        except (ValidationError, OSError) as error:
-            warnings.append(f"evaluation/{path.name}: left out ({type(error).__name__})")
-    return sorted(found, key=lambda one: one.step)
 
 
 def _ends(evaluations: list[Evaluation]) -> tuple[Evaluation | None, Evaluation | None]:
@@ -247,12 +181,11 @@ def _held_out_changes(evaluations: list[Evaluation]) -> dict[str, Change]:
     }
 
 
-def _clip_pairs(run_dir: Path, job: JobSpec, evaluations: list[Evaluation], warnings: list[str]) -> list[ClipPair]:
-    """Pair the files of `clips/` by seed, in the order of the evaluation's samples."""
-    files: dict[int, dict[str, str]] = {}
-    for path in sorted((run_dir / "clips").glob("*.mp4")):
-        if found := CLIP_FILE.fullmatch(path.name):
-            files.setdefault(int(found["seed"]), {})[found["label"]] = f"clips/{path.name}"
+def _clip_pairs(folder: RunFolder, job: JobSpec, evaluations: list[Evaluation], warnings: list[str]) -> list[ClipPair]:
+    """Pair the clips by seed, in the order of the evaluation's samples."""
+    files: dict[int, dict[Label, str]] = {}
+    for clip in folder.clips():
+        files.setdefault(clip.seed, {})[clip.label] = clip.name
     samples = {sample.seed: sample.prompt for one in evaluations for sample in one.samples if sample.seed in files}
     texts = _prompt_texts(job, warnings) if samples else {}
     return [
@@ -299,13 +232,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

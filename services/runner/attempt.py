@@ -170,11 +170,11 @@ class Attempt:
             "PYTHONUNBUFFERED": "1",
         }
         environment.pop("ACCORD_API_KEY", None)
-        command = list(self._of.command(*self._key))
+        command, folder = list(self._of.command(*self._key)), self._settings.run_folder(self._job.id)
         try:
-            folder = self._settings.runs_dir.resolve() / self._job.id / "logs"
-            folder.mkdir(parents=True, exist_ok=True)
-            output = (folder / f"attempt-{self._job.epoch}.log").open("ab")
+            path = folder.path(folder.log(self._job.epoch))
+            path.parent.mkdir(parents=True, exist_ok=True)
+            output = path.open("ab")
         except OSError as error:
             log.warning("%s, attempt %d runs without a log: %s", *self._key, error)
             return guard.spawn(command, env=environment, stdout=subprocess.DEVNULL)

@@ -22,9 +22,8 @@ from accord.config.lora_alpha import LORA_CONFIG
 from accord.config.weights import header_bytes
 from accord.errors import ModelError, SpecError
 from accord.ids import file_sha256
-from services.results.summary import write_whole
+from accord.run_folder import INPUTS, RunFolder
 
-NOTE = "inputs.json"
 WEIGHTS = ".safetensors"
 
 log = logging.getLogger("accord.inputs")
@@ -36,8 +35,8 @@ Entry = dict[str, Any]
 class Pins:
     """What is noted of a job's files."""
 
-    def __init__(self, note: Path, entries: dict[str, dict[str, Entry]]) -> None:
-        self._note, self._entries = note, entries
+    def __init__(self, folder: RunFolder, entries: dict[str, dict[str, Entry]]) -> None:
+        self._folder, self._entries = folder, entries
 
     def complete(self) -> None:
         """Add the digests of whole files that are not noted yet. Reads all weights; meant for a thread of its own."""
@@ -61,22 +60,21 @@ class Pins:
 
     def write(self) -> None:
         """Write the note, whole or not at all."""
-        write_whole(self._note, json.dumps(self._entries, indent=1) + "\n")
+        self._folder.write_whole(INPUTS, json.dumps(self._entries, indent=1) + "\n")
 
 
-def pin_inputs(job: JobSpec, run_dir: Path) -> Pins:
+def pin_inputs(job: JobSpec, folder: RunFolder) -> Pins:
     """Note the job's files in its run folder at the first attempt; compare them at any later one.
 
     Every file of every path field of the spec, of directories all files below. Raises SpecError that names every file
     that changed, appeared or went.
     """
-    note = run_dir / NOTE
     found = _found(job)
-    if not note.exists():
-        pins = Pins(note, {pointer: _first(files) for pointer, files in found.items()})
+    if not folder.exists(INPUTS):
+        pins = Pins(folder, {pointer: _first(files) for pointer, files in found.items()})
         pins.write()
         return pins
-    noted = _read(note, found)
+    noted = _noted(folder.read(INPUTS), found)
     problems = [
         (pointer, message)
         for pointer, files in found.items()
@@ -84,7 +82,7 @@ def pin_inputs(job: JobSpec, run_dir: Path) -> Pins:
     ]
     if problems:
         raise SpecError(problems)
-    pins = Pins(note, noted)
+    pins = Pins(folder, noted)
     pins.write()
     return pins
 
@@ -149,9 +147,9 @@ def _differences(noted: dict[str, Entry], files: dict[str, Path]) -> Iterator[st
                 entry["stamp"] = stamp
 
 
-def _read(note: Path, found: dict[str, dict[str, Path]]) -> dict[str, dict[str, Entry]]:
+def _noted(text: bytes, found: dict[str, dict[str, Path]]) -> dict[str, dict[str, Entry]]:
     """A note; one that holds plain digests, of files alone, is as good for those."""
-    noted: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+    noted: dict[str, Any] = json.loads(text)
     for pointer, entry in noted.items():
         if isinstance(entry, str):
             noted[pointer] = {"": {"path": str(found.get(pointer, {}).get("", "")), "stamp": [], "sha256": entry}}

@@ -4,7 +4,6 @@ jobs that a user deleted. Any number of runners may do it at once."""
 from __future__ import annotations
 
 import logging
-import shutil
 import threading
 
 from accord.config.settings import Settings
@@ -33,10 +32,8 @@ def clear_away(settings: Settings, store: JobStore) -> None:
     if expired:
         log.info("%d jobs ended longer than %.0f s ago; their records are gone", expired, settings.job_retention_s)
     for job_id in store.folders_to_remove():
-        folder = settings.runs_dir.resolve() / job_id
         try:
-            if folder.is_dir() and not folder.is_symlink():
-                shutil.rmtree(folder)
+            settings.run_folder(job_id).remove()
         except OSError as error:
             log.warning("the run folder of the deleted %s cannot be removed: %s", job_id, error)
             continue

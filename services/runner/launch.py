@@ -25,6 +25,7 @@ from accord.config.settings import Settings
 from accord.disk import patiently
 from accord.errors import AccordError, Unreachable, ours
 from accord.events import EventSink, Failed, Progress, Warned
+from accord.run_folder import SPEC, RunFolder
 from services.connections import ray_address
 from services.runner.exit_status import ExitStatus
 from services.runner.inputs import Pins, pin_inputs
@@ -91,9 +92,9 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     started = time.monotonic()
     job = sink.spec()
     preflight(job, settings.roots)
-    run_dir = (settings.runs_dir / job_id).resolve()
+    folder = settings.run_folder(job_id)
     write = partial(patiently, warn=partial(_warn, sink), wait_s=settings.disk_wait_s)
-    write(partial(_prepare, settings, job, run_dir)).complete_in_background()
+    write(partial(_prepare, settings, job, folder)).complete_in_background()
     stages = Stages(sink)
     stages.next("connecting to Ray")
     address = ray_address(settings)  # before Ray is imported: it also tells Ray its token
@@ -105,21 +106,20 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
         raise Unreachable(f"cannot connect to Ray at {address}: {error}") from error
     try:
         with reading(settings.roots):  # prompts are read again
-            result = _train(job, run_dir, sink, epoch, stages, started, settings)
+            result = _train(job, folder, sink, epoch, stages, started, settings)
     finally:
         ray.shutdown()  # ends every actor this attempt owns; the reward servers are not among them
     from services.results.conclude import conclude
 
     wall_seconds = time.monotonic() - started
-    write(partial(conclude, settings, run_dir, job_id, job, state="succeeded", wall_seconds=wall_seconds))
+    write(partial(conclude, settings, folder, job_id, job, state="succeeded", wall_seconds=wall_seconds))
     log.info("version %d, adapter %s", result.policy_version, result.adapter_sha256)
 
 
-def _prepare(settings: Settings, job: JobSpec, run_dir: Path) -> Pins:
-    run_dir.mkdir(parents=True, exist_ok=True)
+def _prepare(settings: Settings, job: JobSpec, folder: RunFolder) -> Pins:
     with reading(settings.roots):
-        pins = pin_inputs(job, run_dir)
-    (run_dir / "spec.json").write_text(job.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        pins = pin_inputs(job, folder)
+    folder.write_whole(SPEC, job)
     return pins
 
 
@@ -142,7 +142,13 @@ class Stages:
 
 
 def _train(
-    job: JobSpec, run_dir: Path, sink: StoreEventSink, epoch: int, stages: Stages, started: float, settings: Settings
+    job: JobSpec,
+    folder: RunFolder,
+    sink: StoreEventSink,
+    epoch: int,
+    stages: Stages,
+    started: float,
+    settings: Settings,
 ) -> TrainResult:
     """Reward servers, rollout workers and stream, learner: then the learner's page runs until the last step."""
     from learner import workers
@@ -157,7 +163,7 @@ def _train(
     stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), QueuedEventSink(sink))
     return workers.run(
         job,
-        run_dir,
+        folder.path(),
         source=stream,
         events=sink,
         guard=sink.guard,

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import pickle
+import re
 import signal
 import stat
 import subprocess
@@ -32,7 +33,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RunFolder
         return
     found = RunFolder(f"memory://{uuid.uuid4().hex}/job-1")
     yield found
-    found.root.fs.rm(found.root.path, recursive=True)
+    found.remove()
 
 
 @pytest.fixture
@@ -138,6 +139,45 @@ def test_evaluations_come_by_step(folder: RunFolder) -> None:
     assert [one.step for one in found] == [0, 3, 1_000_000] and found[0].samples[0].seed == 2**60 + 1
     assert found[0].samples[0].scores == {"r": 0.1}
     assert warnings == ["evaluation/step-000002.json: left out (ValidationError)"]
+
+
+def test_clips_are_known_by_seed_and_label(folder: RunFolder) -> None:
+    assert folder.clips() == []
+    name, base = folder.clip(10**6, 2**62, "tuned"), folder.clip(3, 6, "base")
+    assert re.fullmatch(r"clips/[a-z0-9-]{1,60}\.mp4", name) and base == "clips/prompt-00003-6-base.mp4"
+    for one in (name, base, "clips/any-6-old-5-base.mp4", "clips/x-base.mp4", "clips/p-1-other.mp4"):
+        folder.write_whole(one, b"")
+    found = {(clip.name, clip.seed, clip.label) for clip in folder.clips()}
+    assert found == {
+        (name, 2**62, "tuned"), (base, 6, "base"), ("clips/any-6-old-5-base.mp4", 5, "base")
+    }  # fmt: skip
+
+
+def test_a_name_that_leads_out_is_seen(folder: RunFolder, tmp_path: Path) -> None:
+    folder.write_whole("clips/a.mp4", b"12")
+    assert folder.inside("clips/a.mp4") and folder.inside("clips/none.mp4") and folder.size("clips/a.mp4") == 2
+    assert not folder.inside("../job-2/clips/a.mp4") and not folder.inside("/etc/passwd")
+
+
+def test_a_folder_can_be_removed(folder: RunFolder) -> None:
+    folder.write_whole("clips/a.mp4", b"12")
+    folder.remove()
+    assert not folder.exists("clips/a.mp4") and folder.files("clips") == []
+
+
+def test_links_are_files_only_where_they_may_be(on_disk: RunFolder, tmp_path: Path) -> None:
+    on_disk.write_whole("clips/a.mp4", b"1")
+    on_disk.path("clips/b.mp4").symlink_to(tmp_path / "job-1/clips/a.mp4")
+    on_disk.path("more").symlink_to(on_disk.path("clips"))
+    (tmp_path / "outside").write_bytes(b"")
+    on_disk.path("clips/c.mp4").symlink_to(tmp_path / "outside")
+    assert on_disk.files("clips") == [*on_disk.files("clips", links=False), "clips/b.mp4", "clips/c.mp4"]
+    assert len(on_disk.files("more")) == 3 and on_disk.files("more", links=False) == []
+    assert on_disk.inside("clips/b.mp4") and not on_disk.inside("clips/c.mp4")
+    linked = RunFolder(tmp_path / "latest")
+    linked.path().symlink_to(on_disk.path())
+    linked.remove()
+    assert on_disk.exists("clips/a.mp4")
 
 
 def test_a_checkpoint_is_whole_when_every_byte_is(folder: RunFolder) -> None:
@@ -317,6 +357,8 @@ def test_a_link_is_put_in_place_like_a_file(tmp_path: Path) -> None:
 
 def test_a_folder_is_swapped_in_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draft, final = tmp_path / ".x.tmp", tmp_path / "x"
+    with pytest.raises(FileNotFoundError):
+        swap_in(draft, final)
     for content in ("old", "new"):
         draft.mkdir()
         (draft / "a").write_text(content)

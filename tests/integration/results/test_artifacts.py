@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from accord.run_folder import RunFolder
 from services.results.artifacts import write_artifacts
 
 
@@ -19,8 +20,8 @@ def test_results_are_listed_with_their_hashes(new_run: Callable[..., Path], tmp_
     secret = tmp_path / "secret.json"
     secret.write_text("{}")
     (run_dir / "clips" / "outside.json").symlink_to(secret)
-    listing = write_artifacts(run_dir, "job-1")
-    write_artifacts(run_dir, "job-1")  # its own file is never among them
+    listing = write_artifacts(RunFolder(run_dir), "job-1")
+    write_artifacts(RunFolder(run_dir), "job-1")  # its own file is never among them
     assert sorted(one.name.split("-")[0] for one in listing.artifacts) == [
         "adapter/pytorch_lora_weights.safetensors", "clips/red", "clips/red", "evaluation/step", "evaluation/step",
         "metrics.jsonl", "spec.json",
@@ -39,4 +40,4 @@ def test_a_linked_folder_is_not_followed(new_run: Callable[..., Path], tmp_path:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "private.json").write_text("{}")
     (run_dir / "clips").symlink_to(tmp_path / "elsewhere")
-    assert "clips/private.json" not in {one.name for one in write_artifacts(run_dir, "job-1").artifacts}
+    assert "clips/private.json" not in {one.name for one in write_artifacts(RunFolder(run_dir), "job-1").artifacts}

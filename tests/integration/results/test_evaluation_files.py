@@ -62,7 +62,7 @@ def test_the_summary_reads_what_the_evaluator_writes(tmp_path: Path) -> None:
     evaluator.evaluate(0)
     source.level = 0.6
     evaluator.evaluate(2)
-    summary = build_summary(run_dir, job, job_id="job-1", state="succeeded", wall_seconds=1.0)
+    summary = build_summary(RunFolder(run_dir), job, job_id="job-1", state="succeeded", wall_seconds=1.0)
     assert summary.warnings == []
     assert summary.samples_generated == 2 * 3 * 2
     assert summary.phase_seconds["evaluate"] > 0

@@ -14,12 +14,13 @@ import pytest
 
 from accord.config.job import JobSpec
 from accord.errors import UserError
+from accord.run_folder import SUMMARY, RunFolder
 from accord.types import Clip
 from services.results import report
 from services.results.report import duration, number, signed, write_report
 from services.results.report_charts import COLOURS
 from services.results.report_clips import strip_image
-from services.results.summary import build_summary, write_summary
+from services.results.summary import build_summary
 
 LOADING = {"src", "srcset", "href", "xlink:href", "action", "data", "poster"}
 VOID = {"meta", "img", "link", "br", "hr", "input", "source"}
@@ -56,8 +57,14 @@ class Page(HTMLParser):
 def conclude(run_dir: Path, **changes: object) -> str:
     job = JobSpec.parse((run_dir / "spec.json").read_bytes())
     values = {"job_id": run_dir.name, "state": "succeeded", "wall_seconds": 331.4} | changes
-    write_summary(run_dir, build_summary(run_dir, job, **values))  # type: ignore[arg-type]
-    return write_report(run_dir).read_text(encoding="utf-8")
+    folder = RunFolder(run_dir)
+    folder.write_whole(SUMMARY, build_summary(folder, job, **values))  # type: ignore[arg-type]
+    return written(run_dir)
+
+
+def written(run_dir: Path) -> str:
+    write_report(RunFolder(run_dir))
+    return (run_dir / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +134,7 @@ def test_a_folder_without_summary_is_shown_as_unfinished(new_run: Callable[..., 
     run_dir = new_run(steps=0, pairs=0, after=False)
     for path in ("metrics.jsonl", "evaluation/step-000000.json", "adapter/pytorch_lora_weights.safetensors"):
         (run_dir / path).unlink()
-    text = write_report(run_dir).read_text()
+    text = written(run_dir)
     assert "unfinished" in text and "No step was completed." in text and "No clips were kept." in text
     assert "No adapter was written." in text
 
@@ -138,11 +145,11 @@ def test_one_step_has_curves(new_run: Callable[..., Path]) -> None:
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path, new_run: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="no run folder"):
-        write_report(tmp_path)
+        write_report(RunFolder(tmp_path))
     run_dir = new_run(steps=1, pairs=0)
     (run_dir / "summary.json").write_text('{"job_id": 3}')
     with pytest.raises(UserError, match=r"summary\.json is not a summary: /job_id"):
-        write_report(run_dir)
+        write_report(RunFolder(run_dir))
 
 
 def test_clips_that_cannot_be_shown_leave_a_word(new_run: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,11 +159,11 @@ def test_clips_that_cannot_be_shown_leave_a_word(new_run: Callable[..., Path], m
     document = json.loads((run_dir / "summary.json").read_text())
     document["clips"][2]["base"] = "../../outside.mp4"
     (run_dir / "summary.json").write_text(json.dumps(document))
-    text = write_report(run_dir).read_text()
+    text = written(run_dir)
     assert "base.mp4 is missing, torn or no MP4" in text and "lies outside the run folder" in text
     assert text.count("<video") == 4
     monkeypatch.setattr(report, "EMBED_LIMIT_BYTES", 40_000)
-    text = write_report(run_dir).read_text()
+    text = written(run_dir)
     assert text.count("<video") == 1 and "left out to keep this page small" in text
 
 

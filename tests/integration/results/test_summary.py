@@ -12,15 +12,16 @@ import pytest
 
 from accord.config.job import JobSpec
 from accord.events import RewardSummary
+from accord.run_folder import SUMMARY, RunFolder
 from accord.seeds import derive_seed
 from services.results.comparison import headline, summary_rows, verdict_of
-from services.results.summary import Change, Summary, build_summary, component_versions, write_summary
+from services.results.summary import Change, Summary, build_summary, component_versions
 
 
 def summarise(run_dir: Path, **changes: object) -> Summary:
     job = JobSpec.parse((run_dir / "spec.json").read_bytes())
     values = {"job_id": run_dir.name, "state": "succeeded", "wall_seconds": 331.4} | changes
-    return build_summary(run_dir, job, **values)  # type: ignore[arg-type]
+    return build_summary(RunFolder(run_dir), job, **values)  # type: ignore[arg-type]
 
 
 def test_every_field_of_the_document_is_there(finished_run: Path) -> None:
@@ -65,9 +66,8 @@ def test_clips_are_paired_by_seed_and_go_by_the_text_of_their_prompt(finished_ru
 def test_what_was_written_is_what_was_built(new_run: Callable[..., Path]) -> None:
     run_dir = new_run(steps=2, pairs=0)
     summary = summarise(run_dir)
-    path = write_summary(run_dir, summary)
-    assert path == run_dir / "summary.json"
-    assert Summary.model_validate_json(path.read_bytes()) == summary
+    RunFolder(run_dir).write_whole(SUMMARY, summary)
+    assert Summary.model_validate_json((run_dir / "summary.json").read_bytes()) == summary
     assert not list(run_dir.glob(".*"))
 
 

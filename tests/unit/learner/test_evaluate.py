@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from accord.run_folder import RunFolder
 from accord.seeds import derive_seed
 from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup
 from accord.world import heldout
-from learner.evaluate import Evaluator, clip_name, partner
+from learner.evaluate import Evaluator, partner
 from learner.uncertainty import bootstrapped, clustered, differences
 
 PROMPTS = [Prompt(f"p/{i}", f"av{i}", "v", "a") for i in range(4)]
@@ -170,18 +169,3 @@ def test_bootstrap_agrees_with_the_closed_form_and_repeats():
 
 def test_differences_need_both_sides():
     assert differences([[1.0, None], [2.0, 5.0]], [[0.5, 1.0], [None, 1.0]]) == [[0.5, None], [None, 4.0]]
-
-
-def test_clip_names_are_file_names():
-    from accord.types import RolloutPlan, RolloutRequest
-
-    ids = ("../a b", "../a_b", ".", "..", "", "x" * 300, "a\0b", "\u2028", "-5-tuned", "con")
-    requests = [
-        RolloutRequest(0, index, Prompt(one, "x", "x", "x"), (5, 6), 0, RolloutPlan("old", 8))
-        for index, one in enumerate(ids)
-    ]
-    made = {clip_name(request, sample, "base") for request in requests for sample in (0, 1)}
-    assert len(made) == 2 * len(ids)
-    for name in made:
-        assert re.fullmatch(r"[a-z0-9-]{1,60}\.mp4", name)
-    assert clip_name(requests[3], 1, "tuned") == "prompt-00003-6-tuned.mp4"

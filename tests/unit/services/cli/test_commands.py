@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 from accord.config.job import JobSpec
 from accord.errors import SpecError, UserError
 from accord.events import EvaluationDone, Failed, Progress, RewardSummary, StateChanged, StepCompleted
+from accord.run_folder import RunFolder
 from services.cli.commands import app
 from services.cli.demo import link_latest, show_result
 from services.cli.job_file import read_job, shown
@@ -263,7 +264,7 @@ def test_result_table(tmp_path: Path) -> None:
     }  # fmt: skip
     (run_dir / "summary.json").write_text(json.dumps(summary))
     console = Console(record=True, width=140)
-    show_result(run_dir, console)
+    show_result(RunFolder(run_dir), console)
     text = console.export_text()
     for word in ("0.200 ± 0.030", "0.500 ± 0.040", "+0.300 (+6.0)", "better", "not trained", "2.000", "-0.500",
                  "report.html", "guidance 1 (off)", "96 clips"):  # fmt: skip
