@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -31,6 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from scipy import stats
 
 from accord.config.job import JobSpec
+from accord.run_folder import RunFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 BASE = "base"
@@ -91,19 +91,18 @@ def _train(job: JobSpec, folder: Path, base: Path) -> list[float]:
     from benchmarks.local import local_run
     from learner.train import train
 
-    first = folder / "evaluation" / "step-000000.json"
-    if base.exists() and not first.exists():
-        first.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(base, first)
+    run, first = RunFolder(folder), RunFolder.evaluation(0)
+    if base.exists() and not run.exists(first):
+        run.write_whole(first, base.read_bytes())
     train(local_run(job, folder))
-    shutil.copyfile(first, base)
-    lines = [json.loads(line)["metrics"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [sum(reward.weight * line[f"reward/{reward.name}/mean"] for reward in job.rewards) for line in lines]
+    base.write_bytes(run.read(first))
+    rows = [step.metrics for step in run.steps()]
+    return [sum(reward.weight * row[f"reward/{reward.name}/mean"] for reward in job.rewards) for row in rows]
 
 
 def _evaluated(folder: Path, step: int) -> dict[str, float]:
-    document = json.loads((folder / "evaluation" / f"step-{step:06d}.json").read_text())
-    return {name: summary["mean"] for name, summary in {**document["rewards"], **document["held_out"]}.items()}
+    found = next(one for one in RunFolder(folder).evaluations() if one.step == step)
+    return {name: summary.mean for name, summary in {**found.rewards, **found.held_out}.items()}
 
 
 def run_all(seeds: Sequence[int], steps: int, jobs: int, work: Path) -> list[Result]:

@@ -123,7 +123,7 @@ def _template() -> Any:
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters.update(number=number, duration=duration, signed=signed)
-    return environment.get_template("report.html")
+    return environment.get_template(REPORT)
 
 
 def number(value: float | None, digits: int = 3) -> str:

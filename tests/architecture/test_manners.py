@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from accord import run_folder
+
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("accord", "services", "rollout_workers", "reward_servers", "learner", "tiny_models")
 SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
@@ -70,6 +72,41 @@ def test_forbidden_things(pattern):
         for match in re.finditer(pattern, text, flags=re.MULTILINE)
     ]
     assert offenders == []
+
+
+def _words_of(tree: ast.Module) -> set[str]:
+    """Every string of a module but its docstrings and other texts that are only said."""
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    strings = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in said)
+    return {node.value for node in strings if isinstance(node.value, str)}
+
+
+def test_files_of_a_run_are_named_in_one_place():
+    names = [
+        run_folder.SPEC, run_folder.INPUTS, run_folder.METRICS, run_folder.SUMMARY, run_folder.REPORT,
+        run_folder.ARTIFACTS, run_folder.MANIFEST, run_folder.LORA_FILE,
+    ]  # fmt: skip
+    spelled = {
+        (_where(path), name)
+        for path in SOURCES
+        for word in _words_of(ast.parse(path.read_text(encoding="utf-8")))
+        for name in names
+        if name in word
+    }
+    assert {where for where, _ in spelled} == {"accord/run_folder.py"}, spelled
+    assert {name for _, name in spelled} == {*names}
+
+
+def test_files_are_put_into_place_in_one_place():
+    """`a.replace(b)` with one argument, and `rename`, is how a file gets its name; text is replaced with two."""
+    puts = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and not node.keywords:
+                of_os = isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+                if node.func.attr == "rename" or (node.func.attr == "replace" and (of_os or len(node.args) == 1)):
+                    puts.add(_where(path))
+    assert puts == {"accord/disk.py"}
 
 
 @pytest.mark.parametrize("room", ROOMS)
