@@ -17,20 +17,19 @@ import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray import serve
-from ray.serve._private.constants import SERVE_NAMESPACE
 from ray.serve.config import ProxyLocation
-from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatusOverview
 
 from accord import errors
 from accord.config.contract import RewardSpec
 from accord.errors import AccordError, DeadlineExceeded, RewardError, SpecError, UserError
 from accord.plugins import names, spec_class
-from reward_servers import owners
+from reward_servers import controller, owners
+from reward_servers.controller import Replicas
 from reward_servers.deployment import DEPLOYMENT, retire
 
 log = logging.getLogger(__name__)
@@ -170,12 +169,12 @@ def scale(name: str, replicas: int, *, timeout_s: float = 120.0) -> None:
 
 def status() -> list[RewardStatus]:
     """All reward servers of the cluster, by name; an empty list when Serve is not running."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    if client is None:
-        return []
-    details = client.get_serve_details()
-    known = {name: app for name, app in details["applications"].items() if name.split("-")[0] in names("rewards")}
-    return [_status_of(name, known[name], bool(details["proxies"])) for name in sorted(known)]
+    seen = serve.status()
+    known = {
+        name: seen.applications[name] for name in sorted(seen.applications) if name.split("-")[0] in names("rewards")
+    }
+    behind = controller.replicas(known, _DEPLOYMENT)
+    return [_status_of(name, found, behind.get(name), bool(seen.proxies)) for name, found in known.items()]
 
 
 def handle_of(application: str) -> DeploymentHandle:
@@ -190,7 +189,7 @@ def stop() -> None:
 
 def _start(http_port: int | None) -> None:
     """Start Serve unless it is up. A port that somebody else has costs the HTTP route, never the job."""
-    if _get_global_client(raise_if_no_controller_running=False) is not None:
+    if controller.is_up():
         return
     if http_port is not None and not _free(http_port):
         log.warning("port %s:%d is in use: rewards are served to jobs but not over HTTP", HTTP_HOST, http_port)
@@ -204,7 +203,7 @@ def _start(http_port: int | None) -> None:
             controller_options={"runtime_env": {"env_vars": _CONTROLLER_ENV}},
         )
     except (ray.exceptions.RayError, TimeoutError) as error:
-        if _get_global_client(raise_if_no_controller_running=False) is None:
+        if not controller.is_up():
             raise RewardError(f"Ray Serve did not start: {error}") from error
         # Only the proxy is late. The controller tries it again, and jobs do not need it.
         log.warning("the HTTP proxy of the rewards is not up yet: %s", str(error).splitlines()[0])
@@ -290,40 +289,19 @@ def _there(entry: RewardStatus | None, replicas: int | None) -> bool:
     return replicas is None or entry.replicas_ready == entry.replicas_target == replicas
 
 
-def _status_of(name: str, application: dict[str, Any], http: bool) -> RewardStatus:
-    """Fold Serve's details of one application into one line."""
-    state, message = str(application["status"].value), application["message"]
-    deployment = application["deployments"].get(_DEPLOYMENT)
-    if deployment is None:
-        return RewardStatus(name, state, 0, 0, 0, 0, "", message)
-    running = [replica["actor_name"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
-    batch = deployment["deployment_config"]["max_ongoing_requests"] // _BATCHES_HELD
-    loads = _loads(running)
+def _status_of(name: str, found: ApplicationStatusOverview, behind: Replicas | None, http: bool) -> RewardStatus:
+    """Fold what Serve says of one application into one line."""
+    deployment = found.deployments.get(_DEPLOYMENT)
+    if deployment is None or behind is None:
+        return RewardStatus(name, found.status.value, 0, 0, 0, 0, "", found.message)
+    batch = behind.max_ongoing // _BATCHES_HELD
     return RewardStatus(
         name=name,
-        status=state,
-        replicas_ready=len(running),
-        replicas_target=deployment["target_num_replicas"],
-        ongoing=sum(min(load, batch) for load in loads),
-        queued=sum(max(0, load - batch) for load in loads),
-        route=application["route_prefix"] if http else "",
-        message=deployment["message"] or message,
+        status=found.status.value,
+        replicas_ready=behind.running,
+        replicas_target=behind.target,
+        ongoing=sum(min(load, batch) for load in behind.loads),
+        queued=sum(max(0, load - batch) for load in behind.loads),
+        route=f"/rewards/{name}" if http else "",
+        message=deployment.message or found.message,
     )
-
-
-def _loads(actors: Sequence[str]) -> list[int]:
-    """Groups at each replica that answers within a second."""
-    calls: list[Any] = []
-    for actor in actors:
-        try:
-            calls.append(ray.get_actor(actor, namespace=SERVE_NAMESPACE).get_num_ongoing_requests.remote())
-        except ValueError:  # it ended between the listing and this line
-            continue
-    ready, _ = ray.wait(calls, num_returns=len(calls), timeout=1.0) if calls else ([], [])
-    loads = []
-    for call in ready:
-        try:
-            loads.append(int(ray.get(call)))
-        except ray.exceptions.RayError as error:
-            log.info("a replica ended while its load was asked for: %s", error)
-    return loads

@@ -17,7 +17,14 @@ SOURCES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
 
 DOORS: dict[str, set[str]] = {
     "deepspeed": {"learner/zero.py"},
-    "ray.serve": {"reward_servers/deployment.py", "reward_servers/app.py", "reward_servers/client.py"},
+    "ray.serve": {
+        "reward_servers/app.py",
+        "reward_servers/client.py",
+        "reward_servers/controller.py",
+        "reward_servers/deployment.py",
+    },
+    "ray.serve._private": {"reward_servers/controller.py"},
+    "ray.serve.context": {"reward_servers/controller.py"},
     "redis": {"services/jobs/redis_store.py"},
 }
 LTX_DOORS = ("accord/backbones/ltx2/", "tiny_models/")
