@@ -23,7 +23,6 @@ from typing import ClassVar, final
 import numpy as np
 
 from accord.config.contract import RewardSpec
-from accord.config.rewards import MIN_AUDIO_S, MIN_FRAMES
 from accord.plugins import load_impl
 from accord.types import Clip, Modality, Prompt, RewardScores, ScoreReason
 
@@ -106,7 +105,7 @@ class RewardModel:
     def _unmeasured(self, prompt: Prompt, clip: Clip) -> Score | None:
         """The score of a clip that no model has to look at; None for all others."""
         try:
-            reason = unusable(clip, self.needs)
+            reason = unusable(clip, self.spec)
             if reason is not None:
                 return Score.invalid(reason)
             if "audio" in self.needs and self.needs_sound and float(np.abs(clip.audio_CS).max()) < SILENCE_PEAK:
@@ -159,30 +158,30 @@ class RewardModel:
         return Score.invalid("model_error")
 
 
-def unusable(clip: Clip, needs: Sequence[Modality]) -> ScoreReason | None:
-    """Say why a clip cannot be measured, or None. Only the modalities in `needs` are looked at."""
+def unusable(clip: Clip, spec: RewardSpec) -> ScoreReason | None:
+    """Say why a clip cannot be measured by a reward, or None. Only the modalities that it needs are looked at."""
     reason: ScoreReason | None = None
-    if "video" in needs:
-        reason = _unusable_video(clip.video_FHWC, clip.fps)
-    if reason is None and "audio" in needs:
-        reason = _unusable_audio(clip.audio_CS, clip.sample_rate)
+    if "video" in spec.needs:
+        reason = _unusable_video(clip.video_FHWC, clip.fps, spec.min_frames)
+    if reason is None and "audio" in spec.needs:
+        reason = _unusable_audio(clip.audio_CS, clip.sample_rate, spec.min_audio_s)
     return reason
 
 
-def _unusable_video(video: object, fps: float) -> ScoreReason | None:
+def _unusable_video(video: object, fps: float, min_frames: int) -> ScoreReason | None:
     if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
         return "bad_media"
     if not _positive(fps) or min(video.shape[1:3]) < 8:
         return "bad_media"
-    return "too_short" if video.shape[0] < MIN_FRAMES else None
+    return "too_short" if video.shape[0] < min_frames else None
 
 
-def _unusable_audio(audio: object, sample_rate: int) -> ScoreReason | None:
+def _unusable_audio(audio: object, sample_rate: int, min_audio_s: float) -> ScoreReason | None:
     if not isinstance(audio, np.ndarray) or audio.dtype != np.float32 or audio.ndim != 2 or audio.shape[0] < 1:
         return "bad_media"
     if not _positive(sample_rate):
         return "bad_media"
-    if audio.shape[1] < MIN_AUDIO_S * sample_rate:
+    if audio.shape[1] < min_audio_s * sample_rate:
         return "too_short"
     return None if np.isfinite(audio).all() else "non_finite"
 

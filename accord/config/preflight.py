@@ -16,7 +16,6 @@ from accord.config.files import Roots, Seen, files_below, open_file, reading, re
 from accord.config.job import JobSpec
 from accord.config.paths import NamedPath
 from accord.config.prompts import load_prompts
-from accord.config.rewards import MIN_AUDIO_S, MIN_FRAMES
 from accord.errors import InputError, ModelError, PromptError, SpecError, UserError
 from accord.types import Prompt
 
@@ -112,14 +111,15 @@ def _length_problems(job: JobSpec, facts: ModelFacts) -> list[Problem]:
     if tokens < 1:
         return [("/sampling/frames", f"{made} make no audio token; use more frames, or a lower sampling.fps")]
     problems = []
-    seeing, hearing = (
-        [reward.name for reward in job.rewards if modality in reward.needs] for modality in ("video", "audio")
-    )  # fmt: skip
-    if seeing and frames < MIN_FRAMES:
-        why = f"{made} are too few to be scored by {', '.join(seeing)}; use {MIN_FRAMES} or more"
+    blind = {reward.name: reward.min_frames for reward in job.rewards if "video" in reward.needs}
+    blind = {name: fewest for name, fewest in blind.items() if frames < fewest}
+    if blind:
+        why = f"{made} are too few to be scored by {', '.join(blind)}; use {max(blind.values())} or more"
         problems.append(("/sampling/frames", why))
-    if hearing and sound < MIN_AUDIO_S:
-        why = f"{made} make {sound:.2f} s of sound; {', '.join(hearing)} need {MIN_AUDIO_S:g} s"
+    deaf = {reward.name: reward.min_audio_s for reward in job.rewards if "audio" in reward.needs}
+    deaf = {name: shortest for name, shortest in deaf.items() if sound < shortest}
+    if deaf:
+        why = f"{made} make {sound:.2f} s of sound; {', '.join(deaf)} need {max(deaf.values()):g} s"
         problems.append(("/sampling/frames", f"{why}: use more frames, or a lower sampling.fps"))
     return problems
 

@@ -20,8 +20,6 @@ from accord.types import Modality, Route
 if TYPE_CHECKING:
     from accord.config.job import JobSpec
 
-MIN_FRAMES, MIN_AUDIO_S = RewardSpec.min_frames, RewardSpec.min_audio_s
-
 
 class SyncReward(RewardSpec):
     """Offset between sound onsets and visible contacts, corrected for matches by chance."""

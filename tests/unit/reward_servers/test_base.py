@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from accord.config.rewards import SyncReward
+from accord.config.rewards import AudioAestheticsReward, SyncReward, VideoAestheticsReward
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, Score, score_groups, unusable
 
@@ -167,13 +167,22 @@ INF_AUDIO = np.array([[0.1] * 7999 + [np.inf]], np.float32)
     ],
 )
 def test_what_cannot_be_measured_is_invalid_for_a_reason(bad, reason):
-    assert unusable(bad, ("video", "audio")) == reason
+    assert unusable(bad, SyncReward()) == reason
     (scores,) = score_groups(Model([Score(0.5)]), [PROMPT], [[bad, clip()]])
     assert scores.valid == (False, True)
     assert scores.reasons == (reason, "ok")
     assert math.isnan(scores.values[0])
 
 
+def test_how_short_a_clip_may_be_is_the_rewards_own_affair():
+    class Patient(SyncReward):
+        min_frames, min_audio_s = 5, 0.6
+
+    assert unusable(clip(), SyncReward()) is None
+    assert unusable(clip(), Patient()) == unusable(clip(frames=5), Patient()) == "too_short"
+    assert unusable(clip(frames=5, samples=9600), Patient()) is None
+
+
 def test_only_the_needed_modality_is_judged():
-    assert unusable(broken(audio_CS=NAN_AUDIO), ("video",)) is None
-    assert unusable(broken(fps=-1.0), ("audio",)) is None
+    assert unusable(broken(audio_CS=NAN_AUDIO), VideoAestheticsReward()) is None
+    assert unusable(broken(fps=-1.0), AudioAestheticsReward()) is None

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from accord.config.rewards import MIN_AUDIO_S, MIN_FRAMES
 from accord.plugins import load_impl, names, spec_class
 from accord.types import Clip, Prompt
 
@@ -14,10 +13,10 @@ PROMPT = Prompt("short", "a red ball bounces with a beep", "a red ball", "a beep
 @pytest.mark.parametrize("name", names("rewards"))
 def test_the_shortest_clip_that_is_accepted_is_scored(name):
     spec = spec_class("rewards", name)()
-    samples = round(MIN_AUDIO_S * RATE)
+    samples = round(spec.min_audio_s * RATE)
     rng = np.random.default_rng(3)
     clip = Clip(
-        video_FHWC=rng.integers(0, 255, (MIN_FRAMES, 32, 32, 3), dtype=np.uint8), fps=12.0,
+        video_FHWC=rng.integers(0, 255, (spec.min_frames, 32, 32, 3), dtype=np.uint8), fps=12.0,
         audio_CS=(0.1 * rng.standard_normal((1, samples))).astype(np.float32), sample_rate=RATE,
     )  # fmt: skip
     ((score,),) = load_impl(spec)(spec).score([PROMPT], [[clip]])
