@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
@@ -34,6 +34,9 @@ from accord.types import (
 from rollout_workers.dispatcher import Weights, WorkerLost, WorkerPort
 from rollout_workers.stream import RolloutStream
 
+if TYPE_CHECKING:
+    from rollout_workers.worker import RolloutWorker
+
 START_DEADLINE_S = 600.0
 """A worker loads its model within this, first and after a loss."""
 CALL_DEADLINE_S = 120.0
@@ -46,19 +49,22 @@ class RolloutActor:
 
     def __init__(self, spec: BackboneSpec, sampling: SamplingSpec, seed: int, threads: int, device: str) -> None:
         """Load the model. What that raises is told by the calls: Ray keeps only the text of a constructor's error."""
-        self.worker: Any = None
-        self.failure: Exception | None = None
+        self._loaded: RolloutWorker | Exception
         try:
             from rollout_workers.worker import RolloutWorker
 
-            self.worker = RolloutWorker(spec, sampling, seed=seed, threads=threads, device=device)
+            self._loaded = RolloutWorker(spec, sampling, seed=seed, threads=threads, device=device)
         except Exception as error:
-            self.failure = error
+            self._loaded = error
+
+    def _worker(self) -> RolloutWorker:
+        if isinstance(self._loaded, Exception):
+            raise self._loaded
+        return self._loaded
 
     def ready(self) -> int:
         """Answer with the process id once the model is loaded. Raises what loading it raised."""
-        if self.failure is not None:
-            raise self.failure
+        self._worker()
         return os.getpid()
 
     def sample(self, request: RolloutRequest, weights: Weights) -> tuple[SampleGroup, Any, Any]:
@@ -66,12 +72,11 @@ class RolloutActor:
 
         They travel as results of the call, so the caller owns them and they outlive this process.
         """
-        self.ready()
-        if weights.serial != self.worker.serial:
-            state = weights.handle
-            state = ray.get(state, timeout=CALL_DEADLINE_S) if state is not None else None
-            self.worker.load(state, weights.serial)
-        group = self.worker.sample(request)
+        worker = self._worker()
+        if weights.serial != worker.serial:
+            handle = weights.handle
+            worker.load(ray.get(handle, timeout=CALL_DEADLINE_S) if handle is not None else None, weights.serial)
+        group = worker.sample(request)
         return replace(group, data=None, clips=None), group.data, group.clips
 
 
