@@ -34,6 +34,23 @@ class CountingScorer:
         return RewardScores(reward, "1", values, ("ok",) * count)
 
 
+class Traced(dict):
+    """Adapters that write down which process takes them out of the object store."""
+
+    def __init__(self, adapters, file):
+        super().__init__(adapters)
+        self.file = file
+
+    def __reduce__(self):
+        return opened, (str(self.file), dict(self))
+
+
+def opened(file, adapters):
+    with Path(file).open("a") as lines:
+        lines.write(f"{os.getpid()}\n")
+    return adapters
+
+
 @ray.remote(num_cpus=0)
 class Events:
     def __init__(self):
@@ -111,7 +128,7 @@ def assert_same(client, scored, worker: RolloutWorker) -> None:
     assert scored.scores["sync"].values == tuple(float(clip.video_FHWC.mean()) for clip in clips)
 
 
-def test_two_workers_one_killed_same_bits(job, cluster, alone):
+def test_two_workers_one_killed_same_bits(job, cluster, alone, tmp_path):
     prompts = load_prompts(PROMPTS)
     events = Events.remote()
     client = start_stream(job, prompts, CountingScorer(), RemoteSink(events))
@@ -128,8 +145,12 @@ def test_two_workers_one_killed_same_bits(job, cluster, alone):
             assert time.monotonic() < deadline, "the loss was never told"
             time.sleep(0.2)
         assert "restarted" in lost[0].outcome and 0 < lost[0].recovery_seconds < 60
-        client.publish(weights(alone, 2))
+        newest, told = weights(alone, 2), tmp_path / "opened"
+        client.publish(PolicyState(newest.version, Traced(newest.adapters, told)))
         third = client.take(3).groups
+        stream = ray.get(client.actor.__ray_call__.remote(lambda _actor: os.getpid()), timeout=10)
+        fetched = [int(line) for line in told.read_text().split()]
+        assert 1 <= len(fetched) == len(set(fetched)) <= 2 and stream not in fetched, "each worker once, no stream"
 
         alone.load(None)
         for scored in base:
