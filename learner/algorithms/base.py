@@ -24,10 +24,11 @@ re-evaluated. An algorithm names its view; `learner/views/` builds the micro-bat
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Credit:
-    """One advantage per sample and modality, with what was seen on the way."""
+    """One advantage per sample (and, if it likes, stochastic step) and modality, with what was seen on the way."""
 
     advantages: Mapping[Modality, Tensor]
-    """float64 [P, G] per modality; 0 where a sample earned none."""
+    """float64 [P, G] per modality, or [P, G, K] in the transition view: one for each stochastic step of a sample, in
+    the order of the plan. 0 where a sample earned none."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """Flat names, see `assign_credit`; None where undefined."""
     earned: Mapping[Modality, Tensor] = field(default_factory=dict)

@@ -45,6 +45,14 @@ class TransitionBatches(Batches):
             batch=TransitionBatch(transitions, self.advantages_of(items)),
         )
 
+    def advantages_of(self, items: Sequence[Item]) -> dict[Modality, Tensor]:
+        """[B] per modality: the sample's advantage, or that of its step where there is one per step."""
+        places, samples, steps = (torch.tensor(part) for part in zip(*items, strict=True))
+        return {
+            modality: (value[places, samples, steps] if value.ndim == 3 else value[places, samples]).to(self.device)
+            for modality, value in self.advantages.items()
+        }
+
     def _transition(
         self, modality: Modality, items: Sequence[Item], sigma_B: Tensor, sigma_next_B: Tensor
     ) -> Transition:

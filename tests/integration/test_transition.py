@@ -102,6 +102,23 @@ def test_an_unchanged_policy_finds_every_density_again_bit_for_bit(worker, publi
         assert groups[0].group.data.transitions[modality].log_prob_KG.dtype == np.float32
 
 
+def test_credit_may_differ_from_step_to_step(worker, groups):
+    spec = job(micro_batch=4)
+    rank, whole = rank_of(worker, spec), credit().advantages["video"]
+    by_step = torch.stack([whole, 10 * whole], dim=2)  # [P, G, K]
+
+    def advantages(found: Credit) -> list[float]:
+        batches = TransitionBatches(
+            spec, rank.algorithm, worker.backbone, 2, groups, found, range(2), lambda data: data
+        )
+        return [value for micro in batches for value in micro.batch.advantages["video"].tolist()]
+
+    plain = advantages(Credit({"video": whole}))
+    assert plain == torch.stack([whole, whole], dim=1).float().flatten().tolist()  # (prompt, step, sample)
+    assert advantages(Credit({"video": by_step[:, :, :1].expand(-1, -1, 2)})) == plain
+    assert advantages(Credit({"video": by_step})) == torch.stack([whole, 10 * whole], dim=1).float().flatten().tolist()
+
+
 def test_another_micro_batch_differs_by_rounding(worker, published, groups):
     worker.load(published)
     for size in (1, 2 * GROUP + 1):
