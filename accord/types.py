@@ -16,6 +16,8 @@ from accord.ids import PolicyVersion
 if TYPE_CHECKING:
     import numpy as np
 
+    from accord.backbones.base import Conditions
+
 Modality = Literal["video", "audio"]
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
 Route = Literal["video", "audio", "both"]
@@ -197,6 +199,8 @@ class GroupData:
 
     latents: Mapping[Modality, np.ndarray]
     """Clean latents as the transformer sees them: float32 [G, T, C] per modality."""
+    conditions: Conditions
+    """The prompt as it was encoded for sampling, one row in host memory: the learner needs no text encoder."""
     token_weights_GT: np.ndarray | None = None
     """Region weights at the strength of the step, float32 [G, T_video]; the loss takes a weighted mean. None when not
     captured."""
@@ -211,7 +215,7 @@ class SampleGroup:
     Example:
         As a worker answers in one process; in a cluster `data` and `clips` are object references:
 
-            SampleGroup(request, request.policy_version, GroupData({"video": latents_GTC}), [clip, clip])
+            SampleGroup(request, request.policy_version, GroupData({"video": latents_GTC}, conditions), [clip, clip])
     """
 
     request: RolloutRequest

@@ -108,9 +108,11 @@ class Bench:
         """
         algorithm = copy.copy(self.rank.algorithm)
         vars(algorithm).update(switches)
+        view = copy.copy(self.rank.view)
+        view.algorithm = algorithm
 
         def call() -> int:
-            with mock.patch.object(self.rank, "algorithm", algorithm):
+            with mock.patch.multiple(self.rank, algorithm=algorithm, view=view):
                 credit = algorithm.credit(self.groups, self.job.rewards, self.rank.modalities)
                 self.rank.update(1, self.groups, credit, self.source.fetch)
             return sum(len(group.group.request.seeds) for group in self.groups)

@@ -50,7 +50,7 @@ def make_rank(job: JobSpec, device: str = "cpu") -> Rank:
     torch.set_num_threads(job.cluster.torch_threads)
     ranks = Ranks(device)
     backbone = load_impl(job.backbone).load(
-        job.backbone, job.sampling, device=device, without=("decoders",), seed=job.seed
+        job.backbone, job.sampling, device=device, without=("text", "decoders"), seed=job.seed
     )
     engine = make_engine(job, backbone.velocity_model)
     return Rank(job, backbone, engine, load_impl(job.algorithm)(job.algorithm), ranks, device)

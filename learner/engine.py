@@ -8,12 +8,13 @@ mean loss over all samples, whatever the engine and the number of ranks.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from accord.backbones.base import Conditions
 from accord.config.job import OptimizerSpec
 from accord.errors import CheckpointError
 from accord.types import Modality, Role
@@ -36,7 +37,7 @@ class Engine(Protocol):
     """float64, one number per tensor of `trainable(module)`: the squared norm of the part of its gradient in the last
     step that this rank speaks for, before clipping. Their sum over ranks is that of the whole step."""
 
-    def velocity(self, latents: Latents, sigmas: Latents, conditions: Any) -> dict[Modality, Tensor]:
+    def velocity(self, latents: Latents, sigmas: Latents, conditions: Conditions) -> dict[Modality, Tensor]:
         """The model's forward under the active role."""
         ...
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from accord.backbones.adapters import role
+from accord.backbones.base import Backbone
 from accord.backbones.shaping import audio_to_video, gradient_surgery
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
@@ -19,11 +20,11 @@ from learner.algorithms.base import Algorithm, Credit, LossTerms, View
 from learner.collectives import Ranks
 from learner.engine import AdapterState, Engine
 from learner.gradients import GradientNorms
-from learner.views.base import Batches, MicroBatch
-from learner.views.forward import ForwardBatches
-from learner.views.transition import TransitionBatches
+from learner.views.base import MicroBatch, Share, ShareView
+from learner.views.forward import ForwardView
+from learner.views.transition import TransitionView
 
-VIEWS: dict[View, type[Batches]] = {"forward": ForwardBatches, "transition": TransitionBatches}
+VIEWS: dict[View, type[ShareView]] = {"forward": ForwardView, "transition": TransitionView}
 """How the groups of a step become micro-batches, by the name that an algorithm gives."""
 Report = Callable[[int, int], None]
 """Called with (done, total) micro-batches."""
@@ -37,10 +38,11 @@ class Rank:
     """
 
     def __init__(
-        self, job: JobSpec, backbone: Any, engine: Engine, algorithm: Algorithm, ranks: Ranks, device: str = "cpu"
+        self, job: JobSpec, backbone: Backbone, engine: Engine, algorithm: Algorithm, ranks: Ranks, device: str = "cpu"
     ) -> None:
         self.job, self.backbone, self.engine, self.algorithm = job, backbone, engine, algorithm
-        self.ranks, self.device = ranks, device
+        self.ranks = ranks
+        self.view = VIEWS[algorithm.view](job, algorithm, backbone.sigmas(job.sampling.num_steps), device)
         self.modalities: tuple[Modality, ...] = tuple(backbone.modalities)
         self.attentions = audio_to_video(engine.module)  # found once: walking the modules costs milliseconds
         self.norms = GradientNorms(engine, ranks, self.attentions) if job.optimizer.gradient_norms else None
@@ -62,20 +64,18 @@ class Rank:
         Raises NonFiniteError, before the weights change, when a loss is NaN or infinite, and when a gradient is, before
         anything is published.
         """
-        batches = VIEWS[self.algorithm.view](
-            self.job, self.algorithm, self.backbone, step, groups, credit, self.ranks.share(len(groups)), fetch,
-            self.device,
-        )  # fmt: skip
-        total = math.ceil(batches.count() / self.job.optimizer.micro_batch)
+        share = Share.of(step, groups, credit, self.ranks.share(len(groups)), fetch)
+        items, size = self.view.items(share), self.job.optimizer.micro_batch
+        starts = range(0, len(items), size)
         sums: dict[str, Tensor] = {}
         with self._measured_from(sampler), self._shaped():
-            for done, micro in enumerate(batches, start=1):
-                terms = self._evaluate(micro)
-                self.engine.backward(terms.loss_B.sum() / batches.count())
+            for done, start in enumerate(starts, start=1):
+                terms = self._evaluate(self.view.micro_batch(share, items[start : start + size]))
+                self.engine.backward(terms.loss_B.sum() / len(items))
                 for name, value_B in terms.metrics_B.items():
                     sums[name] = sums.get(name, 0) + value_B.double().sum()
-                report(done, total)
-        metrics = self._reduced(sums, batches.count())
+                report(done, len(starts))
+        metrics = self._reduced(sums, len(items))
         _require_finite(step, metrics)
         grad_norm = self.engine.step()
         _require_finite(step, {"grad_norm": grad_norm})

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from accord.backbones import adapters
+from accord.backbones.base import Conditions
 from accord.config.job import OptimizerSpec
 from accord.types import Modality, Role
 from learner.engine import (
@@ -37,7 +37,7 @@ class TorchEngine:
         self.parameters = trainable(module)
         self.optimizer = adamw(self.parameters, spec)
 
-    def velocity(self, latents: Latents, sigmas: Latents, conditions: Any) -> dict[Modality, Tensor]:
+    def velocity(self, latents: Latents, sigmas: Latents, conditions: Conditions) -> dict[Modality, Tensor]:
         """The model's forward under the active role."""
         return self.module(latents, sigmas, conditions)
 

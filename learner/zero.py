@@ -22,6 +22,7 @@ if not torch.cuda.is_available():
 import deepspeed
 
 from accord.backbones import adapters
+from accord.backbones.base import Conditions
 from accord.config.job import OptimizerSpec
 from accord.types import Modality, Role
 from learner.engine import (
@@ -100,7 +101,7 @@ class ZeroEngine:
             model=module, optimizer=optimizer, config=config, dist_init_required=False
         )
 
-    def velocity(self, latents: Latents, sigmas: Latents, conditions: Any) -> dict[Modality, Tensor]:
+    def velocity(self, latents: Latents, sigmas: Latents, conditions: Conditions) -> dict[Modality, Tensor]:
         """The model's forward under the active role; ZeRO-3 gathers parameters on the way."""
         return self.engine(latents, sigmas, conditions)
 

@@ -71,10 +71,11 @@ class RolloutWorker:
         """The group's data, with token weights and stochastic steps if the plan wants them; latents [G, T, C]."""
         model, plan = self.backbone.velocity_model, request.plan
         region = capture_region(model, plan.capture, plan.num_steps) if plan.capture is not None else None
+        prompt = self._encode(request.prompt.prompt_av)
         with role(model, plan.role):
             denoised = denoise(
                 self.backbone,
-                self._encode(request.prompt.prompt_av),
+                prompt,
                 self._encode("") if plan.guidance.reads_empty_prompt else None,
                 request.seeds,
                 plan,
@@ -83,7 +84,7 @@ class RolloutWorker:
             )
         weights = region.weights(self.backbone.latent_frames).cpu().numpy() if region is not None else None
         arrays = {name: latent.cpu().numpy() for name, latent in denoised.latents.items()}
-        return GroupData(arrays, weights, denoised.transitions), denoised.latents
+        return GroupData(arrays, prompt.to("cpu"), weights, denoised.transitions), denoised.latents
 
     def _encode(self, text: str) -> Conditions:
         """Encode a text once; the most recent ones are kept."""

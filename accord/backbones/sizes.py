@@ -39,9 +39,7 @@ class ModelSizes:
     weight_bytes: Mapping[str, int]
     """By component, in the type it is loaded in."""
     trained: str
-    """The component that learner ranks train, and that ZeRO partitions."""
-    decoders: tuple[str, ...]
-    """Components that only rollout workers load."""
+    """The one component that learner ranks load; they train it, and ZeRO partitions it."""
     adapter_parameters: int
     """Of one role."""
     depth: int

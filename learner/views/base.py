@@ -1,17 +1,18 @@
-"""What every view hands to a rank: the items of its share of a step as micro-batches, one forward of the model each."""
+"""What every view does: it lists the items of a rank's share of a step, and makes one forward of the model of some."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from accord.backbones.base import Conditions
 from accord.config.job import JobSpec
-from accord.types import GroupData, Modality, ScoredGroup
+from accord.types import GroupData, Modality, RolloutRequest, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit, LossBatch
 
 Item = tuple[int, int, int]
@@ -26,59 +27,54 @@ class MicroBatch:
     """[B, T, C] per modality."""
     sigmas: dict[Modality, Tensor]
     """[B] per modality."""
-    conditions: Any
+    conditions: Conditions
     batch: LossBatch
 
 
-class Batches(ABC):
-    """A view's micro-batches over one rank's share of a step.
+@dataclass(frozen=True, slots=True, eq=False)
+class Share:
+    """One rank's part of a step; everything goes by place of the group in it."""
 
-    A view lists the items and makes a micro-batch of some.
-    """
+    step: int
+    requests: Sequence[RolloutRequest]
+    data: Sequence[GroupData]
+    conditions: Conditions
+    """A row per group."""
+    advantages: Mapping[Modality, Tensor]
+    """float32 [P, G] per modality, or [P, G, K] as in `Credit`."""
 
-    def __init__(
-        self,
-        job: JobSpec,
-        algorithm: Algorithm,
-        backbone: Any,
-        step: int,
-        groups: Sequence[ScoredGroup],
-        credit: Credit,
-        share: range,
-        fetch: Callable[[Any], GroupData],
-        device: str = "cpu",
-    ) -> None:
-        """`share`: places in `groups` of this rank's. `fetch`: from a group's handle to its data."""
-        self.job, self.algorithm, self.step, self.device = job, algorithm, step, device
-        self.groups = [groups[position] for position in share]
-        self.data = [fetch(group.group.data) for group in self.groups]
-        self.advantages = {modality: value[list(share)].float() for modality, value in credit.advantages.items()}
-        self.conditions = backbone.encode([group.group.request.prompt.prompt_av for group in self.groups])
-        self.schedule: Tensor = backbone.sigmas(job.sampling.num_steps)
-        self.items = self.list_items()
+    @classmethod
+    def of(
+        cls, step: int, groups: Sequence[ScoredGroup], credit: Credit, places: range, fetch: Callable[[Any], GroupData]
+    ) -> Share:
+        """`places`: which of the step's `groups`. `fetch`: from a group's handle to its data."""
+        mine = [groups[place].group for place in places]
+        data = [fetch(group.data) for group in mine]
+        advantages = {modality: value[list(places)].float() for modality, value in credit.advantages.items()}
+        conditions = Conditions.joined([part.conditions for part in data])
+        return cls(step, [group.request for group in mine], data, conditions, advantages)
+
+
+class ShareView(ABC):
+    """How shares become micro-batches; made once for a run."""
+
+    def __init__(self, job: JobSpec, algorithm: Algorithm, schedule: Tensor, device: str = "cpu") -> None:
+        """`schedule`: the sampler's sigmas [N + 1]."""
+        self.job, self.algorithm, self.schedule, self.device = job, algorithm, schedule, device
 
     @abstractmethod
-    def list_items(self) -> list[Item]:
-        """All items of the share, in the order in which they are evaluated."""
+    def items(self, share: Share) -> list[Item]:
+        """All items, in the order in which they are evaluated."""
 
     @abstractmethod
-    def micro_batch(self, items: Sequence[Item]) -> MicroBatch:
+    def micro_batch(self, share: Share, items: Sequence[Item]) -> MicroBatch:
         """One forward over `items`."""
 
-    def count(self) -> int:
-        """Items of the whole step on this rank, the divisor of the mean loss."""
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        size = self.job.optimizer.micro_batch
-        for start in range(0, len(self.items), size):
-            yield self.micro_batch(self.items[start : start + size])
-
-    def conditions_of(self, items: Sequence[Item]) -> Any:
+    def conditions_of(self, share: Share, items: Sequence[Item]) -> Conditions:
         """The prompts' conditions, a row per item."""
-        return self.conditions.select(torch.tensor([place for place, _, _ in items])).to(self.device)
+        return share.conditions.select(torch.tensor([place for place, _, _ in items])).to(self.device)
 
-    def advantages_of(self, items: Sequence[Item]) -> dict[Modality, Tensor]:
+    def advantages_of(self, share: Share, items: Sequence[Item]) -> dict[Modality, Tensor]:
         """[B] per modality."""
         places, samples = (torch.tensor([item[part] for item in items]) for part in (0, 1))
-        return {modality: value[places, samples].to(self.device) for modality, value in self.advantages.items()}
+        return {modality: value[places, samples].to(self.device) for modality, value in share.advantages.items()}

@@ -7,19 +7,19 @@ ranks and any micro-batch size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cached_property
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from accord.config.algorithms import SigmaSpec
+from accord.config.job import JobSpec
 from accord.diffusion.noise import sample_noise
 from accord.errors import SpecError
 from accord.seeds import Purpose, derive_seed
 from accord.types import Modality
 from learner.algorithms.base import ForwardAlgorithm, ForwardBatch, Noised
-from learner.views.base import Batches, Item, MicroBatch
+from learner.views.base import Item, MicroBatch, Share, ShareView
 
 
 def candidate_sigmas(schedule: Tensor, spec: SigmaSpec) -> Tensor:
@@ -37,7 +37,7 @@ def draw_sigmas(levels: Tensor, count: int, *parts: int | str) -> Tensor:
     return levels[[order[index % len(order)] for index in range(count)]]
 
 
-class ForwardBatches(Batches):
+class ForwardView(ShareView):
     """Every sample at `SigmaSpec.per_sample` noise levels, each with its own noise, in (prompt, sample, draw) order.
 
     For an algorithm whose spec says `by_group`, the samples of a prompt share the noise and the noise level of each
@@ -47,65 +47,62 @@ class ForwardBatches(Batches):
 
     algorithm: ForwardAlgorithm
 
+    def __init__(self, job: JobSpec, algorithm: ForwardAlgorithm, schedule: Tensor, device: str = "cpu") -> None:
+        """Raises SpecError when no noise level of the schedule is trained."""
+        super().__init__(job, algorithm, schedule, device)
+        self.by_group = job.algorithm.by_group
+        self.levels = candidate_sigmas(schedule, algorithm.sigmas)
+
     @override
-    def list_items(self) -> list[Item]:
+    def items(self, share: Share) -> list[Item]:
         items = [
             (place, sample, draw)
-            for place, group in enumerate(self.groups)
-            for sample in range(len(group.group.request.seeds))
+            for place, request in enumerate(share.requests)
+            for sample in range(len(request.seeds))
             for draw in range(self.algorithm.sigmas.per_sample)
         ]
         return sorted(items, key=lambda item: (item[0], item[2], item[1])) if self.by_group else items
 
-    @property
-    def by_group(self) -> bool:
-        """Whether the samples of a prompt share noise and noise levels."""
-        return self.job.algorithm.by_group
-
-    @cached_property
-    def levels(self) -> Tensor:
-        """Noise levels that are drawn from."""
-        return candidate_sigmas(self.schedule, self.algorithm.sigmas)
-
-    def micro_batch(self, items: Sequence[Item]) -> MicroBatch:
+    def micro_batch(self, share: Share, items: Sequence[Item]) -> MicroBatch:
         """Clean latents noised again."""
-        sigma_B = torch.stack([self._sigma(*item) for item in items]).to(self.device)
+        sigma_B = torch.stack([self._sigma(share, *item) for item in items]).to(self.device)
         noised = {
-            modality: Noised(self._latents(modality, items), self._noise(modality, items), sigma_B)
-            for modality in self.data[0].latents
+            modality: Noised(self._latents(share, modality, items), self._noise(share, modality, items), sigma_B)
+            for modality in share.data[0].latents
         }
         group_size = self.job.prompts.group_size if self.by_group else 1
+        advantages, token_weights = self.advantages_of(share, items), self._token_weights(share, items)
         return MicroBatch(
             latents={modality: part.latents_BTC for modality, part in noised.items()},
             sigmas=dict.fromkeys(noised, sigma_B),
-            conditions=self.conditions_of(items),
-            batch=ForwardBatch(noised, self.advantages_of(items), self._token_weights(items), group_size),
+            conditions=self.conditions_of(share, items),
+            batch=ForwardBatch(noised, advantages, token_weights, group_size),
         )
 
-    def _parts(self, purpose: Purpose, place: int, sample: int) -> tuple[int | str, ...]:
+    def _parts(self, purpose: Purpose, share: Share, place: int, sample: int) -> tuple[int | str, ...]:
         """What a draw depends on; what a group shares is drawn as for its first sample."""
         drawn_for = 0 if self.by_group else sample
-        return (self.job.seed, purpose, self.step, self.groups[place].group.request.prompt_index, drawn_for)
+        return (self.job.seed, purpose, share.step, share.requests[place].prompt_index, drawn_for)
 
-    def _sigma(self, place: int, sample: int, draw: int) -> Tensor:
-        parts = self._parts(Purpose.LOSS_SIGMA, place, sample)
+    def _sigma(self, share: Share, place: int, sample: int, draw: int) -> Tensor:
+        parts = self._parts(Purpose.LOSS_SIGMA, share, place, sample)
         return draw_sigmas(self.levels, self.algorithm.sigmas.per_sample, *parts)[draw]
 
-    def _latents(self, modality: Modality, items: Sequence[Item]) -> Tensor:
-        rows = [torch.from_numpy(self.data[place].latents[modality][sample].copy()) for place, sample, _ in items]
+    def _latents(self, share: Share, modality: Modality, items: Sequence[Item]) -> Tensor:
+        rows = [torch.from_numpy(share.data[place].latents[modality][sample].copy()) for place, sample, _ in items]
         return torch.stack(rows).to(self.device)
 
-    def _noise(self, modality: Modality, items: Sequence[Item]) -> Tensor:
+    def _noise(self, share: Share, modality: Modality, items: Sequence[Item]) -> Tensor:
         rows = []
         for place, sample, draw in items:
-            seed = derive_seed(*self._parts(Purpose.LOSS_DRAW, place, sample), draw)
-            shape = self.data[place].latents[modality][sample].shape
+            seed = derive_seed(*self._parts(Purpose.LOSS_DRAW, share, place, sample), draw)
+            shape = share.data[place].latents[modality][sample].shape
             rows.append(sample_noise(seed, Purpose.LOSS_NOISE.at(modality), shape))
         return torch.stack(rows).to(self.device)
 
-    def _token_weights(self, items: Sequence[Item]) -> dict[Modality, Tensor]:
+    def _token_weights(self, share: Share, items: Sequence[Item]) -> dict[Modality, Tensor]:
         """Weights captured while sampling, at the strength of this very step (`RegionSpec.strength_at`)."""
-        captured = [data.token_weights_GT for data in self.data]
+        captured = [data.token_weights_GT for data in share.data]
         if self.algorithm.region is None or any(weights is None for weights in captured):
             return {}
         rows = [torch.from_numpy(captured[place][sample].copy()) for place, sample, _ in items]  # type: ignore[index]

@@ -62,7 +62,10 @@ def _rollout(job: JobSpec, sizes: ModelSizes) -> Bytes:
 
 
 def _rank(job: JobSpec, sizes: ModelSizes, stage: Stage) -> Bytes:
-    """Bytes of one learner rank; the total counts activations the way the job computes them."""
+    """Bytes of one learner rank, which loads the trained component alone.
+
+    The total counts activations the way the job computes them.
+    """
     trained = sizes.trained
     held = rank_bytes(
         stage,
@@ -71,8 +74,7 @@ def _rank(job: JobSpec, sizes: ModelSizes, stage: Stage) -> Bytes:
         frozen=sizes.parameters[trained],
         adapter=sizes.adapter_parameters,
     )
-    rows = {name: size for name, size in sizes.weight_bytes.items() if name not in sizes.decoders}
-    rows |= {trained: held.pop("weights")} | held
+    rows = {trained: held.pop("weights")} | held
     plain, checkpointed = (
         job.optimizer.micro_batch * kept for kept in (sizes.activations.plain, sizes.activations.checkpointed)
     )

@@ -30,8 +30,9 @@ PROMPTS = [Prompt(f"p{i}", f"a red ball with sound {i}", "a red ball", f"sound {
 class ReplaySource:
     """A GroupSource without workers: latents and scores are functions of the request. Remembers what was published."""
 
-    def __init__(self, job: JobSpec, shapes: dict) -> None:
-        self.job, self.shapes, self.published = job, shapes, []
+    def __init__(self, job: JobSpec, backbone=None) -> None:
+        """`backbone` says the latents' shapes and encodes the prompts."""
+        self.job, self.backbone, self.published = job, backbone, []
 
     def publish(self, state) -> None:
         self.published.append(int(state.version))
@@ -52,17 +53,23 @@ class ReplaySource:
         return handle
 
     def _group(self, request) -> ScoredGroup:
+        shapes = self.backbone.latent_shapes()
         generators = [np.random.default_rng(seed) for seed in request.seeds]
         latents = {
             modality: np.stack([g.standard_normal(shape, dtype=np.float32) for g in generators])
-            for modality, shape in self.shapes.items()
+            for modality, shape in shapes.items()
         }
-        weights = np.stack([1 + g.random(self.shapes["video"][0], dtype=np.float32) for g in generators])
+        weights = np.stack([1 + g.random(shapes["video"][0], dtype=np.float32) for g in generators])
         clips = [
             Clip(g.integers(0, 255, (5, 32, 32, 3), dtype=np.uint8), 12.0, g.random((1, 800), dtype=np.float32), 16000)
             for g in generators
         ]
-        group = SampleGroup(request, request.policy_version, GroupData(latents, weights), clips)
+        group = SampleGroup(
+            request,
+            request.policy_version,
+            GroupData(latents, self.backbone.encode([request.prompt.prompt_av]), weights),
+            clips,
+        )
         return ScoredGroup(group, {r.name: self._scores(r.name, request.seeds) for r in self.job.rewards})
 
     @staticmethod
@@ -124,9 +131,9 @@ def run_leg(leg: dict, directory: Path) -> dict:
     from learner.train import train
 
     job = job_of(leg)
-    source, sink = ReplaySource(job, {}), Sink(leg.get("stop_after"))
+    source, sink = ReplaySource(job), Sink(leg.get("stop_after"))
     run = make_run(job, directory / leg.get("folder", leg["name"]), source, sink, PROMPTS[:3])
-    source.shapes = run.rank.backbone.latent_shapes()
+    source.backbone = run.rank.backbone  # which loads its text parts for this; the ranks of a service never do
     if leg.get("stop_after"):
         save = run.save
 

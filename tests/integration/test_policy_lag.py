@@ -8,6 +8,7 @@ import torch
 
 import accord
 from accord.backbones.adapters import load_adapter_state, role
+from accord.backbones.ltx2 import model
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.config.job import JobSpec
 from learner.assembly import make_run
@@ -58,12 +59,26 @@ def sampler() -> LTX2Backbone:
     return load(job_of(0, "awm"))
 
 
+def test_a_rank_loads_nothing_but_the_network_that_it_trains(sampler, tmp_path, monkeypatch):
+    loaded, load_one = [], model.load_component
+
+    def watched(directory, *more):
+        loaded.append(directory.name)
+        return load_one(directory, *more)
+
+    monkeypatch.setattr(model, "load_component", watched)
+    job = job_of(0, "awm")
+    run = make_run(job, tmp_path, Keeping(job, sampler), None, PROMPTS[:2])
+    train(run)
+    assert loaded == ["transformer"]
+
+
 @pytest.mark.parametrize(
     ("lag", "algorithm"), [(0, "awm"), (1, "awm"), (2, "awm"), (3, "awm"), (1, "omninft"), (2, "crd")]
 )
 def test_old_in_the_learner_is_the_policy_that_sampled(sampler, tmp_path, lag, algorithm):
     job = job_of(lag, algorithm)
-    source = Keeping(job, sampler.latent_shapes())
+    source = Keeping(job, sampler)
     run = make_run(job, tmp_path, source, None, PROMPTS[:2])
     rank, engine = run.rank, run.engine
     seen, loss, velocity = [], rank.algorithm.loss, engine.velocity

@@ -116,6 +116,9 @@ def weights(worker: RolloutWorker, version: int) -> PolicyState:
 def assert_same(client, scored, worker: RolloutWorker) -> None:
     expected = worker.sample(scored.group.request)
     data = client.fetch(scored.group.data)
+    assert data.conditions.tensors.keys() == expected.data.conditions.tensors.keys()
+    for name, tensor in expected.data.conditions.tensors.items():
+        assert tensor.dtype == data.conditions[name].dtype and torch.equal(tensor, data.conditions[name])
     for modality, latents in expected.data.latents.items():
         assert np.array_equal(latents, data.latents[modality]), modality
     if expected.data.token_weights_GT is None:

@@ -1,5 +1,6 @@
 """One worker on the tiny model: what determines the bits of a group, and what a worker refuses."""
 
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -73,6 +74,17 @@ def test_a_group_has_its_shapes_its_stamp_and_its_clips(worker):
     assert group.policy_version == 0 and group.data.token_weights_GT is None
     assert len(group.clips) == 2 and group.clips[0].video_FHWC.shape == (25, 32, 32, 3)
     assert group.clips[0].audio_CS.shape == (1, 32_800) and group.clips[0].sample_rate == 16_000
+
+
+def test_a_group_brings_its_prompt_as_any_other_process_would_encode_it(worker):
+    backbone = worker.backbone
+    alone = (
+        type(backbone).load(backbone.spec, backbone.sampling, without=("decoders",)).encode(["another", RED.prompt_av])
+    )
+    brought = worker.sample(request()).data.conditions
+    assert len(brought) == 1 and brought.tensors.keys() == alone.tensors.keys()
+    for name, tensor in pickle.loads(pickle.dumps(brought)).tensors.items():
+        assert tensor.dtype == alone[name].dtype and torch.equal(tensor, alone.select([1])[name])
 
 
 def test_bits_depend_on_the_request_not_on_what_came_before(worker):

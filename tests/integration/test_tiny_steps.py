@@ -21,7 +21,8 @@ from accord.requests import step_requests
 from learner.collectives import Ranks
 from learner.rank import Rank
 from learner.torch_engine import TorchEngine
-from learner.views.forward import ForwardBatches
+from learner.views.base import Share
+from learner.views.forward import ForwardView
 from tests.integration.learner_job import PROMPTS, ReplaySource
 
 BRANCHES = {
@@ -87,7 +88,7 @@ def tuned(backbone):
 def trainer(job: JobSpec, backbone, wrap=lambda module: module) -> tuple[Rank, ReplaySource]:
     engine = TorchEngine(wrap(backbone.velocity_model), job.optimizer)
     rank = Rank(job, backbone, engine, load_impl(job.algorithm)(job.algorithm), Ranks())
-    return rank, ReplaySource(job, backbone.latent_shapes())
+    return rank, ReplaySource(job, backbone)
 
 
 def one_step(rank: Rank, source: ReplaySource, step: int) -> dict[str, float]:
@@ -126,11 +127,12 @@ def square(gradient: torch.Tensor | None) -> float:
 def brute_force(job: JobSpec, backbone) -> dict[str, float]:
     """One forward over the whole step, its mean loss, and autograd for every tensor that a metric is about."""
     algorithm, module = load_impl(job.algorithm)(job.algorithm), backbone.velocity_model
-    source = ReplaySource(job, backbone.latent_shapes())
+    source = ReplaySource(job, backbone)
     groups = [source._group(request) for request in step_requests(job, PROMPTS, 1)]
     credit = algorithm.credit(groups, job.rewards, ("video", "audio"))
-    whole = job.model_copy(update={"optimizer": job.optimizer.model_copy(update={"micro_batch": 1000})})
-    (micro,) = ForwardBatches(whole, algorithm, backbone, 1, groups, credit, range(2), source.fetch)
+    view = ForwardView(job, algorithm, backbone.sigmas(job.sampling.num_steps))
+    share = Share.of(1, groups, credit, range(2), source.fetch)
+    micro = view.micro_batch(share, view.items(share))
     predictions = {}
     with torch.no_grad():
         for anchor in algorithm.anchors:

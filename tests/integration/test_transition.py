@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from accord.backbones.adapters import ADAPTER_ROLES, adapter_state
+from accord.backbones.base import Conditions
 from accord.config.job import JobSpec
 from accord.errors import RolloutError
 from accord.plugins import load_impl
@@ -17,7 +18,8 @@ from learner.algorithms.base import Credit
 from learner.assembly import make_engine
 from learner.collectives import Ranks
 from learner.rank import Rank
-from learner.views.transition import TransitionBatches
+from learner.views.base import Share
+from learner.views.transition import TransitionView
 from rollout_workers.sampler import denoise
 from rollout_workers.worker import RolloutWorker
 
@@ -83,7 +85,8 @@ def rank_of(worker, spec: JobSpec) -> Rank:
 
 def ratios(worker, groups, spec: JobSpec) -> dict[str, torch.Tensor]:
     rank = rank_of(worker, spec)
-    batches = TransitionBatches(spec, rank.algorithm, worker.backbone, 2, groups, credit(), range(2), lambda data: data)
+    share = Share.of(2, groups, credit(), range(2), lambda data: data)
+    batches = Batches(rank.view, share, spec.optimizer.micro_batch)
     found = {"video": [], "audio": []}
     for micro in batches:
         with rank._shaped():
@@ -108,8 +111,8 @@ def test_credit_may_differ_from_step_to_step(worker, groups):
     by_step = torch.stack([whole, 10 * whole], dim=2)  # [P, G, K]
 
     def advantages(found: Credit) -> list[float]:
-        batches = TransitionBatches(
-            spec, rank.algorithm, worker.backbone, 2, groups, found, range(2), lambda data: data
+        batches = Batches(
+            rank.view, Share.of(2, groups, found, range(2), lambda data: data), spec.optimizer.micro_batch
         )
         return [value for micro in batches for value in micro.batch.advantages["video"].tolist()]
 
@@ -179,28 +182,18 @@ def test_one_update_on_policy_and_a_second_one_that_is_late(worker, published, g
         assert second[f"clipped/{modality}"] > 0
 
 
-class Rows:
-    """Conditions and a backbone that only count."""
+class Batches(list):
+    """All micro-batches of a share, and how many items they hold."""
 
-    def __init__(self, rows):
-        self.rows = rows
+    def __init__(self, view, share, size):
+        self.items = view.items(share)
+        super().__init__(view.micro_batch(share, self.items[i : i + size]) for i in range(0, len(self.items), size))
 
-    def select(self, index):
-        return Rows([self.rows[i] for i in index.tolist()])
-
-    def to(self, device):
-        return self
+    def count(self):
+        return len(self.items)
 
 
-class Backbone:
-    def encode(self, texts):
-        return Rows(list(texts))
-
-    def sigmas(self, num_steps):
-        return torch.tensor([1.0, 0.7, 0.4, 0.0])
-
-
-def numbered(share=range(2), micro_batch=GROUP) -> TransitionBatches:
+def numbered(share=range(2), micro_batch=GROUP) -> Batches:
     """Groups whose recorded numbers say where they come from: 100 prompt + 10 step + sample."""
     spec = job(micro_batch=micro_batch)
     found = []
@@ -208,10 +201,12 @@ def numbered(share=range(2), micro_batch=GROUP) -> TransitionBatches:
         number = np.add.outer(10 * np.arange(2), np.arange(GROUP)).astype(np.float32) + 100 * request.prompt_index
         states = number[:, :, None, None] + np.zeros((1, 1, 4, 2), np.float32)
         steps = {m: Transitions(states, states + 0.5, -number) for m in ("video", "audio")}
-        data = GroupData({}, transitions=steps)
+        conditions = Conditions({"text": torch.tensor([request.prompt_index])})
+        data = GroupData({}, conditions, transitions=steps)
         found.append(ScoredGroup(SampleGroup(request, 0, data, None), {}))
     algorithm = load_impl(spec.algorithm)(spec.algorithm)
-    return TransitionBatches(spec, algorithm, Backbone(), 1, found, credit(), share, lambda data: data)
+    view = TransitionView(spec, algorithm, torch.tensor([1.0, 0.7, 0.4, 0.0]))
+    return Batches(view, Share.of(1, found, credit(), share, lambda data: data), micro_batch)
 
 
 def flat(batches) -> list[tuple]:
@@ -222,7 +217,7 @@ def flat(batches) -> list[tuple]:
             rows.append(
                 (
                     float(micro.latents["audio"][b, 0, 0]), float(step.after_BTC[b, 3, 1]), float(step.log_prob_B[b]),
-                    float(micro.sigmas["audio"][b]), float(step.sigma_next_B[b]), micro.conditions.rows[b],
+                    float(micro.sigmas["audio"][b]), float(step.sigma_next_B[b]), int(micro.conditions["text"][b]),
                     float(micro.batch.advantages["video"][b]),
                 )
             )  # fmt: skip
@@ -237,8 +232,7 @@ def test_items_stand_in_prompt_step_sample_order_with_what_belongs_to_them():
     assert [row[2] for row in rows] == [-number for number in numbers]
     assert [row[3] for row in rows] == pytest.approx([1.0] * 3 + [0.7] * 3 + [1.0] * 3 + [0.7] * 3)
     assert [row[4] for row in rows] == pytest.approx([0.7] * 3 + [0.4] * 3 + [0.7] * 3 + [0.4] * 3)
-    texts = [request.prompt.prompt_av for request in step_requests(job(), PROMPTS, 1)]
-    assert [row[5] for row in rows] == [texts[0]] * 6 + [texts[1]] * 6
+    assert [row[5] for row in rows] == [0] * 6 + [1] * 6
     assert [row[6] for row in rows] == pytest.approx([1.0, -0.4, -0.6] * 2 + [0.2, -1.1, 0.9] * 2)
 
 
@@ -253,4 +247,5 @@ def test_neither_micro_batch_nor_rank_changes_the_items():
 def test_groups_of_the_ode_are_refused(groups):
     bare = replace(groups[0].group, data=replace(groups[0].group.data, transitions=None))
     with pytest.raises(RolloutError, match=r"of step 2 followed the ODE .* needs `window`"):
-        TransitionBatches(job(), None, Backbone(), 2, [ScoredGroup(bare, {})], credit(), range(1), lambda data: data)
+        share = Share.of(2, [ScoredGroup(bare, {})], credit(), range(1), lambda data: data)
+        TransitionView(job(), None, torch.ones(4)).items(share)

@@ -51,7 +51,6 @@ def model_sizes(spec: LTX2Spec, sampling: SamplingSpec) -> ModelSizes:
         parameters=parameters,
         weight_bytes={name: count * width[name] for name, count in parameters.items()},
         trained="transformer",
-        decoders=DECODERS,
         adapter_parameters=_linear(facts.depth, _size(one), _size(two)),
         depth=facts.depth,
         tokens=tokens,

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from accord.backbones.base import Conditions
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
 from accord.run_folder import RunFolder
@@ -32,7 +33,7 @@ class Source:
         clips = []
         for index, _ in enumerate(request.seeds):
             clips.append(make_clip(HELD_OUT_PROMPTS[request.prompt_index], request.prompt_index, index).clip)
-        data = GroupData({"video": np.zeros((2, 3, 4), np.float32), "audio": np.zeros((2, 3, 4), np.float32)})
+        data = GroupData(dict.fromkeys(("video", "audio"), np.zeros((2, 3, 4), np.float32)), Conditions({}))
         scores = self._scores([self.level + 0.01 * (request.prompt_index + index) for index in range(2)])
         return ScoredGroup(SampleGroup(request, request.policy_version, data, clips), {"sync": scores})
 

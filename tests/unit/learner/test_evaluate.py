@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from accord.backbones.base import Conditions
 from accord.config.job import JobSpec
 from accord.run_folder import RunFolder
 from accord.seeds import derive_seed
@@ -57,7 +58,9 @@ class Source:
                 "text_video", "1", tuple(self.offset + g for g in range(SAMPLES)), ("ok",) * SAMPLES
             ),
         }
-        return ScoredGroup(SampleGroup(request, request.policy_version, GroupData(latents), clips), scores)
+        return ScoredGroup(
+            SampleGroup(request, request.policy_version, GroupData(latents, Conditions({})), clips), scores
+        )
 
     def _sync(self, clips, first: bool):
         values = [1.0 if clip.video_FHWC.flat[0] == clip.audio_CS.flat[0] else 0.25 for clip in clips]

@@ -8,35 +8,27 @@ import numpy as np
 import pytest
 import torch
 
+from accord.backbones.base import Conditions
 from accord.config.algorithms import RegionSpec, SigmaSpec
 from accord.config.job import JobSpec
 from accord.errors import SpecError
 from accord.types import GroupData, Prompt, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.base import Credit
-from learner.views.forward import ForwardBatches, candidate_sigmas, draw_sigmas
+from learner.views.base import Share
+from learner.views.forward import ForwardView, candidate_sigmas, draw_sigmas
 
 SCHEDULE = torch.tensor([1.0, 0.9, 0.7, 0.4, 0.1, 0.0])
 
 
-class Conditions:
-    def __init__(self, rows):
-        self.rows = rows
+class Batches(list):
+    """All micro-batches of a share, and how many items they hold."""
 
-    def select(self, index):
-        return Conditions([self.rows[i] for i in index.tolist()])
+    def __init__(self, view, share, size):
+        self.items = view.items(share)
+        super().__init__(view.micro_batch(share, self.items[i : i + size]) for i in range(0, len(self.items), size))
 
-    def to(self, device):
-        return self
-
-
-class Backbone:
-    modalities = ("video", "audio")
-
-    def encode(self, texts):
-        return Conditions(list(texts))
-
-    def sigmas(self, num_steps):
-        return SCHEDULE
+    def count(self):
+        return len(self.items)
 
 
 def batches(*, share=range(2), micro_batch=3, step=1, region=None, per_sample=2, name="omninft"):
@@ -54,11 +46,12 @@ def batches(*, share=range(2), micro_batch=3, step=1, region=None, per_sample=2,
             "audio": np.full((3, 5, 1), 10 + p, np.float32),
         }
         request = RolloutRequest(step, p, Prompt(f"p{p}", f"text {p}", "v", "a"), (1, 2, 3), 0, RolloutPlan("old", 8))
-        data = GroupData(latents, np.full((3, 4), 1.5 + p, np.float32))
+        data = GroupData(latents, Conditions({"text": torch.tensor([p])}), np.full((3, 4), 1.5 + p, np.float32))
         groups.append(ScoredGroup(SampleGroup(request, 0, data, None), {}))
     advantage = torch.arange(6, dtype=torch.float64).reshape(2, 3)
     credit = Credit({"video": advantage, "audio": -advantage})
-    return ForwardBatches(job, algorithm, Backbone(), step, groups, credit, share, lambda handle: handle)
+    view = ForwardView(job, algorithm, SCHEDULE)
+    return Batches(view, Share.of(step, groups, credit, share, lambda handle: handle), micro_batch)
 
 
 def flat(found):
@@ -69,7 +62,7 @@ def flat(found):
             noised = micro.batch.noised
             rows.append(
                 (
-                    float(micro.sigmas["video"][b]), micro.conditions.rows[b],
+                    float(micro.sigmas["video"][b]), int(micro.conditions["text"][b]),
                     float(micro.batch.advantages["audio"][b]),
                     *(tuple(noised[m].noise_BTC[b].flatten().tolist()) for m in ("video", "audio")),
                     tuple(micro.latents["video"][b].flatten().tolist()),
@@ -111,7 +104,7 @@ def test_noise_levels_are_drawn_for_each_sample_prompt_and_step():
 
 def test_items_carry_their_own_prompt_credit_and_latents():
     micro = next(iter(batches(micro_batch=100)))
-    assert micro.conditions.rows == ["text 0"] * 6 + ["text 1"] * 6
+    assert micro.conditions["text"].tolist() == [0] * 6 + [1] * 6
     assert micro.batch.advantages["video"].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     noised = micro.batch.noised["video"]
     assert noised.x0_BTC[:, 0, 0].tolist() == pytest.approx([0, 0, 0.1, 0.1, 0.2, 0.2, 1, 1, 1.1, 1.1, 1.2, 1.2])
@@ -155,7 +148,7 @@ def test_compared_groups_stand_together_and_share_noise_and_noise_level(name):
         for values in by_group.values():
             assert torch.equal(values, values[:, :1].expand_as(values))
             assert not torch.equal(values[0], values[1])  # another noise level of the prompt is another draw
-        assert len(set(micro.conditions.rows)) == 1
+        assert len(set(micro.conditions["text"].tolist())) == 1
     assert [row[2] for row in whole] == [0, -1, -2] * 2 + [-3, -4, -5] * 2  # prompt, noise level, sample
     assert {row[3] for row in whole[:6]}.isdisjoint(row[3] for row in whole[6:])
     assert flat(batches(name=name, share=range(1))) + flat(batches(name=name, share=range(1, 2))) == whole
