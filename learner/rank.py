@@ -38,7 +38,13 @@ class Rank:
     """
 
     def __init__(
-        self, job: JobSpec, backbone: Backbone, engine: Engine, algorithm: Algorithm, ranks: Ranks, device: str = "cpu"
+        self,
+        job: JobSpec,
+        backbone: Backbone,
+        engine: Engine,
+        algorithm: Algorithm[Any],
+        ranks: Ranks,
+        device: str = "cpu",
     ) -> None:
         self.job, self.backbone, self.engine, self.algorithm = job, backbone, engine, algorithm
         self.ranks = ranks

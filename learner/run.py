@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from accord.backbones.adapters import export_lora
 from accord.config.job import JobSpec
@@ -25,12 +24,10 @@ from learner.collectives import Ranks
 from learner.engine import Engine
 from learner.evaluate import Evaluator
 from learner.outcome import TrainResult
+from learner.phase_clock import PhaseClock
 from learner.rank import Rank
 
 _T = TypeVar("_T")
-
-PROGRESS_SECONDS = 0.5
-"""Least time between two progress events of one phase."""
 
 
 class Run:
@@ -57,10 +54,10 @@ class Run:
         """
         self.disk_wait_s = disk_wait_s
         self.job, self.folder, self.source, self.events = job, RunFolder(directory), source, events
-        self.rank, self.epoch = rank, epoch
+        self.rank = rank
         self.engine: Engine = rank.engine
         self.ranks: Ranks = rank.ranks
-        self.algorithm: Algorithm = rank.algorithm
+        self.algorithm: Algorithm[Any] = rank.algorithm
         self.modalities: tuple[Modality, ...] = rank.modalities
         self.checkpoints = Checkpoints(
             self.folder, job, self.ranks, epoch=epoch, layout=self.engine.layout,
@@ -70,10 +67,7 @@ class Run:
         self.evaluator = Evaluator(job, self.folder, source, held_out, self._emit, self.patiently)
         self.states: deque[PolicyState] = deque(maxlen=job.cluster.policy_lag + 1)
         """The versions that groups in flight may be sampled with, oldest first: what the next steps measure from."""
-        self.seconds: dict[Phase, float] = {}
-        self._last_progress = 0.0
-        self._saving_s = 0.0
-        self.began, self._startup_s = began, 0.0
+        self.clock = PhaseClock(began)
 
     def restore(self) -> int:
         """Load the latest whole checkpoint and cut the run folder back to it. Returns its step, 0 = fresh."""
@@ -94,8 +88,8 @@ class Run:
         for state in self.states:
             if self.ranks.first:
                 self.source.publish(state)
-        if self.began is not None:
-            self._startup_s = round(time.time() - self.began, 4)
+        if self.clock.began is not None:
+            self.clock.carry("startup", time.time() - self.clock.began)
             self._emit(Progress(phase="startup", step=0, done=1, total=1))
         self.ranks.barrier()  # a rank that takes before may get groups of the attempt's earlier life
 
@@ -103,14 +97,8 @@ class Run:
         """Wait for the groups of a step. Raises RolloutError when they are not the ones the step must train on."""
         started = time.monotonic()
         taken = self.source.take(step)
+        self.clock.next_step(time.monotonic() - started, taken.scoring_s)
         groups = taken.groups
-        waited = time.monotonic() - started  # less than sampling took where it overlapped the step before
-        scoring = min(waited, taken.scoring_s)
-        self.seconds = {"rollout": round(waited - scoring, 4), "reward": round(scoring, 4)}
-        if self._saving_s:
-            self.seconds["checkpoint"], self._saving_s = self._saving_s, 0.0
-        if self._startup_s:
-            self.seconds["startup"], self._startup_s = self._startup_s, 0.0
         wanted = sampling_version(step, self.job.cluster.policy_lag)
         seen = [
             (group.group.request.step, group.group.request.prompt_index, group.group.policy_version) for group in groups
@@ -123,7 +111,7 @@ class Run:
         """One optimizer step, measured from the version that sampled the groups."""
         states = {state.version: state.adapters["old"] for state in self.states}
         sampled, latest = groups[0].group.policy_version, self.states[-1].version
-        with self._timed("learn"):
+        with self.clock.timed("learn"):
             return self.rank.update(
                 step, groups, credit, self.source.fetch, lambda done, total: self._progress("learn", step, done, total),
                 sampler=None if sampled == latest else states[sampled],
@@ -131,7 +119,7 @@ class Run:
 
     def publish(self, step: int) -> None:
         """Make version `step` available to the workers."""
-        with self._timed("publish"):
+        with self.clock.timed("publish"):
             self.states.append(policy_state(self.engine, step))
             if self.ranks.first:
                 self.source.publish(self.states[-1])
@@ -139,7 +127,7 @@ class Run:
     def record(self, step: int, groups: Sequence[ScoredGroup], metrics: Mapping[str, float | None]) -> None:
         """Write the step's line and emit it."""
         event = StepCompleted(
-            step=step, policy_version=step, metrics=dict(metrics), phase_seconds=self.seconds,
+            step=step, policy_version=step, metrics=dict(metrics), phase_seconds=self.clock.seconds,
             samples=sum(len(group.group.request.seeds) for group in groups),
         )  # fmt: skip
         if self.ranks.first:
@@ -149,7 +137,7 @@ class Run:
     def save(self, step: int) -> None:
         """Write a checkpoint."""
         saved = self.checkpoints.save(step, list(self.states), self.engine.optimizer_state())
-        self._saving_s = round(saved.seconds, 4)  # counted with the next step, whose line is still to be written
+        self.clock.carry("checkpoint", saved.seconds)
         self._emit(CheckpointSaved(step=step, path=str(saved.path), bytes=saved.bytes, seconds=round(saved.seconds, 4)))
 
     def evaluate(self, step: int) -> None:
@@ -174,16 +162,8 @@ class Run:
         with self.folder.writing(ADAPTER) as draft:
             export_lora(state.adapters["policy"], self.job.backbone.lora, draft)
 
-    @contextmanager
-    def _timed(self, phase: Phase) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.seconds[phase] = round(self.seconds.get(phase, 0.0) + time.monotonic() - started, 4)
-
     def _progress(self, phase: Phase, step: int, done: int, total: int) -> None:
-        now = time.monotonic()
-        if done == total or now - self._last_progress >= PROGRESS_SECONDS:
-            self._last_progress = now
+        if self.clock.due(done, total):
             self._emit(Progress(phase=phase, step=step, done=done, total=total))
 
     def _warn(self, code: str, message: str) -> None:

@@ -174,7 +174,7 @@ def _train(launch: Launch) -> dict[str, Any]:
         disk_wait_s=launch.disk_wait_s,
     )  # fmt: skip
     if run.ranks.first:
-        run.began = _report_loss(launch) or launch.began
+        run.clock.began = _report_loss(launch) or launch.began
     return asdict(train(run))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -89,6 +89,7 @@ class TransitionBatch:
 
 
 LossBatch = ForwardBatch | TransitionBatch
+BatchT = TypeVar("BatchT", bound=LossBatch, contravariant=True)
 
 
 Predictions = Mapping[Role, Mapping[Modality, Tensor]]
@@ -104,7 +105,7 @@ class LossTerms:
     """Detached tensors [B]; summed over micro-batches and reduced over ranks once per step."""
 
 
-class Algorithm(Protocol):
+class Algorithm(Protocol[BatchT]):
     """A recipe. Built as `load_impl(spec)(spec)` on every learner rank."""
 
     view: View
@@ -119,8 +120,8 @@ class Algorithm(Protocol):
         """Turn the scores of a whole step into advantages. Pure: every rank computes the same."""
         ...
 
-    def loss(self, batch: Any, predictions: Predictions) -> LossTerms:
-        """Return losses of one micro-batch, the LossBatch of the algorithm's view. No collective, no `.item()`."""
+    def loss(self, batch: BatchT, predictions: Predictions) -> LossTerms:
+        """Return losses of one micro-batch, as the algorithm's view makes it. No collective, no `.item()`."""
         ...
 
     def eta(self, step: int) -> float:
@@ -128,7 +129,7 @@ class Algorithm(Protocol):
         ...
 
 
-class ForwardAlgorithm(Algorithm, Protocol):
+class ForwardAlgorithm(Algorithm[ForwardBatch], Protocol):
     """What the forward view asks of an algorithm besides."""
 
     sigmas: SigmaSpec

@@ -7,19 +7,18 @@ x0hat(v) = x_sigma - sigma v; in velocity space s = 1. Everything is at least fl
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Generic, Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
-from accord.config.contract import RewardSpec
 from accord.config.forward import ForwardSpec
-from accord.types import Modality, Role, ScoredGroup
-from learner.algorithms.base import Credit, ForwardBatch, LossTerms, Noised, Predictions, View
-from learner.algorithms.credit import assign_credit, tabulate
+from accord.types import Role
+from learner.algorithms.base import ForwardBatch, LossTerms, Noised, Predictions, View
+from learner.algorithms.recipe import Recipe
 
 NORMALISER_FLOOR = 1e-5
 """Least value of the adaptive normaliser: predictions closer than this are as good as exact."""
@@ -91,7 +90,7 @@ class Part:
     """As in `ForwardBatch`."""
 
 
-class ForwardRecipe(ABC, Generic[SpecT]):
+class ForwardRecipe(Recipe[SpecT]):
     """An algorithm of the forward view, but for the loss of one modality, which a recipe adds."""
 
     view: View = "forward"
@@ -99,8 +98,8 @@ class ForwardRecipe(ABC, Generic[SpecT]):
     """Roles that the loss of a modality reads besides `policy`."""
 
     def __init__(self, spec: SpecT) -> None:
-        self.spec, self.sigmas = spec, spec.sigmas
-        self.surgery, self.region = spec.active_surgery, spec.active_region
+        super().__init__(spec)
+        self.sigmas, self.region = spec.sigmas, spec.active_region
         penalised: tuple[Role, ...] = ("ref",) if spec.loss.reference_penalty > 0 else ()
         self.anchors = tuple(dict.fromkeys(self.reads + penalised))
 
@@ -110,12 +109,6 @@ class ForwardRecipe(ABC, Generic[SpecT]):
 
         It may return `reference_factor` [B], 1 if left out; what else it returns becomes the metric `<name>/<m>`.
         """
-
-    def credit(
-        self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
-    ) -> Credit:
-        """Scores to advantages, see `learner.algorithms.credit`. Raises RewardError when a required reward is down."""
-        return assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
 
     def loss(self, batch: ForwardBatch, predictions: Predictions) -> LossTerms:
         """Return L = reduce_m (loss_m + reference_penalty * factor_m * ref_m), reduce = mean or sum (OmniNFT eq. 12).
@@ -144,12 +137,8 @@ class ForwardRecipe(ABC, Generic[SpecT]):
                 metrics["region/max"], metrics["region/min"] = weights_BT.amax(1), weights_BT.amin(1)
             metrics |= {f"{name}/{modality}": value for name, value in terms.items()}
             losses.append(loss_B)
-        total_B = torch.stack(losses).sum(0) if spec.reduction == "sum" else torch.stack(losses).mean(0)
+        total_B = self.reduced(losses)
         metrics["loss/total"] = total_B
         if distances:
             metrics["old_policy/distance"] = torch.stack(distances).mean(0)
         return LossTerms(total_B, {name: value.detach() for name, value in metrics.items()})
-
-    def eta(self, step: int) -> float:
-        """The share of itself that the old policy keeps after `step`."""
-        return self.spec.old_policy.share(step)

@@ -14,7 +14,7 @@ from accord.config.grpo import DynamicsSpec, FlowGRPOSpec, GRPOLossSpec
 from accord.diffusion.steps import log_density, sde_moments
 from accord.types import Modality, Role, ScoredGroup
 from learner.algorithms.base import Credit, LossTerms, Predictions, Transition, TransitionBatch, View
-from learner.algorithms.credit import assign_credit, tabulate
+from learner.algorithms.recipe import Recipe
 
 
 def grpo_loss(
@@ -73,14 +73,13 @@ def best_and_worst(advantages_PG: Tensor, share: float) -> Tensor:
     return torch.zeros_like(advantages_PG).scatter(1, chosen, advantages_PG.gather(1, chosen))
 
 
-class FlowGRPO:
+class FlowGRPO(Recipe[FlowGRPOSpec]):
     """The algorithm of `FlowGRPOSpec`: every recipe is this with other numbers."""
 
     view: View = "transition"
-    surgery = None
 
     def __init__(self, spec: FlowGRPOSpec) -> None:
-        self.spec = spec
+        super().__init__(spec)
         self.anchors: tuple[Role, ...] = ("ref",) if spec.loss.kl_weight > 0 else ()
 
     def credit(
@@ -90,7 +89,7 @@ class FlowGRPO:
 
         Raises RewardError when a required reward is down.
         """
-        credit = assign_credit(tabulate(groups, rewards), self.spec.credit, modalities)
+        credit = super().credit(groups, rewards, modalities)
         if self.spec.trained_share == 1.0:
             return credit
         share = self.spec.trained_share
@@ -117,10 +116,6 @@ class FlowGRPO:
                 metrics[f"loss/reference/{modality}"] = terms["reference"].detach()
                 part = part + spec.kl_weight * terms["reference"]
             total.append(part)
-        loss_B = torch.stack(total).sum(0) if spec.reduction == "sum" else torch.stack(total).mean(0)
+        loss_B = self.reduced(total)
         metrics["loss/total"] = loss_B.detach()
         return LossTerms(loss_B, metrics)
-
-    def eta(self, step: int) -> float:
-        """The share of itself that the old policy keeps after `step`."""
-        return self.spec.old_policy.share(step)

@@ -58,7 +58,7 @@ class Share:
 class ShareView(ABC):
     """How shares become micro-batches; made once for a run."""
 
-    def __init__(self, job: JobSpec, algorithm: Algorithm, schedule: Tensor, device: str = "cpu") -> None:
+    def __init__(self, job: JobSpec, algorithm: Algorithm[Any], schedule: Tensor, device: str = "cpu") -> None:
         """`schedule`: the sampler's sigmas [N + 1]."""
         self.job, self.algorithm, self.schedule, self.device = job, algorithm, schedule, device
 
