@@ -44,7 +44,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "flow_grpo": "accord.config.grpo:FlowGRPOSpec",
     },
     "backbones": {
-        "ltx2": "accord.config.backbones:LTX2Spec",
+        "ltx2": "accord.backbones.ltx2.spec:LTX2Spec",
     },
     "rewards": {
         "sync": "accord.config.rewards:SyncReward",

@@ -52,6 +52,8 @@ class Clip:
     sample_rate: int
 
 
+Term = Literal["text", "stg", "modality"]
+"""What guides besides the prompt: classifier-free, spatio-temporal, and modality guidance."""
 Scales = Mapping[Modality, float]
 """Strength of one term of guidance by modality; one that is missing is not guided by it."""
 

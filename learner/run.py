@@ -160,7 +160,7 @@ class Run:
 
     def _export(self, state: PolicyState) -> None:
         with self.folder.writing(ADAPTER) as draft:
-            export_lora(state.adapters["policy"], self.job.backbone.lora, draft)
+            export_lora(state.adapters["policy"], self.job.backbone, draft)
 
     def _progress(self, phase: Phase, step: int, done: int, total: int) -> None:
         if self.clock.due(done, total):

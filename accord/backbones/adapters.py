@@ -1,7 +1,7 @@
 """LoRA roles in one model: `policy` is trained, `old` samples, `ref` is the base with adapters off.
 
 Works on any module that holds the adapted network, whether or not DDP or DeepSpeed wraps it. Tensors are named by
-their module path inside the network, such as `transformer_blocks.0.attn1.to_q.lora_A.weight`.
+their module path inside the network, such as `<block>.0.attn1.to_q.lora_A.weight`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.numpy import save_file
 from torch import nn
 
-from accord.config.contract import AdapterSpec
+from accord.config.contract import AdapterSpec, BackboneSpec
 from accord.errors import CheckpointError, SpecError
 from accord.seeds import Purpose, derive_seed
 from accord.types import Role
@@ -174,14 +174,17 @@ def blend_(module: nn.Module, into: Role = "old", source: Role = "policy", eta: 
             parameter.mul_(eta).add_(origin[key], alpha=1.0 - eta)
 
 
-def export_lora(state: Mapping[str, np.ndarray], spec: AdapterSpec, path: Path) -> None:
-    """Write a role's tensors as the file that diffusers' `LTX2Pipeline.load_lora_weights` takes.
+def export_lora(state: Mapping[str, np.ndarray], backbone: BackboneSpec, path: Path) -> None:
+    """Write a role's tensors as the file that diffusers' `load_lora_weights` takes.
+
+    `state`: A [rank, in] and B [out, rank] by key, as `adapter_state` returns them.
 
     The scale alpha / rank is multiplied into B, so that readers which know no alpha get the same model.
     """
-    scale = np.float32(spec.alpha / spec.rank)
+    scale = np.float32(backbone.lora.alpha / backbone.lora.rank)
+    above = f"{backbone.component}." if backbone.component else ""
     tensors = {
-        f"transformer.{key}": np.ascontiguousarray(value * scale if ".lora_B." in key else value, dtype=np.float32)
+        f"{above}{key}": np.ascontiguousarray(value * scale if ".lora_B." in key else value, dtype=np.float32)
         for key, value in state.items()
     }
     save_file(tensors, path, metadata={"format": "pt"})  # a second entry would make the bytes differ from run to run

@@ -1,54 +1,13 @@
-"""What to train: a diffusers pipeline directory, the LoRA on it, and how clips are sampled from it."""
+"""How clips are sampled from any backbone: their size, the steps, and what guides."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from accord.config.base import Spec
-from accord.config.contract import AdapterSpec, BackboneSpec, PartName
-from accord.config.paths import LORA_BYTES, InputPath
-from accord.types import MODALITIES, Guidance, Modality, Role, RolloutPlan
-
-
-class LoRASpec(AdapterSpec):
-    """The trained adapter."""
-
-    targets: Annotated[tuple[PartName, ...], Field(min_length=1, max_length=100)] = (
-        "attn1", "attn2", "audio_attn1", "audio_attn2", "audio_to_video_attn", "video_to_audio_attn", "ff", "audio_ff",
-    )  # fmt: skip
-    """Sub-modules of each transformer block whose linear layers get an adapter."""
-
-
-class LTX2Spec(BackboneSpec):
-    """A diffusers `LTX2Pipeline` directory (LTX-2 or LTX-2.3, tiny or full size)."""
-
-    impl: ClassVar[str] = "accord.backbones.ltx2.model:LTX2Backbone"
-    inspect: ClassVar[str] = "accord.backbones.ltx2.model_dir:inspect_model_dir"
-    sizes: ClassVar[str] = "accord.backbones.ltx2.sizes:model_sizes"
-    component: ClassVar[str] = "transformer"
-    modalities: ClassVar[tuple[Modality, ...]] = MODALITIES
-
-    name: Literal["ltx2"] = "ltx2"
-    path: Annotated[str, InputPath("directory")] = Field(default="builtin:tiny-ltx2", min_length=1, max_length=4096)
-    """Directory of the pipeline, or `builtin:tiny-ltx2` for the model that ships with Accord."""
-    lora: LoRASpec = LoRASpec()
-    init_lora: Annotated[str, InputPath("file", LORA_BYTES)] = Field(default="", max_length=4096)
-    """A LoRA file (.safetensors) that `policy` and `old` start from; rank and targets must be those of `lora`."""
-    text_cache: str = Field(default="", pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")
-    """Name of a cache of encoded prompts below ACCORD_TEXT_CACHE_DIR; jobs that give the same name share it. While it
-    has all prompts of a job, the text encoder is not loaded. Empty = off."""
-    offload: bool = False
-    """Rollout workers on a GPU keep the decoders in host memory between decodes. Nothing changes on a CPU."""
-
-    def notes(self) -> Iterable[str]:
-        """What a text cache and offloading change."""
-        if self.text_cache:
-            yield "text encoder and connectors are loaded only where the text cache lacks a prompt"
-        if self.offload:
-            yield "the decoders' bytes are in host memory but during a decode, when no activations are held"
+from accord.types import Guidance, Modality, Role, RolloutPlan, Term
 
 
 class SamplingSpec(Spec):
@@ -107,19 +66,23 @@ class SamplingSpec(Spec):
         )
 
     @property
+    def terms(self) -> dict[Term, str]:
+        """The terms of guidance that are on for some modality, and the field of each."""
+        fields: dict[Term, tuple[str, float]] = {
+            "text": ("guidance", 1.0), "stg": ("stg_scale", 0.0), "modality": ("modality_scale", 1.0),
+        }  # fmt: skip
+        return {term: name for term, (name, off) in fields.items() if max(self.scales(name).values()) > off}
+
+    @property
     def passes(self) -> int:
         """Forwards of one denoising step."""
-        terms = (("guidance", 1.0), ("stg_scale", 0.0), ("modality_scale", 1.0))
-        return 1 + sum(max(self.scales(name).values()) > off for name, off in terms)
+        return 1 + len(self.terms)
 
     @property
     def guidance_text(self) -> str:
         """Everything that guides, in words; empty when nothing does."""
-        terms = (("guidance", "classifier-free", 1.0), ("stg_scale", "spatio-temporal", 0.0),
-                 ("modality_scale", "modality", 1.0))  # fmt: skip
-        found = [
-            f"{word} {_both(self.scales(name))}" for name, word, off in terms if max(self.scales(name).values()) > off
-        ]
+        words: dict[Term, str] = {"text": "classifier-free", "stg": "spatio-temporal", "modality": "modality"}
+        found = [f"{words[term]} {_both(self.scales(name))}" for term, name in self.terms.items()]
         if found and max(self.scales("guidance_rescale").values()) > 0:
             found.append(f"rescaled {_both(self.scales('guidance_rescale'))}")
         return ", ".join(found)

@@ -19,7 +19,7 @@ from accord.config.files import remembered
 from accord.config.paths import InputPath, NamedPath, input_paths
 from accord.config.presets import filled
 from accord.plugins import resolve
-from accord.types import Modality, RolloutPlan, Route
+from accord.types import Modality, RolloutPlan, Route, Term
 
 if TYPE_CHECKING:
     from accord.config.algorithms import RegionSpec, SurgerySpec
@@ -190,8 +190,10 @@ class BackboneSpec(PluginSpec):
     `accord.backbones.sizes.ModelSizes`; "" = it cannot be planned."""
 
     component: ClassVar[str] = ""
-    """The part of the pipeline directory at `path` that adapters sit on, and are merged into by `accord export`; "" =
-    `path` is no such directory."""
+    """The part of the pipeline directory at `path` that adapters sit on, and are merged into by `accord export`; the
+    names in an exported adapter begin with it. "" = `path` is no such directory."""
+    guides: ClassVar[frozenset[Term]] = frozenset({"text"})
+    """Terms of guidance that its network can compute; the others need capabilities (`accord/backbones/base.py`)."""
 
     path: Annotated[str, InputPath("directory")]
     """Where the weights are, or `builtin:…`."""
@@ -210,6 +212,13 @@ class BackboneSpec(PluginSpec):
     def facts(self) -> ModelFacts | None:
         """What `inspect` finds. Raises ModelError."""
         return remembered(resolve(self.inspect), self.path) if self.inspect else None
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its parts': guidance that the network cannot compute."""
+        yield from super().problems(job, facts)
+        for term, name in job.sampling.terms.items():
+            if term not in self.guides:
+                yield f"/sampling/{name}", f"on, but {self.name} has no weaker pass to guide away from; switch it off"
 
     def notes(self) -> Iterable[str]:
         """What the numbers of `accord plan` leave open, a clause each."""

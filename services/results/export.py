@@ -97,7 +97,7 @@ def _write(job: JobSpec, state: PolicyState, form: Form, directory: Path, link: 
     adapter, backbone = state.adapters["policy"], job.backbone
     if form == "lora":
         directory.mkdir(parents=True)
-        export_lora(adapter, backbone.lora, directory / LORA_FILE)
+        export_lora(adapter, backbone, directory / LORA_FILE)
         return
     facts = backbone.facts()  # raises ModelError when the base is gone or damaged
     if facts is None or not backbone.component:

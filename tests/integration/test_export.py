@@ -12,7 +12,7 @@ from accord.backbones.adapters import ADAPTER_ROLES, adapter_state
 from accord.backbones.export import write_merged
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.ltx2.model_dir import inspect_model_dir, resolve_model_path
-from accord.config.backbones import LoRASpec, LTX2Spec
+from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
 from accord.config.job import JobSpec
 from accord.diffusion.noise import group_noise
 from accord.errors import CheckpointError, ModelError, UserError

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from accord.backbones.adapters import ADAPTER_ROLES, adapter_state
-from accord.config.backbones import LTX2Spec, SamplingSpec
+from accord.backbones.ltx2.spec import LTX2Spec
+from accord.config.backbones import SamplingSpec
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError, RolloutError
 from accord.requests import step_requests

@@ -11,9 +11,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from accord.backbones.adapters import adapter_parameters, adapter_state, blend_, load_adapter_state, role
 from accord.backbones.ltx2.model import LTX2Backbone
+from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
 from accord.backbones.ltx2.streams import branch_of
 from accord.backbones.shaping import audio_to_video, gradient_surgery
-from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
+from accord.config.backbones import SamplingSpec
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
 from accord.plugins import load_impl

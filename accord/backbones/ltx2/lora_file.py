@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from accord.backbones.ltx2.model_dir import ModelFacts
+from accord.backbones.ltx2.model_dir import LTX2Facts
 from accord.backbones.ltx2.streams import BLOCKS, GATES
 from accord.config.contract import AdapterSpec
 from accord.config.lora_alpha import read_numbers, scales
@@ -81,7 +81,7 @@ def read_lora_file(path: str) -> LoRAFile:
     return LoRAFile(file, layers, rank, scales(file, read_metadata(file), alphas, layers.keys(), rank))
 
 
-def lora_misfits(file: LoRAFile, spec: AdapterSpec, facts: ModelFacts) -> list[str]:
+def lora_misfits(file: LoRAFile, spec: AdapterSpec, facts: LTX2Facts) -> list[str]:
     """What keeps an adapter from being the start of a job's, each with its remedy; empty when it fits."""
     wanted = {layer: shape for layer, shape in _linear_layers(facts).items() if {*layer.split(".")} & {*spec.targets}}
     if file.layers.keys() != wanted.keys():
@@ -114,7 +114,7 @@ def _part(layer: str) -> str:
     return pieces[2] if pieces[0] == BLOCKS and len(pieces) > 2 else layer
 
 
-def _linear_layers(facts: ModelFacts) -> dict[str, Shape]:
+def _linear_layers(facts: LTX2Facts) -> dict[str, Shape]:
     """Shapes [out, in] of the transformer's linear layers that may carry an adapter."""
     return {
         name.removesuffix(".weight"): tuple(entry["shape"])

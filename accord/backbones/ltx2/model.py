@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from typing import Any, Self
 
 import diffusers
 import numpy as np
 import torch
 import transformers
-from diffusers import LTX2Pipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline
 from diffusers.models.transformers.transformer_ltx2 import (
     LTX2PerturbedAttnProcessor,
     apply_interleaved_rotary_emb,
@@ -42,10 +43,11 @@ from accord.backbones.base import (
 from accord.backbones.components import load_component
 from accord.backbones.ltx2 import streams
 from accord.backbones.ltx2.lora_file import read_lora_file
-from accord.backbones.ltx2.model_dir import WEIGHTS, ModelFacts, inspect_model_dir
-from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule
+from accord.backbones.ltx2.model_dir import WEIGHTS, LTX2Facts, inspect_model_dir
+from accord.backbones.ltx2.schedule import ScheduleConfig
+from accord.backbones.ltx2.spec import LTX2Spec
 from accord.backbones.text_cache import TextCache, content_digest
-from accord.config.backbones import LTX2Spec, SamplingSpec
+from accord.config.backbones import SamplingSpec
 from accord.config.settings import Settings
 from accord.config.weights import read_json
 from accord.errors import ModelError
@@ -61,6 +63,22 @@ TEXT_PARTS = ("text_encoder", "tokenizer", "connectors")
 """What turns prompts into conditions."""
 DECODERS = ("vae", "audio_vae", "vocoder")
 """What turns latents into clips; the learner does without."""
+
+
+def exact_sigmas(written: Mapping[str, Any], num_steps: int, video_tokens: int, shift: float | None = None) -> Tensor:
+    """Return the sigmas that diffusers' scheduler of config `written` makes, float32 [num_steps + 1], from 1 down to 0.
+
+    `shift` replaces mu, or the static shift where the config has no dynamic shifting. Raises ModelError for a schedule
+    of another kind.
+    """
+    config = ScheduleConfig.parse(written)
+    static = config.shift if shift is None or config.use_dynamic_shifting else shift
+    terminal = config.shift_terminal if num_steps > 1 else None  # one step has nothing to stretch
+    scheduler: Any = FlowMatchEulerDiscreteScheduler(**{**asdict(config), "shift": static, "shift_terminal": terminal})
+    linear = np.linspace(1.0, 1.0 / num_steps, num_steps)
+    scheduler.set_timesteps(num_steps, sigmas=linear, mu=config.mu(video_tokens, shift))
+    sigmas: Tensor = scheduler.sigmas
+    return sigmas
 
 
 class LTX2Velocity(VelocityModel, CrossAttends, WatchesAttention, SkipsSelfAttention, IsolatesModalities):
@@ -245,7 +263,7 @@ def _quiet() -> Iterator[None]:
         transformers_logging.enable_progress_bar()
 
 
-def _read(spec: LTX2Spec, facts: ModelFacts, device: str, left_out: Sequence[str]) -> Any:
+def _read(spec: LTX2Spec, facts: LTX2Facts, device: str, left_out: Sequence[str]) -> Any:
     """Load a pipeline without some of its components: frozen, on the device, decoders in float32.
 
     Raises ModelError when a component lacks weights or cannot be loaded.
@@ -287,7 +305,7 @@ def _read_adapter(spec: LTX2Spec) -> dict[str, np.ndarray]:
     return start
 
 
-def _text_cache(spec: LTX2Spec, facts: ModelFacts, device: str) -> TextCache | None:
+def _text_cache(spec: LTX2Spec, facts: LTX2Facts, device: str) -> TextCache | None:
     """The cache that the spec names: rows of these files, this type, and whatever else decides their bits."""
     if not spec.text_cache:
         return None
@@ -308,7 +326,7 @@ class LTX2Backbone:
         self,
         pipeline: Any,
         spec: LTX2Spec,
-        facts: ModelFacts,
+        facts: LTX2Facts,
         sampling: SamplingSpec,
         device: str,
         cache: TextCache | None = None,
@@ -402,9 +420,8 @@ class LTX2Backbone:
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The pipeline's own schedule for this clip size, float32 [num_steps + 1]."""
-        config = ScheduleConfig.parse(self.facts.scheduler)
         tokens = self.latent_shapes()["video"][0]
-        return torch.tensor(sigma_schedule(config, num_steps, tokens, self.sampling.shift), dtype=torch.float32)
+        return exact_sigmas(self.facts.scheduler, num_steps, tokens, self.sampling.shift)
 
     @torch.no_grad()
     def decode(self, latents: Latents) -> list[Clip]:

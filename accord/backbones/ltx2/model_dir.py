@@ -45,12 +45,12 @@ _CROSSINGS: dict[str, contract.Crossing] = {
     streams.VIDEO_TO_AUDIO: ("audio", "video"),
 }
 """Part of a block, and who reads whom in it."""
-_WRONG_KIND = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+WRONG_KIND = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What Python raises when a config holds a text for a number, a list for a table, or nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFacts(contract.ModelFacts):
+class LTX2Facts(contract.ModelFacts):
     """Sizes of a pipeline that a job can be checked against."""
 
     temporal_compression: int
@@ -83,7 +83,7 @@ class ModelFacts(contract.ModelFacts):
         """The scheduler's; None where it makes none, which is the backbone's to tell."""
         try:
             return self.schedule(sampling)
-        except (ModelError, *_WRONG_KIND):
+        except (ModelError, *WRONG_KIND):
             return None
 
     def schedule(self, sampling: SamplingSpec) -> Sequence[float]:
@@ -108,16 +108,16 @@ def resolve_model_path(path: str) -> Path:
     return shipped / name
 
 
-def inspect_model_dir(path: str) -> ModelFacts:
+def inspect_model_dir(path: str) -> LTX2Facts:
     """Check an `LTX2Pipeline` directory and return its facts. Raises ModelError that names the file and the remedy."""
     root = resolve_model_path(path)
     try:
         return _inspect(root)
-    except _WRONG_KIND as error:
+    except WRONG_KIND as error:
         raise ModelError(f"{root}: a config holds a value of the wrong kind ({error})") from error
 
 
-def _inspect(root: Path) -> ModelFacts:
+def _inspect(root: Path) -> LTX2Facts:
     try:
         index = read_json(root / "model_index.json")
     except ModelError as error:
@@ -150,13 +150,13 @@ def _check_encoder(root: Path, kind: str, config: Mapping[str, Any], shapes: Sha
     check_encoder(root / "text_encoder", config, shapes)
 
 
-def read_model_configs(path: str) -> ModelFacts:
+def read_model_configs(path: str) -> LTX2Facts:
     """Return the facts of a directory that may hold configs alone: for sizing, not for running. Raises ModelError."""
     root = resolve_model_path(path)
     _check_index(root, read_json(root / "model_index.json"))
     try:
         return _facts(root, None)
-    except _WRONG_KIND as error:
+    except WRONG_KIND as error:
         raise ModelError(f"{root}: a config holds a value of the wrong kind ({error})") from error
 
 
@@ -218,7 +218,7 @@ def _check_index(root: Path, index: Mapping[str, Any]) -> None:
             raise ModelError(f"{where}: {name} is a {entry[1]}; expected {' or '.join(classes)}")
 
 
-def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
+def _facts(root: Path, tensors: Shapes | None) -> LTX2Facts:
     """Read the configs, and hold the depth against the transformer's tensors if they are given."""
     transformer = read_json(root / "transformer" / "config.json")
     vae, audio_vae = read_json(root / "vae" / "config.json"), read_json(root / "audio_vae" / "config.json")
@@ -235,7 +235,7 @@ def _facts(root: Path, tensors: Shapes | None) -> ModelFacts:
     parts = frozenset(name[1] for name, shape in blocks.items() if name[-1] == "weight" and len(shape) == 2)
     hop = int(audio_vae.get("mel_hop_length", 160)) * 4
     temporal, spatial = _compression(vae)
-    facts = ModelFacts(
+    facts = LTX2Facts(
         path=root,
         depth=depth,
         block_parts=parts,

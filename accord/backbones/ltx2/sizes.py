@@ -19,10 +19,11 @@ from accord.backbones.adapters import adapter_parameters, add_roles
 from accord.backbones.base import Conditions
 from accord.backbones.components import component_class
 from accord.backbones.ltx2.model import DECODERS, TEXT_TOKENS, LTX2Velocity
-from accord.backbones.ltx2.model_dir import WEIGHTS, ModelFacts, read_model_configs
+from accord.backbones.ltx2.model_dir import WEIGHTS, LTX2Facts, read_model_configs
+from accord.backbones.ltx2.spec import LTX2Spec
 from accord.backbones.ltx2.streams import GATES
 from accord.backbones.sizes import Activations, ModelSizes, kept_bytes, peak_bytes
-from accord.config.backbones import LTX2Spec, SamplingSpec
+from accord.config.backbones import SamplingSpec
 from accord.config.weights import read_safetensors_header, weight_files
 from accord.errors import ModelError
 from accord.types import Modality
@@ -111,14 +112,14 @@ def _text_tokens(root: Path) -> int:
     return min(TEXT_TOKENS, int(longest))
 
 
-def _clip_bytes(facts: ModelFacts, sampling: SamplingSpec) -> int:
+def _clip_bytes(facts: LTX2Facts, sampling: SamplingSpec) -> int:
     vocoder = _json(facts.path / "vocoder" / "config.json")
     channels = int(vocoder.get("bwe_out_channels", vocoder.get("out_channels", 2)))
     sound = round(sampling.frames / sampling.fps * facts.sample_rate) * channels * 4
     return sampling.frames * sampling.height * sampling.width * 3 + sound
 
 
-def _activations(facts: ModelFacts, sampling: SamplingSpec, one: Any, two: Any, text: int) -> Activations:
+def _activations(facts: LTX2Facts, sampling: SamplingSpec, one: Any, two: Any, text: int) -> Activations:
     """What a forward of one sample keeps and needs, counted with one and two blocks, with and without checkpointing."""
     kept = {}
     for checkpointing in (False, True):
@@ -135,7 +136,7 @@ def _activations(facts: ModelFacts, sampling: SamplingSpec, one: Any, two: Any, 
     )
 
 
-def _forward(facts: ModelFacts, sampling: SamplingSpec, model: Any, text: int) -> Callable[[], Any]:
+def _forward(facts: LTX2Facts, sampling: SamplingSpec, model: Any, text: int) -> Callable[[], Any]:
     """A forward of one sample with `text` text tokens, on the meta device."""
     grid = facts.video_grid(sampling.frames, sampling.height, sampling.width)
     audio_tokens = facts.audio_tokens(sampling.frames, sampling.fps)

@@ -26,7 +26,8 @@ from transformers import (
 )
 
 from accord.backbones.ltx2.model import LTX2Backbone
-from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
+from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
+from accord.config.backbones import SamplingSpec
 
 TEXT = 16
 TOKENS = 8

@@ -15,8 +15,8 @@ from accord.backbones.adapters import (
     role,
     target_layers,
 )
+from accord.backbones.ltx2.spec import LoRASpec
 from accord.backbones.ltx2.streams import GATES
-from accord.config.backbones import LoRASpec
 from accord.errors import CheckpointError, SpecError
 
 

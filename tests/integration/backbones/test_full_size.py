@@ -11,9 +11,9 @@ from transformers import Gemma3Config, Gemma3ForConditionalGeneration
 from accord.backbones.adapters import adapter_parameters, add_roles, target_layers
 from accord.backbones.ltx2.model import LTX2Velocity
 from accord.backbones.ltx2.shapes import check_complete, check_transformer
+from accord.backbones.ltx2.spec import LoRASpec
 from accord.backbones.ltx2.streams import GATES
 from accord.backbones.shaping import audio_to_video, gradient_surgery
-from accord.config.backbones import LoRASpec
 from accord.config.forward import OmniNFTSpec
 from accord.errors import ModelError
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from accord.backbones.adapters import adapter_state, export_lora, role
 from accord.backbones.ltx2.model import LTX2Backbone
-from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
+from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
+from accord.config.backbones import SamplingSpec
 from accord.config.job import JobSpec
 from accord.run_folder import LORA_FILE
 from accord.types import PolicyState, Prompt, RolloutPlan, RolloutRequest
@@ -34,7 +35,7 @@ def state(ltx2_dir):
 @pytest.fixture(scope="module")
 def file(state, tmp_path_factory):
     path = tmp_path_factory.mktemp("lora") / LORA_FILE
-    export_lora(state, LORA, path)
+    export_lora(state, LTX2Spec(lora=LORA), path)
     return path
 
 

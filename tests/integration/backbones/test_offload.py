@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from accord.backbones.ltx2.model import DECODERS, LTX2Backbone
-from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
+from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
+from accord.config.backbones import SamplingSpec
 
 
 @pytest.fixture

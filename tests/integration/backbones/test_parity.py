@@ -7,7 +7,8 @@ from diffusers import LTX2Pipeline
 
 from accord.backbones.adapters import adapter_state, export_lora, role
 from accord.backbones.ltx2.model import LTX2Backbone
-from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
+from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
+from accord.config.backbones import SamplingSpec
 from accord.diffusion.noise import group_noise
 from accord.run_folder import LORA_FILE
 from accord.types import RolloutPlan
@@ -186,7 +187,8 @@ def test_decoded_clips_equal_the_pipelines(model_dir, load):
 def test_exported_adapter_loads_in_diffusers(model_dir, load, perturb, tmp_path):
     backbone = load(model_dir)
     perturb(backbone.velocity_model, "policy")
-    export_lora(adapter_state(backbone.velocity_model, "policy"), LoRASpec(rank=4, alpha=6.0), tmp_path / LORA_FILE)
+    spec = LTX2Spec(lora=LoRASpec(rank=4, alpha=6.0))
+    export_lora(adapter_state(backbone.velocity_model, "policy"), spec, tmp_path / LORA_FILE)
     prompt = backbone.encode([PROMPT])
     with role(backbone.velocity_model, "policy"):
         tuned = denoise(backbone, prompt, None, SEEDS, RolloutPlan("policy", STEPS)).latents

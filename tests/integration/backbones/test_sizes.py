@@ -14,8 +14,9 @@ from transformers import Gemma3Config, Gemma3TextConfig, SiglipVisionConfig
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.ltx2.model_dir import resolve_model_path
 from accord.backbones.ltx2.sizes import model_sizes, numbers_in
+from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
 from accord.backbones.sizes import kept_bytes, peak_bytes
-from accord.config.backbones import LoRASpec, LTX2Spec, SamplingSpec
+from accord.config.backbones import SamplingSpec
 from accord.errors import ModelError
 from learner.memory import STAGES, rank_bytes
 

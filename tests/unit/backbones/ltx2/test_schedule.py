@@ -6,6 +6,7 @@ from diffusers.pipelines.ltx2.pipeline_ltx2 import calculate_shift
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from accord.backbones.ltx2.model import exact_sigmas
 from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule
 from accord.config.algorithms import SigmaSpec
 from accord.diffusion.noise import group_noise, sample_noise
@@ -16,6 +17,9 @@ LTX2 = {
     "use_dynamic_shifting": True, "base_shift": 0.95, "max_shift": 2.05, "base_image_seq_len": 1024,
     "max_image_seq_len": 4096, "shift_terminal": 0.1, "time_shift_type": "exponential",
 }  # fmt: skip
+
+
+BITS = [1065353216, 1063963066, 1062397790, 1060622064, 1058590397, 1055521692, 1050036602, 1036831952, 0]
 
 
 def theirs(config: dict, num_steps: int, tokens: int, mu: float | None = None) -> np.ndarray:
@@ -30,19 +34,40 @@ def theirs(config: dict, num_steps: int, tokens: int, mu: float | None = None) -
 @given(num_steps=st.integers(2, 60), tokens=st.integers(1, 20_000), kind=st.sampled_from(["exponential", "linear"]))
 def test_schedule_equals_diffusers_bit_for_bit(num_steps, tokens, kind):
     config = {**LTX2, "time_shift_type": kind}
-    ours = np.array(sigma_schedule(ScheduleConfig.parse(config), num_steps, tokens), np.float32)
-    np.testing.assert_array_equal(ours, theirs(config, num_steps, tokens))
+    np.testing.assert_array_equal(exact_sigmas(config, num_steps, tokens).numpy(), theirs(config, num_steps, tokens))
 
 
 @pytest.mark.parametrize("config", [{"shift": 3.0}, {"shift": 1.7, "shift_terminal": 0.05}, {}])
 def test_static_shift_equals_diffusers(config):
-    ours = np.array(sigma_schedule(ScheduleConfig.parse(config), 12, 64), np.float32)
-    np.testing.assert_array_equal(ours, theirs(config, 12, 64))
+    np.testing.assert_array_equal(exact_sigmas(config, 12, 64).numpy(), theirs(config, 12, 64))
 
 
 def test_shift_of_the_job_replaces_mu():
-    ours = np.array(sigma_schedule(ScheduleConfig.parse(LTX2), 8, 28, shift=1.5), np.float32)
-    np.testing.assert_array_equal(ours, theirs(LTX2, 8, 28, mu=1.5))
+    np.testing.assert_array_equal(exact_sigmas(LTX2, 8, 28, shift=1.5).numpy(), theirs(LTX2, 8, 28, mu=1.5))
+    np.testing.assert_array_equal(exact_sigmas({}, 8, 28, shift=1.5).numpy(), theirs({"shift": 1.5}, 8, 28))
+
+
+CONFIGS = [
+    LTX2, {**LTX2, "time_shift_type": "linear"}, {**LTX2, "shift_terminal": None}, {"shift": 3.0},
+    {"shift": 1.7, "shift_terminal": 0.05}, {},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_the_light_schedule_is_the_schedulers_but_for_rounding(config):
+    for num_steps in range(1, 61):
+        for tokens, shift in ((1, None), (28, None), (4096, None), (64, 0.5), (64, 2.05), (1024, 3.0)):
+            exact = exact_sigmas(config, num_steps, tokens, shift)
+            light = sigma_schedule(ScheduleConfig.parse(config), num_steps, tokens, shift)
+            assert exact.dtype == torch.float32 and exact.shape == (num_steps + 1,)
+            assert exact[0] == light[0] == 1.0 and exact[-1] == light[-1] == 0.0
+            np.testing.assert_allclose(light, exact.numpy(), rtol=0, atol=5e-7)
+
+
+def test_the_default_schedule_keeps_its_bits():
+    """Of the job that ships as an example: eight steps over the 28 tokens of a clip."""
+    bits = exact_sigmas(LTX2, 8, 28).numpy().view(np.uint32).tolist()
+    assert bits == BITS
 
 
 def test_published_values_of_the_twenty_step_schedule():
@@ -55,6 +80,13 @@ def test_published_values_of_the_twenty_step_schedule():
 
 def test_one_step_has_a_finite_schedule():
     assert sigma_schedule(ScheduleConfig.parse(LTX2), 1, 28) == (1.0, 0.0)
+    assert exact_sigmas(LTX2, 1, 28).tolist() == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("shift", [20.0, 50.0, 100.0, 1e300])
+def test_a_shift_that_leaves_no_sigma_but_one_is_refused(shift):
+    with pytest.raises(ArithmeticError):
+        sigma_schedule(ScheduleConfig.parse(LTX2), 8, 28, shift)
 
 
 @pytest.mark.parametrize("flag", ["invert_sigmas", "use_karras_sigmas", "stochastic_sampling"])
