@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -75,6 +76,30 @@ def test_ltx_classes_stay_behind_their_door():
         if name.startswith("diffusers.") and "LTX" in name and not str(path.relative_to(ROOT)).startswith(LTX_DOORS)
     ]
     assert offenders == []
+
+
+LTX_STRINGS = re.compile(
+    r"audio_to_video_attn|video_to_audio_attn|to_gate_logits|transformer_blocks|\bLTX2[A-Z]\w+|\baudio_vae\b|\bvae\b"
+    r"|\bvocoder\b|\bconnectors\b|\"transformer\"|_class_name|proj_in\b|gemma"
+)
+"""Names of parts, classes, components and config keys that only the LTX-2 family has."""
+LTX_SAID = {
+    "accord/plugins.py": {"LTX2Spec"},  # the table of plug-ins
+    "services/cli/commands.py": {"LTX2Pipeline"},  # help: how a user loads an export
+    "accord/media.py": {"vocoder"},  # help: whose fault a broken sound is
+    "accord/world/measure.py": {"vocoder"},
+}
+
+
+def test_what_only_ltx2_has_is_named_in_its_room_alone():
+    said = {
+        str(path.relative_to(ROOT)): {found[0] for found in LTX_STRINGS.finditer(path.read_text(encoding="utf-8"))}
+        for path in SOURCES
+    }
+    outside = {
+        name: found - LTX_SAID.get(name, set()) for name, found in said.items() if not name.startswith(LTX_DOORS)
+    }
+    assert {name: sorted(found) for name, found in outside.items() if found} == {}
 
 
 def test_nobody_asks_which_algorithm_or_backbone_it_is():
