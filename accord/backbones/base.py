@@ -13,11 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, TypeVar
+from typing import Literal, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from accord.config.backbones import SamplingSpec
+from accord.config.contract import BackboneSpec
 from accord.errors import SpecError
 from accord.types import Clip, Modality
 
@@ -159,7 +161,13 @@ class Backbone(Protocol):
 
     @classmethod
     def load(
-        cls, spec: Any, sampling: Any, *, device: str = "cpu", without: Collection[Part] = (), seed: int = 0
+        cls,
+        spec: BackboneSpec,
+        sampling: SamplingSpec,
+        *,
+        device: str = "cpu",
+        without: Collection[Part] = (),
+        seed: int = 0,
     ) -> Self:
         """Load from what the spec names, frozen, with the LoRA roles added.
 
