@@ -51,7 +51,12 @@ class GradientNorms:
         self.arrived[block] = self.arrived.get(block, 0) + square
 
     def metrics(self) -> dict[str, float]:
-        """The norms of the step that just ended, equal on every rank; the next one starts from nothing."""
+        """The norms of the step that just ended, equal on every rank; the next one starts from nothing.
+
+        Empty for a network that tells no branches apart and has no such attention.
+        """
+        if not self.branches and not self.attentions:
+            return {}
         squares = self.engine.gradient_squares
         own = torch.zeros(len(self.branches) + 1, dtype=torch.float64, device=squares.device)
         own.index_add_(0, torch.tensor(self.places, device=squares.device), squares)
