@@ -86,7 +86,7 @@ def test_three_packages_train_a_job(service: Service, home: Path) -> None:
     assert [row["step"] for row in metrics] == [1, 2]
     assert all("best_of/mean" in row["metrics"] for row in metrics)
     evaluated = json.loads((folder / "evaluation" / "step-000002.json").read_text())
-    assert evaluated["rewards"]["palette"]["count"] == 4
+    assert evaluated["rewards"]["palette"]["n"] == 4
     report = (folder / "report.html").read_text()
     assert "best_of" in report and "linear_video" in report and "palette" in report
     assert len(list((folder / "clips").glob("*.mp4"))) == 4
