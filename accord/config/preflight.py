@@ -14,6 +14,7 @@ from accord.config.job import JobSpec
 from accord.config.paths import NamedPath
 from accord.config.prompts import load_prompts
 from accord.errors import InputError, PromptError, SpecError, UserError
+from accord.plugins import answering
 from accord.types import Prompt
 
 
@@ -28,7 +29,8 @@ def preflight(job: JobSpec, roots: Roots | None = None) -> Seen:
         facts = ModelFacts()
         if "/backbone/path" not in barred:
             try:
-                facts = job.backbone.facts() or facts
+                with answering(job.backbone, "facts"):
+                    facts = job.backbone.facts() or facts
             except UserError as error:
                 problems.append(("/backbone/path", str(error)))
         problems += [(where, message) for where, message in job.problems(facts) if where not in barred]

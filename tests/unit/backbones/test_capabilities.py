@@ -23,6 +23,7 @@ from accord.backbones.ltx2.spec import LTX2Spec
 from accord.backbones.shaping import audio_to_video
 from accord.config.contract import ModelFacts
 from accord.config.job import JobSpec
+from accord.config.preflight import preflight
 from accord.errors import SpecError
 from accord.types import Guidance, Term
 from rollout_workers.guidance import guided_velocity
@@ -78,3 +79,15 @@ def test_a_job_that_asks_for_guidance_that_its_backbone_lacks_is_refused(job_tre
     assert list(job.backbone.problems(job, None)) == []
     where = [place for place, _ in Unguided(path=job.backbone.path).problems(job, ModelFacts())]
     assert where == ["/sampling/guidance", "/sampling/stg_scale", "/sampling/modality_scale"]
+
+
+class Misled(LTX2Spec):
+    inspect: ClassVar[str] = "json:loads"
+
+
+def test_a_look_at_the_model_that_fails_is_told_at_its_path(job_tree):
+    job = JobSpec.parse(json.dumps(job_tree))
+    with pytest.raises(SpecError) as refused:
+        preflight(job.model_copy(update={"backbone": Misled(path=job.backbone.path)}))
+    ((pointer, message),) = refused.value.problems
+    assert pointer == "/backbone/path" and "facts raised JSONDecodeError" in message
