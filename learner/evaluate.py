@@ -118,7 +118,7 @@ class Evaluator:
     def _spread(self, seen: _Seen) -> dict[str, RewardSummary]:
         """Distance to the clean built-in world and diversity, per modality; nothing for other models and clip sizes."""
         found: dict[str, RewardSummary] = {}
-        if not self.job.backbone.path.startswith("builtin:"):
+        if not self.job.backbone.draws_the_world:
             return found
         clean = heldout.load_clean_world()
         for modality, groups in seen.latents.items():
@@ -146,7 +146,7 @@ class Evaluator:
         seen.scores[f"{name}_shuffled"] = shuffled
         seen.scores[f"{name}_gap"] = differences(seen.scores[name], shuffled)
         found = {key: clustered(seen.scores[key]) for key in (f"{name}_shuffled", f"{name}_gap")}
-        offsets = [_offsets_ms(group, name) for group in seen.groups]
+        offsets = [_offsets_ms(group, reward) for group in seen.groups]
         if any(offsets):
             found[f"{name}_offset_ms_median"] = bootstrapped(
                 lambda indices: _median([value for index in indices for value in offsets[index]]), len(offsets),
@@ -212,8 +212,8 @@ def _over_prompts(
     return lambda indices: measure(torch.cat([rows[index] for index in indices]), statistics)
 
 
-def _offsets_ms(group: ScoredGroup, reward: str) -> list[float]:
-    offsets = group.scores[reward].components.get("offset_s", ())
+def _offsets_ms(group: ScoredGroup, reward: RewardSpec) -> list[float]:
+    offsets = group.scores[reward.name].components.get(reward.offset_component, ())
     return [abs(value) * 1000 for value in offsets if value is not None and np.isfinite(value)]
 
 

@@ -220,6 +220,12 @@ class BackboneSpec(PluginSpec):
             if term not in self.guides:
                 yield f"/sampling/{name}", f"on, but {self.name} has no weaker pass to guide away from; switch it off"
 
+    @property
+    def draws_the_world(self) -> bool:
+        """True when its clips are those of the built-in world, so that an evaluation can hold them against clean
+        ones."""
+        return False
+
     def notes(self) -> Iterable[str]:
         """What the numbers of `accord plan` leave open, a clause each."""
         return ()
@@ -243,6 +249,9 @@ class RewardSpec(PluginSpec):
     """Top of the range, where there is one; a mean that stands there is called saturated."""
     prompt_anchored: ClassVar[bool] = False
     """True when the score depends on the prompt's text."""
+    offset_component: ClassVar[str] = ""
+    """Component of its scores that says in seconds how far sound and picture are apart; an evaluation tells its median.
+    "" = there is none."""
 
     route: Route
     """Which branch's loss it drives: video, audio or both."""

@@ -27,6 +27,7 @@ class SyncReward(RewardSpec):
     impl: ClassVar[str] = "reward_servers.models.sync:SyncModel"
     about: ClassVar[str] = "sound onsets fall on visible contacts more than chance would have them"
     highest: ClassVar[float | None] = 1.0
+    offset_component: ClassVar[str] = "offset_s"
     name: Literal["sync"] = "sync"
     route: Route = "both"
 

@@ -71,6 +71,11 @@ class LTX2Spec(BackboneSpec):
         except WRONG_KIND as error:
             yield "path", f"the model's configs hold values that no schedule or clip can be made of ({error})"
 
+    @property
+    def draws_the_world(self) -> bool:
+        """The models that ship were pretrained on it."""
+        return self.path.startswith("builtin:")
+
     def notes(self) -> Iterable[str]:
         """What a text cache and offloading change."""
         if self.text_cache:
