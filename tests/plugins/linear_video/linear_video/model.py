@@ -128,7 +128,7 @@ def sizes(spec: LinearVideoSpec, sampling: SamplingSpec) -> ModelSizes:
     adapted = facts.depth * spec.lora.rank * 5 * facts.width
     kept = 4 * tokens * facts.width
     return ModelSizes(
-        parameters={"network": count}, weight_bytes={"network": 4 * count}, trained="network", decoders=(),
+        parameters={"network": count}, weight_bytes={"network": 4 * count}, trained="network",
         adapter_parameters=adapted, depth=facts.depth, tokens={"video": tokens, "text": 1},
         clip_bytes=3 * sampling.frames * sampling.height * sampling.width,
         activations=Activations(
