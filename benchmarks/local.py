@@ -19,6 +19,7 @@ from accord.config.prompts import load_prompts
 from accord.events import EventSink
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version, step_requests
+from accord.run_folder import RunFolder
 from accord.types import Clip, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup, StepGroups
 from learner.assembly import make_run
 from learner.run import Run
@@ -82,4 +83,4 @@ def alone(job: JobSpec) -> JobSpec:
 def local_run(job: JobSpec, directory: Path, events: EventSink | None = None) -> Run:
     """The learner's page on one process; `train(local_run(...))` does the whole job with one thread."""
     job = alone(job)
-    return make_run(job, directory, LocalSource(job), events, load_prompts(Path(job.prompts.held_out)))
+    return make_run(job, RunFolder(directory), LocalSource(job), events, load_prompts(Path(job.prompts.held_out)))

@@ -6,7 +6,6 @@ The model first, an engine around it, the algorithm, the rank that trains with t
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,6 +14,7 @@ from accord.config.job import JobSpec
 from accord.disk import WAIT_S
 from accord.events import EventSink
 from accord.plugins import load_impl
+from accord.run_folder import RunFolder
 from accord.types import GroupSource, Prompt
 from learner.collectives import Ranks
 from learner.engine import Engine
@@ -58,7 +58,7 @@ def make_rank(job: JobSpec, device: str = "cpu") -> Rank:
 
 def make_run(
     job: JobSpec,
-    directory: Path,
+    folder: RunFolder,
     source: GroupSource,
     events: EventSink | None,
     held_out: Sequence[Prompt],
@@ -72,6 +72,6 @@ def make_run(
     """What `learner.train.train` needs, on this rank. Arguments as those of `Run`; only the first rank emits events."""
     rank = make_rank(job, device)
     return Run(
-        job, directory, source=source, events=events if rank.ranks.first else None, rank=rank, held_out=held_out,
+        job, folder, source=source, events=events if rank.ranks.first else None, rank=rank, held_out=held_out,
         guard=guard, epoch=epoch, began=began, disk_wait_s=disk_wait_s,
     )  # fmt: skip

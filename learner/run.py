@@ -6,7 +6,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 from accord.backbones.adapters import export_lora
@@ -36,7 +35,7 @@ class Run:
     def __init__(
         self,
         job: JobSpec,
-        directory: Path,
+        folder: RunFolder,
         *,
         source: GroupSource,
         events: EventSink | None,
@@ -53,7 +52,7 @@ class Run:
         A write to a run folder without room waits up to `disk_wait_s`.
         """
         self.disk_wait_s = disk_wait_s
-        self.job, self.folder, self.source, self.events = job, RunFolder(directory), source, events
+        self.job, self.folder, self.source, self.events = job, folder, source, events
         self.rank = rank
         self.engine: Engine = rank.engine
         self.ranks: Ranks = rank.ranks

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import os
 import time
-from pathlib import Path
 from typing import Any
 
 from ray.exceptions import RayError
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
-from ray.train.v2.api.callback import UserCallback
 from ray.train.v2.api.config import FailureConfig
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from typing_extensions import override
@@ -20,6 +19,9 @@ from accord.errors import ours
 
 _TRANSIENT = (RuntimeError, ConnectionError, TimeoutError, MemoryError, RayError)
 """What a rank meets when a peer or its own process dies: torch's RuntimeError, a broken connection, Ray's errors."""
+
+_LOSS = "ACCORD_FORMER_LOSS"
+"""Environment variable of a rank's process in which the controller leaves what it tells."""
 
 
 def restarts(limit: int) -> FailureConfig:
@@ -46,18 +48,37 @@ class RestartAfterDeaths(DefaultFailurePolicy):
         return super().make_decision(training_failed_error)
 
 
-class NoteLoss(UserCallback):
-    """Runs in the controller: notes in a file that ranks were lost."""
+class TellLoss(WorkerGroupCallback):
+    """Runs in the controller: tells the first rank of a group, before the page, what ended the group before it."""
 
-    def __init__(self, note: Path) -> None:
-        self.note = note
+    def __init__(self) -> None:
+        self.loss = ""
 
     @override
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        del run_context
-        what = "; ".join(f"rank {rank}: {type(error).__name__}" for rank, error in sorted(worker_exceptions.items()))
-        with contextlib.suppress(OSError):  # a record for people: a full disk must not end the controller over it
-            self.note.write_text(json.dumps({"at": time.time(), "what": what}), encoding="utf-8")
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        errors: dict[int, Exception] = worker_group_status.errors
+        if errors:
+            what = "; ".join(f"rank {rank}: {type(error).__name__}" for rank, error in sorted(errors.items()))
+            self.loss = json.dumps({"at": time.time(), "what": what})
+
+    @override
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        if self.loss:
+            worker_group.execute_single(0, _remember, self.loss)
+            self.loss = ""
+
+
+def _remember(loss: str) -> None:
+    os.environ[_LOSS] = loss
+
+
+def former_loss() -> tuple[float, str] | None:
+    """When and by what the group's former life ended, on the first rank, once; None when this is its first."""
+    loss = os.environ.pop(_LOSS, "")
+    if not loss:
+        return None
+    told = json.loads(loss)
+    return float(told["at"]), str(told["what"])
 
 
 class Trainer(TorchTrainer):
@@ -73,4 +94,5 @@ class Trainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
-        return [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        kept = [callback for callback in callbacks if not isinstance(callback, PlacementGroupCleanerCallback)]
+        return [*kept, TellLoss()]

@@ -9,14 +9,12 @@ checkpoint. An error that would only happen again ends the group at once, and `r
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from accord.config.job import JobSpec
@@ -24,6 +22,7 @@ from accord.config.prompts import load_prompts
 from accord.disk import WAIT_S
 from accord.errors import AccordError, DeadlineExceeded, ours
 from accord.events import EventSink, ProcessLost
+from accord.run_folder import LEARNER, RunFolder
 from accord.types import GroupSource, Prompt
 from learner.outcome import TrainResult
 
@@ -39,7 +38,7 @@ class Launch:
     """What every rank needs; it travels to them pickled."""
 
     job: JobSpec
-    run_dir: Path
+    folder: RunFolder
     held_out: Sequence[Prompt]
     source: GroupSource
     events: EventSink
@@ -48,15 +47,10 @@ class Launch:
     began: float | None = None
     disk_wait_s: float = WAIT_S
 
-    @property
-    def loss(self) -> Path:
-        """Where the controller notes that ranks were lost; the restarted group reports it."""
-        return self.run_dir / "learner" / f"attempt-{self.epoch}.loss.json"
-
 
 def run(
     job: JobSpec,
-    run_dir: Path,
+    folder: RunFolder,
     *,
     source: GroupSource,
     events: EventSink,
@@ -78,9 +72,7 @@ def run(
     """
     deadline_s = job.max_runtime_s if deadline_s is None else deadline_s
     held_out = load_prompts(job.prompts.held_out)
-    launch = Launch(job, Path(run_dir), held_out, source, events, guard, epoch, began, disk_wait_s)
-    launch.loss.parent.mkdir(parents=True, exist_ok=True)
-    launch.loss.unlink(missing_ok=True)
+    launch = Launch(job, folder, held_out, source, events, guard, epoch, began, disk_wait_s)
     outcome = _fit_within(launch, deadline_s)
     if isinstance(outcome, Exception):
         raise _page_error(outcome)
@@ -128,7 +120,7 @@ def _fit(launch: Launch) -> Any:
     from ray.train.torch import TorchConfig
     from ray.train.v2.api.config import RunConfig, ScalingConfig
 
-    from learner.trainer import NoteLoss, Trainer, restarts
+    from learner.trainer import Trainer, restarts
 
     cluster = launch.job.cluster
     gpus = cluster.learner_gpus
@@ -142,9 +134,8 @@ def _fit(launch: Launch) -> Any:
         ),
         run_config=RunConfig(
             name=f"attempt-{launch.epoch}",
-            storage_path=str(launch.run_dir / "learner"),
+            storage_path=str(launch.folder.path(LEARNER)),
             failure_config=restarts(MAX_RESTARTS),
-            callbacks=[NoteLoss(launch.loss)],
         ),
     )
     result: Any = trainer.fit()
@@ -169,26 +160,28 @@ def _train(launch: Launch) -> dict[str, Any]:
     from learner.train import train
 
     run = make_run(
-        launch.job, launch.run_dir, launch.source, launch.events, launch.held_out,
+        launch.job, launch.folder, launch.source, launch.events, launch.held_out,
         device=str(ray.train.torch.get_device()), guard=launch.guard, epoch=launch.epoch, began=launch.began,
         disk_wait_s=launch.disk_wait_s,
     )  # fmt: skip
     if run.ranks.first:
-        run.clock.began = _report_loss(launch) or launch.began
+        run.clock.began = _report_loss(launch.events) or launch.began
     return asdict(train(run))
 
 
-def _report_loss(launch: Launch) -> float | None:
+def _report_loss(events: EventSink) -> float | None:
     """Tell what happened to the group's former life, if it had one, and return the Unix time of its end."""
-    if not launch.loss.exists():
+    from learner.trainer import former_loss
+
+    loss = former_loss()
+    if loss is None:
         return None
-    note = json.loads(launch.loss.read_text(encoding="utf-8"))
-    launch.loss.unlink()
-    launch.events.emit(
+    at, what = loss
+    events.emit(
         ProcessLost(
             process="learner rank",
-            outcome=f"{note['what']}; all ranks restarted from the latest checkpoint",
-            recovery_seconds=round(time.time() - note["at"], 3),
+            outcome=f"{what}; all ranks restarted from the latest checkpoint",
+            recovery_seconds=round(time.time() - at, 3),
         )
     )
-    return float(note["at"])
+    return at

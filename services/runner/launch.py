@@ -163,7 +163,7 @@ def _train(
     stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), QueuedEventSink(sink))
     return workers.run(
         job,
-        folder.path(),
+        folder,
         source=stream,
         events=sink,
         guard=sink.guard,

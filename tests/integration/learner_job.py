@@ -21,6 +21,7 @@ import torch
 
 from accord.config.job import JobSpec
 from accord.requests import sampling_version, step_requests
+from accord.run_folder import RunFolder
 from accord.seeds import derive_seed
 from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup, StepGroups
 
@@ -132,7 +133,7 @@ def run_leg(leg: dict, directory: Path) -> dict:
 
     job = job_of(leg)
     source, sink = ReplaySource(job), Sink(leg.get("stop_after"))
-    run = make_run(job, directory / leg.get("folder", leg["name"]), source, sink, PROMPTS[:3])
+    run = make_run(job, RunFolder(directory / leg.get("folder", leg["name"])), source, sink, PROMPTS[:3])
     source.backbone = run.rank.backbone  # which loads its text parts for this; the ranks of a service never do
     if leg.get("stop_after"):
         save = run.save

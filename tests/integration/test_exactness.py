@@ -66,6 +66,10 @@ def test_neither_workers_nor_kills_change_a_bit(
     summary = service.finish(job_id)
     assert summary["adapter_sha256"] == undisturbed["adapter_sha256"], f"{victims} were killed, the adapter changed"
     assert summary["policy_version"] == 3
+    lost = [event for event in service.events(job_id) if event["type"] == "process_lost"]
+    told = [event for event in lost if event["process"] == "learner rank"]
+    assert len(told) == victims.count("ray::RayTrainWorker"), "a lost rank is told of once, by the group after it"
+    assert all("restarted from the latest checkpoint" in event["outcome"] for event in told)
 
 
 @pytest.mark.timeout(600)

@@ -19,6 +19,7 @@ from accord.config.job import JobSpec
 from accord.config.rewards import SyncReward
 from accord.errors import ModelError
 from accord.ids import PolicyVersion
+from accord.run_folder import RunFolder
 from accord.types import PolicyState
 from learner import workers
 from reward_servers import app, owners
@@ -59,7 +60,7 @@ def test_a_rollout_worker_that_cannot_load_its_model_says_why(job):
 
 def test_a_learner_rank_that_cannot_load_its_model_ends_the_group_at_once(job, tmp_path):
     with pytest.raises(ModelError, match="/nowhere/model") as caught:
-        workers.run(job, tmp_path, source=None, events=Silent(), deadline_s=120)
+        workers.run(job, RunFolder(tmp_path), source=None, events=Silent(), deadline_s=120)
     assert type(caught.value) is ModelError
 
 

@@ -11,6 +11,7 @@ from accord.backbones.adapters import load_adapter_state, role
 from accord.backbones.ltx2 import model
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.config.job import JobSpec
+from accord.run_folder import RunFolder
 from learner.assembly import make_run
 from learner.train import train
 from tests.integration.learner_job import PROMPTS, ReplaySource, run_leg
@@ -79,7 +80,7 @@ def test_a_rank_loads_nothing_but_the_network_that_it_trains(sampler, tmp_path, 
 def test_old_in_the_learner_is_the_policy_that_sampled(sampler, tmp_path, lag, algorithm):
     job = job_of(lag, algorithm)
     source = Keeping(job, sampler)
-    run = make_run(job, tmp_path, source, None, PROMPTS[:2])
+    run = make_run(job, RunFolder(tmp_path), source, None, PROMPTS[:2])
     rank, engine = run.rank, run.engine
     seen, loss, velocity = [], rank.algorithm.loss, engine.velocity
 
