@@ -32,7 +32,7 @@ from accord.events import EvaluationDone, Event, Phase, Progress, RewardSummary,
 from accord.ids import PolicyVersion
 from accord.media import write_mp4
 from accord.requests import evaluation_requests
-from accord.run_folder import Label, RunFolder
+from accord.run_folder import Evaluation, Label, RunFolder
 from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, GroupData, GroupSource, Modality, Prompt, RolloutRequest, ScoredGroup
 from accord.world import heldout
@@ -178,11 +178,11 @@ class Evaluator:
         """Difference to the base, paired by prompt and seed, for every score that has one value per sample."""
         if step == 0 or not self.done(0):
             return {}
-        samples = json.loads(self.folder.read(self.folder.evaluation(0)))["samples"]
+        samples = Evaluation.model_validate_json(self.folder.read(self.folder.evaluation(0))).samples
         size = self.job.evaluate.samples_per_prompt
         change = {}
         for name, rows in scores.items():
-            flat = [sample["scores"].get(name) for sample in samples]
+            flat = [sample.scores.get(name) for sample in samples]
             base = [flat[start : start + size] for start in range(0, len(flat), size)]
             change[name] = clustered(differences(rows, base)).model_dump(mode="json")
         return change

@@ -58,12 +58,17 @@ def leave(folder: RunFolder, name: str, content: bytes) -> None:
 
 
 def test_what_is_written_is_read(folder: RunFolder) -> None:
-    assert folder.job_id == "job-1" and not folder.exists(SUMMARY) and folder.read_object(SUMMARY) == {}
+    assert (
+        folder.job_id == "job-1"
+        and not folder.exists()
+        and not folder.exists(SUMMARY)
+        and folder.read_object(SUMMARY) == {}
+    )
     with pytest.raises(FileNotFoundError):
         folder.read(SUMMARY)
     for content, read in (("{}", b"{}"), (b"\x00\xff", b"\x00\xff"), ("é", "é".encode()), ("", b"")):
         folder.write_whole("deep/er/x", content)
-        assert folder.exists("deep/er/x") and folder.read("deep/er/x") == read
+        assert folder.exists() and folder.exists("deep/er/x") and folder.read("deep/er/x") == read
     folder.write_whole(SUMMARY, step(1))
     assert folder.read(SUMMARY).endswith(b"}\n") and folder.read_object(SUMMARY)["step"] == 1
     folder.delete(SUMMARY)
