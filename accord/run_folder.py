@@ -303,8 +303,7 @@ class RunFolder:
                 yield begun
 
     def _lines(self) -> list[bytes]:
-        lines = [*self.lines_backwards()] if (self.root / METRICS).is_file() else []
-        return lines[::-1]
+        return self.read(METRICS).split(b"\n") if (self.root / METRICS).is_file() else []
 
     @staticmethod
     def evaluation(step: int) -> str:
