@@ -69,7 +69,7 @@ def test_a_rank_loads_nothing_but_the_network_that_it_trains(sampler, tmp_path, 
 
     monkeypatch.setattr(model, "load_component", watched)
     job = job_of(0, "awm")
-    run = make_run(job, tmp_path, Keeping(job, sampler), None, PROMPTS[:2])
+    run = make_run(job, RunFolder(tmp_path), Keeping(job, sampler), None, PROMPTS[:2])
     train(run)
     assert loaded == ["transformer"]
 
