@@ -173,7 +173,7 @@ class JobSpec(Spec):
         for place, plugin in self.plugins():
             try:
                 with answering(plugin, "problems"):
-                    said = list(plugin.problems(self, facts))
+                    said = [(str(where), str(message)) for where, message in plugin.problems(self, facts)]
             except InputError as error:  # raised while it looked at a file
                 said = [("", str(error))]
             for where, message in said:
@@ -195,7 +195,7 @@ class JobSpec(Spec):
         for where in pointers:
             value: Any = self
             try:
-                for part in where.split("/")[1:]:
+                for part in (part.replace("~1", "/").replace("~0", "~") for part in where.split("/")[1:]):
                     value = dict(value)[part] if isinstance(value, BaseModel | dict) else value[int(part)]
             except (LookupError, TypeError, ValueError):
                 raise PluginError(f"{origin(plugin)}: {hook} names {where}, which is no field of the job") from None

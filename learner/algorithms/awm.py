@@ -40,8 +40,10 @@ def awm_loss(
     return {"loss": loss_B, "ratio": ratio_B, "clipped": outside_B}
 
 
-class AWM(ForwardRecipe[AWMSpec]):
+class AWM(ForwardRecipe):
     """The algorithm of `AWMSpec`. Metrics besides those of `loss`: `ratio/<m>`, `clipped/<m>` (share)."""
+
+    spec: AWMSpec
 
     def modality_loss(self, part: Part) -> dict[str, Tensor]:
         """`awm_loss`."""

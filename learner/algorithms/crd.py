@@ -57,8 +57,10 @@ def crd_loss(
     return {"loss": loss_B * (spec.advantage_clip / spec.beta), "reference_factor": floor + reward_B * (1 - floor)}
 
 
-class CRD(ForwardRecipe[CRDSpec]):
+class CRD(ForwardRecipe):
     """The algorithm of `CRDSpec`."""
+
+    spec: CRDSpec
 
     def modality_loss(self, part: Part) -> dict[str, Tensor]:
         """`crd_loss`."""

@@ -39,12 +39,13 @@ def dgpo_loss(
     return {"loss": undecided_B * advantage * error_B, "undecided": undecided_B}
 
 
-class DGPO(ForwardRecipe[DGPOSpec]):
+class DGPO(ForwardRecipe):
     """The algorithm of `DGPOSpec`. It measures from the base model; `old` samples only.
 
     Metric besides those of `loss`: `undecided/<m>`.
     """
 
+    spec: DGPOSpec
     reads = ("ref",)
 
     def modality_loss(self, part: Part) -> dict[str, Tensor]:

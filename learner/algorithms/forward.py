@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +24,6 @@ NORMALISER_FLOOR = 1e-5
 """Least value of the adaptive normaliser: predictions closer than this are as good as exact."""
 
 Space = Literal["x0", "velocity"]
-SpecT = TypeVar("SpecT", bound=ForwardSpec)
 
 
 def widened(tensor: Tensor) -> Tensor:
@@ -90,14 +89,15 @@ class Part:
     """As in `ForwardBatch`."""
 
 
-class ForwardRecipe(Recipe[SpecT]):
+class ForwardRecipe(Recipe):
     """An algorithm of the forward view, but for the loss of one modality, which a recipe adds."""
 
     view: View = "forward"
     reads: ClassVar[tuple[Role, ...]] = ("old",)
     """Roles that the loss of a modality reads besides `policy`."""
+    spec: ForwardSpec
 
-    def __init__(self, spec: SpecT) -> None:
+    def __init__(self, spec: ForwardSpec) -> None:
         super().__init__(spec)
         self.sigmas, self.region = spec.sigmas, spec.active_region
         penalised: tuple[Role, ...] = ("ref",) if spec.loss.reference_penalty > 0 else ()

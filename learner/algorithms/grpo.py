@@ -73,9 +73,10 @@ def best_and_worst(advantages_PG: Tensor, share: float) -> Tensor:
     return torch.zeros_like(advantages_PG).scatter(1, chosen, advantages_PG.gather(1, chosen))
 
 
-class FlowGRPO(Recipe[FlowGRPOSpec]):
+class FlowGRPO(Recipe):
     """The algorithm of `FlowGRPOSpec`: every recipe is this with other numbers."""
 
+    spec: FlowGRPOSpec
     view: View = "transition"
 
     def __init__(self, spec: FlowGRPOSpec) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from accord.config.forward import DiffusionNFTSpec, LossSpec
+from accord.config.forward import DiffusionNFTSpec, LossSpec, OmniNFTSpec
 from learner.algorithms.base import Noised
 from learner.algorithms.forward import ForwardRecipe, Part, distance, normaliser, token_mean, widened
 
@@ -50,8 +50,10 @@ def nft_loss(
     return loss_B * (spec.advantage_clip / beta) if spec.rescale else loss_B
 
 
-class NFT(ForwardRecipe[DiffusionNFTSpec]):
+class NFT(ForwardRecipe):
     """The algorithm of `OmniNFTSpec` and `DiffusionNFTSpec`: what the spec leaves out is off."""
+
+    spec: DiffusionNFTSpec | OmniNFTSpec
 
     def modality_loss(self, part: Part) -> dict[str, Tensor]:
         """`nft_loss`."""

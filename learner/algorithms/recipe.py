@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Sequence
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,13 +15,14 @@ from accord.types import Modality, ScoredGroup
 from learner.algorithms.base import Credit
 from learner.algorithms.credit import assign_credit, tabulate
 
-SpecT = TypeVar("SpecT", bound=ForwardSpec | FlowGRPOSpec)
 
-
-class Recipe(ABC, Generic[SpecT]):
+class Recipe(ABC):
     """An algorithm but for its loss."""
 
-    def __init__(self, spec: SpecT) -> None:
+    spec: ForwardSpec | FlowGRPOSpec
+    """A recipe narrows it to its own."""
+
+    def __init__(self, spec: ForwardSpec | FlowGRPOSpec) -> None:
         self.spec, self.surgery = spec, spec.active_surgery
 
     def credit(

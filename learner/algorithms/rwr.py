@@ -44,9 +44,10 @@ def rwr_loss(
     return weight_B.to(error_B.dtype) * error_B
 
 
-class FlowRWR(ForwardRecipe[FlowRWRSpec]):
+class FlowRWR(ForwardRecipe):
     """The algorithm of `FlowRWRSpec`. It reads no old policy; `old` samples only."""
 
+    spec: FlowRWRSpec
     reads = ()
 
     def credit(

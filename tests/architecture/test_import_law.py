@@ -114,6 +114,25 @@ def test_nobody_asks_which_algorithm_or_backbone_it_is():
     assert offenders == []
 
 
+def test_hooks_of_specs_are_declared_and_nobody_asks_for_a_class():
+    """`getattr(spec, …)` reads what no contract declares; `isinstance(…, SomeSpec)` asks which plug-in it is."""
+    specs = re.compile(r"(^|[._(])(algorithm|backbone|reward|spec)\)?$")
+    offenders = []
+    for path in SOURCES:
+        for node in ast.walk(_tree(path)):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Name) or len(node.args) < 2:
+                continue
+            first, second = (ast.unparse(argument) for argument in node.args[:2])
+            by_luck = node.func.id in {"getattr", "hasattr"} and specs.search(first)
+            by_class = node.func.id == "isinstance" and {*re.findall(r"\w+(?:Spec|Reward)\b", second)} - {
+                "PartSpec",
+                "IncompatibleSpec",
+            }
+            if by_luck or by_class:
+                offenders.append(f"{path.relative_to(ROOT)}:{node.lineno}: {ast.unparse(node)}")
+    assert offenders == []
+
+
 SLIM = """
 import sys
 from importlib import metadata

@@ -9,15 +9,17 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import pytest
+from pydantic import Field
 
 from accord.config.contract import BackboneSpec, ModelFacts, PartSpec, Problem, RewardSpec
 from accord.config.forward import AWMSpec
 from accord.config.job import JobSpec
 from accord.config.paths import InputPath, NamedPath
-from accord.errors import InputError, PluginError
+from accord.config.preflight import preflight
+from accord.errors import InputError, PluginError, SpecError
 from accord.plugins import BUILT_IN, Kind, answering, load_impl, misfit, names, origin, registered, resolve, spec_class
 from accord.types import Route
 
@@ -154,7 +156,7 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from accord.config.settings import Settings
 from services.api.app import create_app
-from services.jobs.memory import InMemoryJobStore
+from tests.memory_store import InMemoryJobStore
 
 root = Path(sys.argv[1])
 settings = Settings(data_dir=root / "data", runs_dir=root / "runs", input_roots=(root,), api_key="k" * 32)
@@ -271,9 +273,44 @@ def test_what_is_built_in_keeps_the_contract(kind: Kind) -> None:
         assert misfit(spec, name) == ""
 
 
+class _Talks(RewardSpec):
+    name: Literal["talks"] = "talks"
+    route: Route = "both"
+    said: tuple[Any, ...] = ()
+    table: dict[str, Annotated[str, InputPath()]] = Field(default_factory=dict)
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        return self.said
+
+
+def test_what_is_no_pair_is_the_plug_ins_fault() -> None:
+    with pytest.raises(PluginError, match=r"test_plugins:_Talks: problems raised ValueError"):
+        job(rewards=(_Talks(said=("path",)),)).problems(None)
+
+
+@pytest.mark.parametrize("where", ["/nowhere", "/rewards/1", "/rewards/x", "/steps/0", "said/3", "/rewards/0/name/x"])
+def test_every_pointer_that_leads_nowhere_is_the_plug_ins_fault(where: str) -> None:
+    with pytest.raises(PluginError, match="which is no field of the job"):
+        job(rewards=(_Talks(said=((where, "wrong"),)),)).problems(None)
+
+
+def test_a_path_in_a_table_is_found_whatever_its_key() -> None:
+    named = job(rewards=(_Talks(table={"a/b~c": "/p/x"}),)).files()
+    assert ("/rewards/0/table/a~1b~0c", "/p/x") in [(one.pointer, one.path) for one in named]
+
+
 class _Silent(BackboneSpec):
     impl: ClassVar[str] = "x:Y"
     name: Literal["silent"] = "silent"
+
+    def facts(self) -> ModelFacts | None:
+        raise KeyError("width")
+
+
+def test_an_inspection_that_falls_over_is_told_at_the_path_with_its_package() -> None:
+    silent = _Silent.model_construct(name="silent", path="builtin:x")
+    with pytest.raises(SpecError, match=r"/backbone/path: .*test_plugins:_Silent: facts raised KeyError"):
+        preflight(job(backbone=silent))
 
 
 def test_techniques_that_a_model_cannot_have_are_refused_by_what_it_makes() -> None:
