@@ -267,6 +267,34 @@ def plan(
             planning.show(found, out)
 
 
+@app.command("run")
+def run_here(
+    job_file: JobFile,
+    set_: Overrides = [],  # noqa: B006
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", help="Run folder. One that was interrupted goes on. Default: a new one in the runs folder."
+        ),
+    ] = None,
+    save_groups: Annotated[
+        Path | None, typer.Option("--save-groups", help="Keep every scored group in this folder.")
+    ] = None,
+    replay_groups: Annotated[
+        Path | None, typer.Option("--replay-groups", help="Learn from saved groups: nothing is sampled or scored.")
+    ] = None,
+) -> None:
+    """Train a job right here, without service, store or Ray: one process, and one more per further learner rank.
+
+    The adapter is that of the service, bit for bit. To debug one half of a job alone, save its groups once and replay
+    them: `accord run job.toml --save-groups groups`, then `accord run job.toml --replay-groups groups`.
+    """
+    from services.cli.here import run
+
+    with _told():
+        run(job_file, set_, _settings(), out, out_dir, save_groups, replay_groups)
+
+
 @app.command()
 def demo(
     job_file: Annotated[Path, typer.Argument(help="The job to run.")] = Path("examples/tiny_omninft.toml"),

@@ -73,6 +73,9 @@ def demo(job_file: Path, overrides: list[str], settings: Settings, console: Cons
         console.print(f"The job {job.state} ({job.reason}): {job.message}\nLogs: {folder.path(LOGS)}", markup=False)
         return 1
     show_result(folder, console)
+    console.print(
+        f"All of it is also at {os.path.relpath(settings.runs_dir / 'demo')}.", highlight=False, soft_wrap=True
+    )
     return 0
 
 
@@ -190,7 +193,6 @@ def show_result(folder: RunFolder, console: Console) -> None:
     shown = Path(os.path.relpath(folder.path()))
     for name, file in (("Report", REPORT), ("Clips", CLIPS), ("Adapter", "adapter"), ("Numbers", SUMMARY)):
         console.print(f"{name:8} {shown / file}", highlight=False, soft_wrap=True)
-    console.print(f"All of it is also at {shown.parent / 'demo'}.", highlight=False, soft_wrap=True)
 
 
 def _table(title: str, rows: Sequence[Row]) -> Table:

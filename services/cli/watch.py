@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from rich.console import Console, Group, RenderableType
@@ -151,22 +152,41 @@ def _line(event: JobEvent) -> str | None:
 
 def watch(events: Iterable[JobEvent], picture: JobPicture, console: Console) -> None:
     """Show events until the job ends. Without a terminal: lines only."""
+    with showing(picture, console) as show:
+        for event in events:
+            show(event)
+
+
+@contextmanager
+def showing(picture: JobPicture, console: Console) -> Iterator[Callable[[JobEvent], None]]:
+    """While entered, what is called with an event shows it. Without a terminal: lines only."""
     if not console.is_terminal:
-        _watch_lines(events, picture, console)
+        yield _Lines(picture, console).show
         return
     with Live(console=console, get_renderable=picture.render, refresh_per_second=6, transient=False) as live:
-        for event in events:
+
+        def show(event: JobEvent) -> None:
             line = picture.apply(event)
             if line and not isinstance(event, StepCompleted):
                 live.console.print(f"[dim]{time.strftime('%H:%M:%S', time.localtime(event.at))}[/dim] {escape(line)}")
 
+        yield show
 
-def _watch_lines(events: Iterable[JobEvent], picture: JobPicture, console: Console) -> None:
+
+@dataclass
+class _Lines:
+    picture: JobPicture
+    console: Console
     said: tuple[str, str] | None = None
-    for event in events:
-        line = picture.apply(event)
-        if isinstance(event, Progress) and (event.phase, event.detail) != said and event.phase in BEFORE_STEPS:
-            said = (event.phase, event.detail)
+
+    def show(self, event: JobEvent) -> None:
+        line = self.picture.apply(event)
+        if (
+            isinstance(event, Progress)
+            and (event.phase, event.detail) != self.said
+            and event.phase in {"startup", "evaluate"}
+        ):
+            self.said = (event.phase, event.detail)
             line = f"{event.phase}: {event.detail}" if event.detail else None
         if line:
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -31,8 +31,11 @@ def conclude(
     state: str,
     reason: str = "",
     wall_seconds: float,
+    alone: bool = False,
 ) -> None:
-    """Write the three files from what is in the run folder."""
+    """Write the three files from what is in the run folder. `alone`: the job had neither store nor Ray."""
+    store = "redis (REDIS_URL)" if settings.redis_url else "valkey (embedded)"
+    ray = "embedded" if (settings.data_dir / RAY_FILE).exists() else "cluster"
     with reading(settings.roots):
         summary = build_summary(
             folder,
@@ -41,11 +44,7 @@ def conclude(
             state=state,
             reason=reason,
             wall_seconds=wall_seconds,
-            components=component_versions(
-                spec,
-                store="redis (REDIS_URL)" if settings.redis_url else "valkey (embedded)",
-                ray="embedded" if (settings.data_dir / RAY_FILE).exists() else "cluster",
-            ),
+            components=component_versions(spec, store=None if alone else store, ray=None if alone else ray),
         )
     folder.write_whole(SUMMARY, summary)
     write_report(folder)

@@ -206,13 +206,15 @@ def _prompt_texts(job: JobSpec, warnings: list[str]) -> dict[str, str]:
         return {}
 
 
-def component_versions(job: JobSpec, *, store: str = "unknown", ray: str = "local") -> dict[str, str | int | None]:
-    """Name the parts that were at work; `store` and `ray` say which one it was, in words without secrets."""
+def component_versions(
+    job: JobSpec, *, store: str | None = "unknown", ray: str | None = "local"
+) -> dict[str, str | int | None]:
+    """Name the parts that were at work; `store` and `ray` say which it was, in words without secrets. None: no such."""
     deepspeed = job.cluster.engine == "deepspeed"
     return {
         "store": store,
-        "ray": f"{_version('ray')} ({ray})",
-        "serve": _version("ray"),
+        "ray": f"{_version('ray')} ({ray})" if ray else None,
+        "serve": _version("ray") if ray else None,
         "deepspeed": _version("deepspeed") if deepspeed else None,
         "zero_stage": job.cluster.zero_stage if deepspeed else None,
         "torch": _version("torch"),

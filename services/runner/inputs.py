@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from accord.config.files import JSON_BYTES, files_below, stamp_of
+from accord.config.files import JSON_BYTES, files_below, reading, stamp_of
 from accord.config.job import JobSpec
 from accord.config.lora_alpha import LORA_CONFIG
+from accord.config.settings import Settings
 from accord.config.weights import header_bytes
 from accord.errors import ModelError, SpecError
 from accord.ids import file_sha256
-from accord.run_folder import INPUTS, RunFolder
+from accord.run_folder import INPUTS, SPEC, RunFolder
 
 WEIGHTS = ".safetensors"
 
@@ -61,6 +62,14 @@ class Pins:
     def write(self) -> None:
         """Write the note, whole or not at all."""
         self._folder.write_whole(INPUTS, json.dumps(self._entries, indent=1) + "\n")
+
+
+def prepare(settings: Settings, job: JobSpec, folder: RunFolder) -> Pins:
+    """Put the spec into the run folder, and hold the job's files to what is noted of them there. Raises SpecError."""
+    with reading(settings.roots):
+        pins = pin_inputs(job, folder)
+    folder.write_whole(SPEC, job)
+    return pins
 
 
 def pin_inputs(job: JobSpec, folder: RunFolder) -> Pins:

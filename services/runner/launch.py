@@ -25,10 +25,10 @@ from accord.config.settings import Settings
 from accord.disk import patiently
 from accord.errors import AccordError, Unreachable, ours
 from accord.events import EventSink, Failed, Progress, Warned
-from accord.run_folder import SPEC, RunFolder
+from accord.run_folder import RunFolder
 from services.connections import ray_address
 from services.runner.exit_status import ExitStatus
-from services.runner.inputs import Pins, pin_inputs
+from services.runner.inputs import prepare
 from services.runner.sink import QueuedEventSink, StoreEventSink
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     preflight(job, settings.roots)
     folder = settings.run_folder(job_id)
     write = partial(patiently, warn=partial(_warn, sink), wait_s=settings.disk_wait_s)
-    write(partial(_prepare, settings, job, folder)).complete_in_background()
+    write(partial(prepare, settings, job, folder)).complete_in_background()
     stages = Stages(sink)
     stages.next("connecting to Ray")
     address = ray_address(settings)  # before Ray is imported: it also tells Ray its token
@@ -114,13 +114,6 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     wall_seconds = time.monotonic() - started
     write(partial(conclude, settings, folder, job_id, job, state="succeeded", wall_seconds=wall_seconds))
     log.info("version %d, adapter %s", result.policy_version, result.adapter_sha256)
-
-
-def _prepare(settings: Settings, job: JobSpec, folder: RunFolder) -> Pins:
-    with reading(settings.roots):
-        pins = pin_inputs(job, folder)
-    folder.write_whole(SPEC, job)
-    return pins
 
 
 def _warn(sink: StoreEventSink, code: str, message: str) -> None:

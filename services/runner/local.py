@@ -1,0 +1,214 @@
+"""A whole job without service, store or Ray: the page of the learner on this process, with the same worker and rewards.
+
+What is sampled, scored and learned is what the service would sample, score and learn, bit for bit; it only happens one
+after the other. A job of one learner rank is one process; of more, one process per rank, since the sum over ranks is
+part of the result.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as processes
+
+from accord.config.job import JobSpec
+from accord.config.prompts import load_prompts
+from accord.config.settings import Settings
+from accord.errors import UserError
+from accord.events import EventSink, Phase, Progress
+from accord.ids import PolicyVersion
+from accord.requests import sampling_version, step_requests
+from accord.types import Clip, GroupSource, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup, StepGroups
+from learner.assembly import make_run
+from learner.outcome import TrainResult
+from learner.train import train
+from reward_servers.scorer import LocalScorer
+from rollout_workers.worker import RolloutWorker
+from services.results.conclude import conclude
+from services.runner.inputs import prepare
+from services.runner.saved_groups import ReplayedSource, SavingSource
+
+
+class LocalSource:
+    """A GroupSource that samples and scores when it is asked. Handles are the things themselves."""
+
+    def __init__(self, job: JobSpec, events: EventSink | None = None) -> None:
+        self.job, self.events = job, events
+        self.prompts = load_prompts(job.prompts.train)
+        cluster = job.cluster
+        self.worker = RolloutWorker(
+            job.backbone, job.sampling, seed=job.seed, threads=cluster.torch_threads,
+            device="cuda" if cluster.rollout_gpus > 0 else "cpu",
+        )  # fmt: skip
+        self.scorer = LocalScorer(job.rewards)
+        self.states: dict[PolicyVersion, PolicyState] = {}
+
+    def publish(self, state: PolicyState) -> None:
+        """Keep the version for the steps that need it."""
+        self.states[state.version] = state
+        for old in [kept for kept in self.states if kept < state.version - self.job.cluster.policy_lag]:
+            del self.states[old]
+
+    def take(self, step: int) -> StepGroups:
+        """Sample and score the groups of a step."""
+        requests = step_requests(self.job, self.prompts, step)
+        began = time.perf_counter()
+        self.worker.load(self.states[sampling_version(step, self.job.cluster.policy_lag)])
+        groups = []
+        for request in requests:
+            groups.append(self.worker.sample(request))
+            self._progress("rollout", step, len(groups), len(requests))
+        sampled = time.perf_counter()
+        scored = []
+        for group in groups:
+            scored.append(ScoredGroup(group, self.rescore(group.request.prompt, group.clips, self._rewards)))
+            self._progress("reward", step, len(scored), len(groups))
+        return StepGroups(scored, sampled - began, time.perf_counter() - sampled)
+
+    def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
+        """Sample and score held-out requests."""
+        self.worker.load(self.states[requests[0].policy_version])
+        groups = [self.worker.sample(request) for request in requests]
+        return [ScoredGroup(group, self.rescore(group.request.prompt, group.clips, rewards)) for group in groups]
+
+    def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
+        """Score clips, one reward after the other."""
+
+        async def scores() -> dict[str, RewardScores]:
+            return {name: await self.scorer.score(name, prompt, clips, len(clips)) for name in rewards}
+
+        return asyncio.run(scores())
+
+    def fetch(self, handle: Any) -> Any:
+        """Handles are the things themselves."""
+        return handle
+
+    @property
+    def _rewards(self) -> list[str]:
+        return [reward.name for reward in self.job.rewards]
+
+    def _progress(self, phase: Phase, step: int, done: int, total: int) -> None:
+        if self.events is not None:
+            self.events.emit(Progress(phase=phase, step=step, done=done, total=total))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """A rank's view of the one source: rank 0 takes a step's groups and tells the others."""
+
+    source: GroupSource | None
+
+    def take(self, step: int) -> StepGroups:
+        """The same groups on every rank."""
+        box = [self.source.take(step) if self.source is not None else None]
+        dist.broadcast_object_list(box, src=0)
+        found = box[0]
+        assert found is not None
+        return found
+
+    def publish(self, state: PolicyState) -> None:
+        """Rank 0 alone publishes."""
+        self._first.publish(state)
+
+    def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> Sequence[ScoredGroup]:
+        """Rank 0 alone evaluates."""
+        return self._first.evaluate(requests, rewards)
+
+    def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
+        """Rank 0 alone evaluates."""
+        return self._first.rescore(prompt, clips, rewards)
+
+    def fetch(self, handle: Any) -> Any:
+        """Handles are the things themselves."""
+        return handle
+
+    @property
+    def _first(self) -> GroupSource:
+        assert self.source is not None
+        return self.source
+
+
+def train_here(
+    job: JobSpec, directory: Path, source: GroupSource, events: EventSink | None = None, began: float | None = None
+) -> TrainResult:
+    """Train a job to its end in `directory`, going on from the latest checkpoint there.
+
+    `source` gives handles that are the things themselves. Raises what `learner.train.train` raises.
+    """
+    held_out = load_prompts(job.prompts.held_out)
+    if job.cluster.learner_ranks == 1 and job.cluster.engine == "torch":
+        return train(make_run(job, directory, source, events, held_out, began=began))
+    with tempfile.TemporaryDirectory(prefix="accord-ranks-") as meeting, _peers(job, directory, meeting):
+        shared = _Shared(source)
+        return train(make_run(job, directory, shared, events, held_out, device=_device(job, 0), began=began))
+
+
+def run_here(
+    settings: Settings,
+    job: JobSpec,
+    folder: RunFolder,
+    events: EventSink,
+    *,
+    save: Path | None = None,
+    replay: Path | None = None,
+) -> None:
+    """Train a job in a run folder and conclude it there: summary, report, list of artifacts.
+
+    `save`: keep all groups in this folder. `replay`: take them from there instead of sampling.
+
+    Raises UserError when the folder holds a finished run, or groups of another job; what training raises.
+    """
+    began = time.time()
+    if folder.exists(SUMMARY):
+        raise UserError(f"{folder.path()} holds a finished run; give another folder with --out")
+    prepare(settings, job, folder).complete_in_background()
+    source: GroupSource = ReplayedSource(job, replay) if replay else LocalSource(job, events)
+    train_here(job, folder, SavingSource(source, save) if save else source, events, began)
+    conclude(settings, folder, folder.job_id, job, state="succeeded", wall_seconds=time.time() - began, alone=True)
+
+
+@contextmanager
+def _peers(job: JobSpec, directory: Path, meeting: str) -> Iterator[None]:
+    """Be rank 0 of the job's learner ranks; the others are child processes, gone afterwards."""
+    context = processes.spawn(
+        _peer, (job, directory, meeting), nprocs=job.cluster.learner_ranks - 1, join=False, daemon=True
+    ) if job.cluster.learner_ranks > 1 else None  # fmt: skip
+    try:
+        _join(job, meeting, 0)
+        yield
+        if context is not None:
+            context.join()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+        for process in context.processes if context is not None else ():
+            process.kill()
+
+
+def _peer(place: int, job: JobSpec, directory: Path, meeting: str) -> None:
+    rank = place + 1
+    _join(job, meeting, rank)
+    train(make_run(job, directory, _Shared(None), None, (), device=_device(job, rank)))
+    dist.destroy_process_group()
+
+
+def _join(job: JobSpec, meeting: str, rank: int) -> None:
+    os.environ["LOCAL_RANK"] = str(rank)  # DeepSpeed reads it, whoever started the ranks
+    dist.init_process_group(
+        "nccl" if job.cluster.learner_gpus else "gloo",
+        init_method=f"file://{meeting}/ranks", rank=rank, world_size=job.cluster.learner_ranks,
+    )  # fmt: skip
+
+
+def _device(job: JobSpec, rank: int) -> str:
+    return f"cuda:{rank % torch.cuda.device_count()}" if job.cluster.learner_gpus else "cpu"
