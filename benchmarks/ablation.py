@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -23,9 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from scipy import stats
 
@@ -63,6 +59,7 @@ def job_of(arm: str, seed: int, steps: int) -> JobSpec:
     document["rewards"] = [reward for reward in document["rewards"] if reward["name"] in REWARDS]
     if arm != "Flow-GRPO":
         document["algorithm"] = {**ARMS[arm], "loss": NFT_LOSS}
+    document["cluster"] |= {"engine": "torch", "learner_ranks": 1}
     document |= {"seed": seed, "steps": steps, "checkpoint": {"every": steps, "keep": 1}}
     document["prompts"] |= {"per_step": PER_STEP, "group_size": GROUP}
     document["evaluate"] = {"samples_per_prompt": 4, "clips": 0}
@@ -88,13 +85,12 @@ def _train(job: JobSpec, folder: Path, base: Path) -> list[float]:
 
     The evaluation of the base model is the same for all arms of a seed, so the first arm leaves it for the others.
     """
-    from benchmarks.local import local_run
-    from learner.train import train
+    from services.runner.local import LocalSource, train_here
 
     run, first = RunFolder(folder), RunFolder.evaluation(0)
     if base.exists() and not run.exists(first):
         run.write_whole(first, base.read_bytes())
-    train(local_run(job, folder))
+    train_here(job, folder, LocalSource(job))
     base.write_bytes(run.read(first))
     rows = [step.metrics for step in run.steps()]
     return [sum(reward.weight * row[f"reward/{reward.name}/mean"] for reward in job.rewards) for row in rows]

@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import signal
+import socket
 import statistics
 import subprocess
 import sys
@@ -31,11 +32,8 @@ from typing import Any
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from services.cli.job_file import read_job
 from services.node.embedded import EmbeddedStore
-from tests.integration.service import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = ROOT / "benchmarks"
@@ -118,6 +116,13 @@ def served(command: list[str], port: int, log: Path, **options: Any) -> Iterator
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def floor(stack: contextlib.ExitStack, name: str, root: Path, plan: Plan) -> Arm:

@@ -15,7 +15,6 @@ import copy
 import json
 import math
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,15 +27,13 @@ import torch
 from rich.console import Console
 from rich.progress import track
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from accord.backbones.sizes import peak_bytes
 from accord.config.job import JobSpec
 from accord.requests import step_requests
-from benchmarks.local import LocalSource, alone
 from learner.assembly import make_rank
 from learner.rank import Rank
 from learner.run import policy_state
+from services.runner.local import LocalSource
 
 MIB = 2**20
 
@@ -93,7 +90,7 @@ class Bench:
     """One process with sampler, rewards and learner of a job."""
 
     def __init__(self, job: JobSpec) -> None:
-        self.job = alone(job)
+        self.job = job
         self.source = LocalSource(self.job)
         self.rank: Rank = make_rank(self.job)
         self.source.publish(policy_state(self.rank.engine, 0))
@@ -190,7 +187,8 @@ def main() -> None:
     from services.cli.job_file import read_job
 
     document = read_job(
-        arguments.job, ["prompts.per_step=1", "cluster.learner_ranks=1", "algorithm.sigmas.per_sample=1"]
+        arguments.job,
+        ["prompts.per_step=1", "cluster.learner_ranks=1", "cluster.engine=torch", "algorithm.sigmas.per_sample=1"],
     )
     document["rewards"] = [reward for reward in document["rewards"] if reward.get("weight", 1) > 0]
     job = JobSpec.parse(json.dumps(document))

@@ -14,23 +14,28 @@ import argparse
 import json
 import os
 import signal
+import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import torch
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 from accord.config.job import JobSpec
-from benchmarks.local import LocalSource, alone
+from accord.config.settings import Settings
+from accord.events import StepCompleted
 from learner.assembly import make_rank
 from learner.run import policy_state
-from tests.integration.service import Service, running_service
+from services.cli.client import ApiClient
+from services.runner.local import LocalSource
 
 Phases = dict[str, list[float]]
 
@@ -39,7 +44,7 @@ class Bare:
     """The arithmetic of a step and nothing else, in one process."""
 
     def __init__(self, job: JobSpec, threads: int) -> None:
-        self.job = alone(job)
+        self.job = job
         self.source = LocalSource(self.job)
         self.rank = make_rank(self.job)
         self.source.publish(policy_state(self.rank.engine, 0))
@@ -61,15 +66,43 @@ class Bare:
         }  # fmt: skip
 
 
-def service_round(service: Service, job: JobSpec, steps: int, into: Phases) -> None:
+@contextmanager
+def running_service(root: Path) -> Iterator[ApiClient]:
+    """`accord up` in a folder of its own, on a free port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        settings = Settings(data_dir=root / "data", runs_dir=root / "runs", port=probe.getsockname()[1])
+    places = {"ACCORD_DATA_DIR": str(settings.data_dir), "ACCORD_RUNS_DIR": str(settings.runs_dir)}
+    environment = os.environ | places | {"ACCORD_PORT": str(settings.port), "ACCORD_INPUT_ROOTS": str(Path.cwd())}
+    log = root / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "services.cli.main", "up"], env=environment, stdout=output, stderr=output
+        )
+    url = f"http://127.0.0.1:{settings.port}"
+    try:
+        for _ in range(900):
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/readyz", timeout=2, trust_env=False).status_code == 200:
+                    break
+            time.sleep(0.1)
+        else:
+            sys.exit(f"the service was not ready in time:\n{log.read_text()}")
+        yield ApiClient.of(settings, url)
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def service_round(service: ApiClient, job: JobSpec, steps: int, into: Phases) -> None:
     """Run one job and collect the time between its steps, and within them."""
-    spec = json.loads(job.model_copy(update={"steps": steps}).model_dump_json())
-    job_id = service.submit(spec)
-    service.finish(job_id, timeout_s=900)
-    events = [event for event in service.events(job_id) if event["type"] == "step"]
+    job_id = service.submit(json.loads(job.model_copy(update={"steps": steps}).model_dump_json())).id
+    events = [event for event in service.follow(job_id) if isinstance(event, StepCompleted)]
+    if len(events) < steps:
+        sys.exit(f"{job_id} ended early: {service.job(job_id).message}")
     for before, event in pairwise(events):
-        into["step"].append(event["at"] - before["at"])
-        for phase, seconds in event["phase_seconds"].items():
+        into["step"].append(event.at - before.at)
+        for phase, seconds in event.phase_seconds.items():
             into[phase].append(seconds)
 
 
@@ -112,10 +145,13 @@ def main() -> None:
     from services.cli.job_file import read_job
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the service must not outlive this process
-    job = JobSpec.parse(json.dumps(read_job(arguments.job, ["evaluate.samples_per_prompt=2", "evaluate.clips=0"])))
+    overrides = ["evaluate.samples_per_prompt=2", "evaluate.clips=0"]
+    job = JobSpec.parse(json.dumps(read_job(arguments.job, overrides)))
+    here = read_job(arguments.job, [*overrides, "cluster.engine=torch", "cluster.learner_ranks=1"])
     cores = os.cpu_count() or 1
     bare = Bare(
-        job, min(cores, max(job.cluster.rollout_workers, job.cluster.learner_ranks) * job.cluster.torch_threads)
+        JobSpec.parse(json.dumps(here)),
+        min(cores, max(job.cluster.rollout_workers, job.cluster.learner_ranks) * job.cluster.torch_threads),
     )
     service_seconds: Phases = defaultdict(list)
     bare_seconds: Phases = defaultdict(list)

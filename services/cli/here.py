@@ -14,6 +14,7 @@ from accord.config.preflight import preflight
 from accord.config.settings import Settings
 from accord.errors import UserError
 from accord.events import Event, JobEvent
+from accord.run_folder import RunFolder
 from services.cli.demo import show_result
 from services.cli.job_file import read_job, shown
 from services.cli.watch import JobPicture, showing
@@ -46,11 +47,11 @@ def run(
         )
     job = JobSpec.parse(shown(read_job(job_file, overrides)))
     preflight(job)
-    folder = (out or _fresh(settings.runs_dir, job_file.stem)).resolve()
-    console.print(f"Run folder {folder}", highlight=False, soft_wrap=True)
+    folder = RunFolder((out or _fresh(settings.runs_dir, job_file.stem)).resolve())
+    console.print(f"Run folder {folder.path()}", highlight=False, soft_wrap=True)
     from services.runner.local import run_here  # loads torch
 
-    with showing(JobPicture(folder.name, job.steps, job.name, state="running", began=time.time()), console) as show:
+    with showing(JobPicture(folder.job_id, job.steps, job.name, state="running", began=time.time()), console) as show:
         run_here(settings, job, folder, Shown(show), save=save, replay=replay)
     show_result(folder, console)
 

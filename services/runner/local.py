@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from accord.errors import UserError
 from accord.events import EventSink, Phase, Progress
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version, step_requests
+from accord.run_folder import SUMMARY, RunFolder
 from accord.types import Clip, GroupSource, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup, StepGroups
 from learner.assembly import make_run
 from learner.outcome import TrainResult
@@ -110,11 +111,11 @@ class _Shared:
 
     def take(self, step: int) -> StepGroups:
         """The same groups on every rank."""
-        box = [self.source.take(step) if self.source is not None else None]
-        dist.broadcast_object_list(box, src=0)
-        found = box[0]
-        assert found is not None
-        return found
+        found = self.source.take(step) if self.source is not None else None
+        told = [replace(found, groups=[_without_clips(group) for group in found.groups]) if found else None]
+        dist.broadcast_object_list(told, src=0)
+        assert told[0] is not None
+        return found or told[0]
 
     def publish(self, state: PolicyState) -> None:
         """Rank 0 alone publishes."""
@@ -136,6 +137,10 @@ class _Shared:
     def _first(self) -> GroupSource:
         assert self.source is not None
         return self.source
+
+
+def _without_clips(scored: ScoredGroup) -> ScoredGroup:
+    return replace(scored, group=replace(scored.group, clips=None))
 
 
 def train_here(
@@ -173,7 +178,7 @@ def run_here(
         raise UserError(f"{folder.path()} holds a finished run; give another folder with --out")
     prepare(settings, job, folder).complete_in_background()
     source: GroupSource = ReplayedSource(job, replay) if replay else LocalSource(job, events)
-    train_here(job, folder, SavingSource(source, save) if save else source, events, began)
+    train_here(job, folder.path(), SavingSource(source, save) if save else source, events, began)
     conclude(settings, folder, folder.job_id, job, state="succeeded", wall_seconds=time.time() - began, alone=True)
 
 

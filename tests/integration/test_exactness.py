@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from safetensors.numpy import load_file
 
-from tests.integration.service import Service, running_service, small_job
+from tests.integration.service import REPOSITORY, Service, running_service, small_job
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +90,43 @@ def test_nor_with_recorded_steps_that_were_sampled_one_version_ahead(service: Se
     summary = service.finish(job_id)
     assert summary["adapter_sha256"] == calm["adapter_sha256"]
     assert summary["policy_version"] == 3
+
+
+def toml(value: Any) -> str:
+    """A value of a job as TOML."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {toml(inner)}" for key, inner in value.items()) + "}"
+    return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`accord run` in `folder`."""
+    command = [sys.executable, "-m", "services.cli.main", "run", "job.toml", *arguments]
+    environment = os.environ | {"ACCORD_RUNS_DIR": str(folder), "PYTHONPATH": str(REPOSITORY), "COLUMNS": "400"}
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+@pytest.mark.timeout(400)
+def test_nor_does_a_run_without_service_that_is_killed_and_goes_on(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+    """Without store and Ray: two ranks, killed after a step; then the groups that were saved, learned from again."""
+    (tmp_path / "job.toml").write_text("\n".join(f"{key} = {toml(value)}" for key, value in small_job().items()))
+    first = started(tmp_path, "--save-groups", "groups")
+    for line in first.stdout or ():
+        if line.startswith("checkpoint of step 2"):
+            break
+    ranks = psutil.Process(first.pid).children(recursive=True)
+    first.kill()
+    first.wait(10)
+    assert ranks and not psutil.wait_procs(ranks, timeout=30)[1], "the other rank outlived the first"
+    for arguments in (("--out", "job", "--save-groups", "groups"), ("--replay-groups", "groups")):
+        text, _ = (process := started(tmp_path, *arguments)).communicate(timeout=180)
+        assert process.returncode == 0, text
+    summaries = [json.loads((tmp_path / folder / "summary.json").read_text()) for folder in ("job", "job-2")]
+    assert {summary["adapter_sha256"] for summary in summaries} == {undisturbed["adapter_sha256"]}
+    text, _ = (process := started(tmp_path, "--replay-groups", "groups", "--set", "seed=8")).communicate(timeout=60)
+    assert process.returncode == 2 and "seeds = " in text and "the job asks for" in text
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
