@@ -90,7 +90,7 @@ def _train(job: JobSpec, folder: Path, base: Path) -> list[float]:
     run, first = RunFolder(folder), RunFolder.evaluation(0)
     if base.exists() and not run.exists(first):
         run.write_whole(first, base.read_bytes())
-    train_here(job, folder, LocalSource(job))
+    train_here(job, run, LocalSource(job))
     base.write_bytes(run.read(first))
     rows = [step.metrics for step in run.steps()]
     return [sum(reward.weight * row[f"reward/{reward.name}/mean"] for reward in job.rewards) for row in rows]

@@ -144,18 +144,18 @@ def _without_clips(scored: ScoredGroup) -> ScoredGroup:
 
 
 def train_here(
-    job: JobSpec, directory: Path, source: GroupSource, events: EventSink | None = None, began: float | None = None
+    job: JobSpec, folder: RunFolder, source: GroupSource, events: EventSink | None = None, began: float | None = None
 ) -> TrainResult:
-    """Train a job to its end in `directory`, going on from the latest checkpoint there.
+    """Train a job to its end in `folder`, going on from the latest checkpoint there.
 
     `source` gives handles that are the things themselves. Raises what `learner.train.train` raises.
     """
     held_out = load_prompts(job.prompts.held_out)
     if job.cluster.learner_ranks == 1 and job.cluster.engine == "torch":
-        return train(make_run(job, directory, source, events, held_out, began=began))
-    with tempfile.TemporaryDirectory(prefix="accord-ranks-") as meeting, _peers(job, directory, meeting):
+        return train(make_run(job, folder, source, events, held_out, began=began))
+    with tempfile.TemporaryDirectory(prefix="accord-ranks-") as meeting, _peers(job, folder, meeting):
         shared = _Shared(source)
-        return train(make_run(job, directory, shared, events, held_out, device=_device(job, 0), began=began))
+        return train(make_run(job, folder, shared, events, held_out, device=_device(job, 0), began=began))
 
 
 def run_here(
@@ -178,15 +178,15 @@ def run_here(
         raise UserError(f"{folder.path()} holds a finished run; give another folder with --out")
     prepare(settings, job, folder).complete_in_background()
     source: GroupSource = ReplayedSource(job, replay) if replay else LocalSource(job, events)
-    train_here(job, folder.path(), SavingSource(source, save) if save else source, events, began)
+    train_here(job, folder, SavingSource(source, save) if save else source, events, began)
     conclude(settings, folder, folder.job_id, job, state="succeeded", wall_seconds=time.time() - began, alone=True)
 
 
 @contextmanager
-def _peers(job: JobSpec, directory: Path, meeting: str) -> Iterator[None]:
+def _peers(job: JobSpec, folder: RunFolder, meeting: str) -> Iterator[None]:
     """Be rank 0 of the job's learner ranks; the others are child processes, gone afterwards."""
     context = processes.spawn(
-        _peer, (job, directory, meeting), nprocs=job.cluster.learner_ranks - 1, join=False, daemon=True
+        _peer, (job, folder, meeting), nprocs=job.cluster.learner_ranks - 1, join=False, daemon=True
     ) if job.cluster.learner_ranks > 1 else None  # fmt: skip
     try:
         _join(job, meeting, 0)
@@ -200,10 +200,10 @@ def _peers(job: JobSpec, directory: Path, meeting: str) -> Iterator[None]:
             process.kill()
 
 
-def _peer(place: int, job: JobSpec, directory: Path, meeting: str) -> None:
+def _peer(place: int, job: JobSpec, folder: RunFolder, meeting: str) -> None:
     rank = place + 1
     _join(job, meeting, rank)
-    train(make_run(job, directory, _Shared(None), None, (), device=_device(job, rank)))
+    train(make_run(job, folder, _Shared(None), None, (), device=_device(job, rank)))
     dist.destroy_process_group()
 
 

@@ -1,37 +1,71 @@
 """Groups on disk, to debug the halves of a job apart: learn again without sampling, look at groups without learning.
 
-    step-000003.pt              what the source gave for step 3
-    evaluation-000000-000008.pt held-out groups of version 0, from the ninth prompt on
-    rescored-000000-1b2c….pt    clips of version 0 that were put together for a control, scored again
+    step-000003                 what the source gave for step 3
+    evaluation-000000-000008    held-out groups of version 0, from the ninth prompt on
+    rescored-000000-1b2c…       clips of version 0 that were put together for a control, scored again
 
-The files are torch's and are read by its weights-only loader: data of the types in accord/types.py, no code.
+Each is a safetensors file: the arrays, and in its metadata everything else as JSON.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import safetensors
+import safetensors.torch
 import torch
+from torch import Tensor
 
 from accord import types
+from accord.backbones.base import Conditions
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
+from accord.disk import write_whole
 from accord.errors import UserError
 from accord.requests import step_requests
 from accord.types import Clip, GroupSource, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup, StepGroups
 
 _Found = TypeVar("_Found")
 
-_READABLE: list[Any] = [
-    *(kind for kind in vars(types).values() if isinstance(kind, type) and is_dataclass(kind)),
-    np.empty(0).__reduce__()[0], np.ndarray, np.dtype,
-    *(type(np.dtype(kind)) for kind in (np.uint8, np.float32, np.float64)),
-]  # fmt: skip
+_KINDS: dict[str, Any] = {
+    kind.__name__: kind for kind in (*vars(types).values(), Conditions) if isinstance(kind, type) and is_dataclass(kind)
+}
+
+
+def _packed(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """A value as JSON can say it; what is an array goes into `tensors`, and its name stays in its place."""
+    if isinstance(value, np.ndarray | Tensor):
+        name = str(len(tensors))
+        tensors[name] = torch.as_tensor(value).clone(memory_format=torch.contiguous_format)  # the format knows no views
+        return {"array" if isinstance(value, np.ndarray) else "tensor": name}
+    if is_dataclass(value):
+        return {type(value).__name__: [_packed(getattr(value, field.name), tensors) for field in fields(value)]}
+    if isinstance(value, Mapping):
+        return {"": [[key, _packed(inner, tensors)] for key, inner in value.items()]}
+    if isinstance(value, tuple | list):
+        return [type(value) is tuple, *(_packed(inner, tensors) for inner in value)]
+    return value
+
+
+def _unpacked(value: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The inverse of `_packed`."""
+    if isinstance(value, list):
+        inner = [_unpacked(one, tensors) for one in value[1:]]
+        return tuple(inner) if value[0] else inner
+    if not isinstance(value, dict):
+        return value
+    ((kind, inner),) = value.items()
+    if kind == "":
+        return {key: _unpacked(one, tensors) for key, one in inner}
+    if kind in _KINDS:
+        return _KINDS[kind](*(_unpacked(one, tensors) for one in inner))
+    return tensors[inner].numpy() if kind == "array" else tensors[inner]
 
 
 class _Folder:
@@ -39,6 +73,9 @@ class _Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def file(self, name: str) -> Path:
+        return self.path / f"{name}.safetensors"
 
     @staticmethod
     def evaluation(requests: Sequence[RolloutRequest]) -> str:
@@ -50,21 +87,21 @@ class _Folder:
         return f"rescored-{version:06d}-{digest}"
 
     def write(self, name: str, found: Any) -> None:
+        tensors: dict[str, Tensor] = {}
+        tree = json.dumps(_packed(found, tensors))
         self.path.mkdir(parents=True, exist_ok=True)
-        draft = self.path / f"{name}.tmp"
-        torch.save(found, draft)
-        draft.replace(self.path / f"{name}.pt")
+        write_whole(self.file(name), safetensors.torch.save(tensors, {"groups": tree}))
 
     def read(self, name: str) -> Any:
-        path = self.path / f"{name}.pt"
         try:
-            with torch.serialization.safe_globals(_READABLE):
-                return torch.load(path, weights_only=True, map_location="cpu")
+            with safetensors.safe_open(self.file(name), "pt") as file:
+                tree = json.loads(file.metadata()["groups"])
+                return _unpacked(tree, {key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
         except FileNotFoundError:
             why = "is not there; the job that saved the groups did not come so far, or was another"
-        except Exception as error:  # whatever torch makes of a file that is not its own
-            why = f"does not hold saved groups: {str(error).splitlines()[0]}"
-        raise UserError(f"{path} {why}; save them with `accord run … --save-groups {self.path}`")
+        except (safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
+            why = f"does not hold saved groups: {error}"
+        raise UserError(f"{self.file(name)} {why}; save them with `accord run … --save-groups {self.path}`")
 
 
 class SavingSource:
@@ -139,7 +176,7 @@ class ReplayedSource:
     def _check(
         self, name: str, requests: Sequence[RolloutRequest], groups: Sequence[ScoredGroup], rewards: Sequence[str]
     ) -> None:
-        where = self.folder.path / f"{name}.pt"
+        where = self.folder.file(name)
         if len(groups) != len(requests):
             raise UserError(f"{where} holds {len(groups)} groups, and the job asks for {len(requests)}")
         for request, group in zip(requests, groups, strict=True):
