@@ -162,6 +162,8 @@ def _held_to_contract(kind: Kind, entry: EntryPoint) -> type[PluginSpec]:
     wrong = "is no class" if not isinstance(found, type) else ""
     if not wrong and not issubclass(found, base):
         wrong = f"does not inherit {BASES[kind]}"
+    if not wrong and kind == "rewards" and not entry.name.isidentifier():
+        wrong = f"the name {entry.name!r} must be letters, digits and _; servers and metrics are named by it"
     wrong = wrong or misfit(found, entry.name)
     if wrong:
         raise PluginError(f"{_named(entry)}: {wrong}")

@@ -12,11 +12,21 @@ from types import FunctionType
 
 import pytest
 
+from accord.backbones.base import (
+    Backbone,
+    CrossAttends,
+    IsolatesModalities,
+    SkipsSelfAttention,
+    VelocityModel,
+    WatchesAttention,
+)
 from accord.config.base import Spec
 from accord.config.contract import AlgorithmSpec, BackboneSpec, PartSpec, PluginSpec, PresetSpec, RewardSpec
 from accord.config.forward import OmniNFTSpec
 from accord.config.grpo import RECIPES, FlowGRPOSpec
 from accord.plugins import names, spec_class
+from learner.algorithms.base import Algorithm, ForwardAlgorithm
+from reward_servers.base import RewardModel
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -184,21 +194,23 @@ def test_decisions_are_listed():
             assert part in page.read_text(), f"{page.name} lacks {part}"
 
 
-CONTRACT = (PartSpec, PluginSpec, AlgorithmSpec, PresetSpec, BackboneSpec, RewardSpec)
+CONTRACT = (
+    PartSpec, PluginSpec, AlgorithmSpec, PresetSpec, BackboneSpec, RewardSpec, Algorithm, ForwardAlgorithm, Backbone,
+    VelocityModel, CrossAttends, WatchesAttention, SkipsSelfAttention, IsolatesModalities, RewardModel,
+)  # fmt: skip
 
 
-def _hooks(spec: type[Spec]) -> Iterator[tuple[str, str | None]]:
+def _hooks(spec: type) -> Iterator[tuple[str, str | None]]:
     """Signature, and default where the class itself says it, of every hook that a base of the contract declares."""
     for name, kind in get_annotations(spec).items():
-        if kind.startswith("ClassVar["):
-            value = getattr(spec, name)
-            shown = str(value).replace("'", '"') if isinstance(value, tuple) else repr(value).replace("'", '"')
-            yield f"`{name}: {kind.removeprefix('ClassVar[').removesuffix(']')}`", f"`{shown}`"
-        elif spec.model_fields[name].is_required():
-            plain = kind.removeprefix("Annotated[").partition(", InputPath")[0]
-            yield f"`{name}: {plain}`", "none"
+        constant, plain = kind.startswith("ClassVar["), kind.removeprefix("Annotated[").partition(", InputPath")[0]
+        default = spec.__dict__.get(name, "none") if constant or not issubclass(spec, Spec) else "none"
+        shown = default if default == "none" else "`" + repr(default).replace("'", '"') + "`"
+        if constant or not issubclass(spec, Spec) or spec.model_fields[name].is_required():
+            yield f"`{name}: {plain.removeprefix('ClassVar[').removesuffix(']') if constant else plain}`", shown
     for name, value in spec.__dict__.items():
-        if name.startswith("_") or not isinstance(value, FunctionType | classmethod | property):
+        hook = isinstance(value, FunctionType | classmethod | property) and not getattr(value, "__final__", False)
+        if name.startswith("_") or not hook:
             continue
         code = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
         arguments = [f"{a}: {k}" for a, k in code.__annotations__.items() if a != "return"]

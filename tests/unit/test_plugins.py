@@ -81,6 +81,7 @@ def test_what_keeps_the_contract_is_there_by_name(install: Callable[..., Path]) 
         ("plug_g", "algorithms:g = plug_g.spec:Good", good("plug_g", "g"), "x = 1\n", "plug_g.work defines no Work"),
         ("plug_h", "algorithms:h = plug_h.spec:Good", good("plug_h", "h"), "def (", "SyntaxError"),
         ("plug_i", "algorithms:i = plug_i.spec:Good", "import no_such_thing\n", "", "No module named 'no_such_thing'"),
+        ("plug_n", "rewards:a-n = plug_n.spec:Dashed", SPEC + "class Dashed(RewardSpec): ...", None, "must be letters"),
         ("plug_j", "algorithms:j = plug_j.spec:Good", good("plug_j", "j").replace(".work:Work", ""), "", "module:Name"),
         (
             "plug_k", "backbones:k = plug_k.spec:Video",
