@@ -122,6 +122,22 @@ def test_each_brings_its_own_checks(
     assert told in found[pointer]
 
 
+PLANS = """
+import json, sys
+from accord.config.job import JobSpec
+from accord.requests import step_requests
+from accord.types import Prompt
+job, prompt = JobSpec.parse(sys.argv[1]), Prompt("red", "a", "b", "c")
+plans = [request.plan for step in (1, 2, 3) for request in step_requests(job, [prompt], step)[:1]]
+print(json.dumps([[plan.role, plan.num_steps] for plan in plans]))
+"""
+
+
+def test_its_own_plan_is_in_every_request(home: Path) -> None:
+    plans = json.loads(_python(home, "-c", PLANS, json.dumps(job_of(home))).stdout)
+    assert plans == [["policy", 2], ["policy", 5], ["policy", 8]]
+
+
 def test_the_commands_know_them(home: Path) -> None:
     job = job_of(home)
     (home / "job.toml").write_text(
