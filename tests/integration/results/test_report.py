@@ -97,6 +97,8 @@ def test_all_parts_are_there_and_small(text: str) -> None:
     assert re.search(r"<b>1 / 12</b><span>of all metrics worse</span>", text)
     assert "0.480" in text and "0.800" in text and "+8.0" in text
     assert "off (scale 1, conditional passes only); the same in training and in both evaluations" in text
+    assert "LoRA of rank 16, alpha 32" in text and "2 learner rank(s), deepspeed ZeRO 2, policy lag 0" in text
+    assert "omninft, preset accord, routed credit, gradient surgery on, region weights on" in text
 
 
 def test_charts_are_well_formed_and_take_their_colours_from_the_page(text: str) -> None:
