@@ -138,8 +138,8 @@ def test_its_own_plan_is_in_every_request(home: Path) -> None:
     assert plans == [["policy", 2], ["policy", 5], ["policy", 8]]
 
 
-def test_the_commands_know_them(home: Path) -> None:
-    job = job_of(home)
+def job_file(home: Path) -> str:
+    """A job file with paths relative to it."""
     (home / "job.toml").write_text(
         "\n".join(
             [
@@ -152,7 +152,18 @@ def test_the_commands_know_them(home: Path) -> None:
             ]
         )
     )  # fmt: skip
-    resolved = _python(home, "-m", "services.cli.main", "validate", str(home / "job.toml")).stdout
-    assert job["rewards"][0]["colour"] in resolved, "a path of a plug-in's field is made absolute"
-    found = json.loads(_python(home, "-m", "services.cli.main", "plan", str(home / "job.toml"), "--json").stdout)
+    return str(home / "job.toml")
+
+
+def test_the_commands_know_them(home: Path) -> None:
+    resolved = _python(home, "-m", "services.cli.main", "validate", job_file(home)).stdout
+    assert str(home / "red.json") in resolved, "a path of a plug-in's field is made absolute"
+    found = json.loads(_python(home, "-m", "services.cli.main", "plan", job_file(home), "--json").stdout)
     assert found["model"]["tokens"] == {"video": 64, "text": 1} and found["step"]["micro_batches"] == 1
+
+
+def test_stochastic_steps_train_a_foreign_backbone_too(home: Path) -> None:
+    changes = ("--set", 'algorithm={name="flow_grpo"}', "--set", "sampling.num_steps=4", "--out", str(home / "run"))
+    _python(home, "-m", "services.cli.main", "run", job_file(home), *changes)
+    state = load_file(home / "run" / "adapter" / "pytorch_lora_weights.safetensors")
+    assert all((value != 0).any() for name, value in state.items() if ".lora_B." in name)
