@@ -1,4 +1,4 @@
-"""Everything random is derived, never drawn: a seed is a hash of what it is for, and this is THE table of purposes.
+"""What a result depends on is derived, never drawn: a seed is a hash of what it is for. THE table of purposes is here.
 
 A seed depends on (job seed, purpose, step, prompt index, sample index) alone, so it is the same on every worker, rank
 and attempt. Two draws that share a purpose and its parts are the same draw; two purposes never meet.

@@ -81,7 +81,7 @@ class Guidance:
 
 @dataclass(frozen=True, slots=True)
 class StochasticSteps:
-    """Denoising steps that are drawn from a Gaussian and recorded (accord/diffusion/steps.py)."""
+    """Denoising steps that are drawn from a Gaussian and recorded (rollout_workers/stochastic.py)."""
 
     kind: Literal["flow", "dance"]
     """Which noise rate."""

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from accord.backbones.adapters import role
 from accord.backbones.base import Backbone
-from accord.backbones.shaping import audio_to_video, gradient_surgery
+from accord.backbones.surgery import audio_to_video, gradient_surgery
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
 from accord.types import GroupData, Modality, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit, LossTerms, View
 from learner.collectives import Ranks
 from learner.engine import AdapterState, Engine
-from learner.gradients import GradientNorms
+from learner.gradient_norms import GradientNorms
 from learner.views.base import MicroBatch, Share, ShareView
 from learner.views.forward import ForwardView
 from learner.views.transition import TransitionView

@@ -13,9 +13,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 from typing_extensions import override
 
-from accord.config.backbones import SamplingSpec
 from accord.config.contract import BackboneSpec
 from accord.config.job import JobSpec
+from accord.config.sampling import SamplingSpec
 from accord.errors import DeadlineExceeded, RolloutError, ours
 from accord.events import EventSink
 from accord.ids import PolicyVersion

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, nullcontext
 from torch import Tensor
 
 from accord.backbones.base import Backbone, Conditions, IsolatesModalities, Latents, SkipsSelfAttention, demanded
-from accord.diffusion.steps import clean_estimate
+from accord.diffusion.solver import clean_estimate
 from accord.types import Guidance, Modality, Scales
 
 

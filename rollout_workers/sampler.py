@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from accord.backbones.base import Backbone, Conditions
-from accord.backbones.shaping import RegionCapture
+from accord.backbones.region import RegionCapture
 from accord.diffusion.noise import group_noise
-from accord.diffusion.steps import euler_step, log_density, sde_moments
+from accord.diffusion.solver import euler_step
 from accord.errors import NonFiniteError
 from accord.seeds import Purpose
-from accord.types import Modality, RolloutPlan, StochasticSteps, Transitions
+from accord.types import Modality, RolloutPlan, Transitions
 from rollout_workers.guidance import guided_velocity
+from rollout_workers.stochastic import StochasticDraws
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,48 +33,6 @@ class Denoised:
     """Clean, float32 [G, T, C]."""
     transitions: Mapping[Modality, Transitions] | None
     """What was drawn, stacked in the order of the stochastic steps; None where the ODE was followed throughout."""
-
-
-class _Drawn:
-    """The stochastic steps of one group: draws them and remembers them."""
-
-    def __init__(self, plan: StochasticSteps) -> None:
-        self.plan = plan
-        self._seen: dict[Modality, list[tuple[Tensor, Tensor, Tensor]]] = {}
-
-    def draw(
-        self,
-        step: int,
-        latents: Mapping[Modality, Tensor],
-        velocity: Mapping[Modality, Tensor],
-        sigma: Tensor,
-        sigma_next: Tensor,
-        seeds: Sequence[int],
-    ) -> dict[Modality, Tensor]:
-        """Draw the next state of every modality [G, T, C], sample g from noise of seeds[g] and `step` alone."""
-        after = {}
-        for modality, x in latents.items():
-            levels = [level.expand(len(seeds)).to(x.device) for level in (sigma, sigma_next)]
-            mean, std = sde_moments(self.plan.kind, self.plan.eta, x, velocity[modality], *levels)
-            noise = group_noise(seeds, Purpose.STEP_NOISE.at(modality, step), x.shape[1:]).to(x.device)
-            after[modality] = mean + std * noise
-            seen = (x, after[modality], log_density(after[modality], mean, std))
-            self._seen.setdefault(modality, []).append(seen)
-        return after
-
-    def fork(self, rows: Sequence[int]) -> None:
-        """Sample g goes on as a copy of sample rows[g], whose steps so far become its own."""
-        self._seen = {
-            modality: [(before[rows], after[rows], log_prob[rows]) for before, after, log_prob in seen]
-            for modality, seen in self._seen.items()
-        }
-
-    def recorded(self) -> dict[Modality, Transitions]:
-        """What was drawn, per modality, stacked in the order of the steps."""
-        return {
-            modality: Transitions(*(torch.stack(part).cpu().numpy() for part in zip(*seen, strict=True)))
-            for modality, seen in self._seen.items()
-        }
 
 
 @torch.no_grad()
@@ -106,7 +65,7 @@ def denoise(
     count = len(seeds)
     conditions = prompt.repeat(count)
     unconditions = empty_prompt.repeat(count) if empty_prompt is not None else None
-    drawn = _Drawn(plan.stochastic) if plan.stochastic is not None else None
+    drawn = StochasticDraws(plan.stochastic) if plan.stochastic is not None else None
     starts = [start_seed] * count if plan.initial_noise == "shared" else seeds
     latents = {
         modality: group_noise(starts, Purpose.START_NOISE.at(modality), shape).to(device)

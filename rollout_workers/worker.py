@@ -10,9 +10,9 @@ from torch import Tensor
 
 from accord.backbones.adapters import ADAPTER_ROLES, load_adapter_state, reset_adapters, role, starting_adapter
 from accord.backbones.base import Backbone, Conditions
-from accord.backbones.shaping import capture_region
-from accord.config.backbones import SamplingSpec
+from accord.backbones.region import capture_region
 from accord.config.contract import BackboneSpec
+from accord.config.sampling import SamplingSpec
 from accord.errors import NonFiniteError, RolloutError
 from accord.ids import PolicyVersion
 from accord.plugins import load_impl

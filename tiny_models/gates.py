@@ -19,7 +19,7 @@ from torch import Tensor
 
 from accord.backbones.base import Latents
 from accord.backbones.ltx2.model import LTX2Backbone
-from accord.diffusion.steps import euler_step
+from accord.diffusion.solver import euler_step
 from accord.types import MODALITIES, Clip, Modality
 from accord.world import measure
 from accord.world.heldout import WorldStatistics, diversity, frechet_distance

@@ -41,7 +41,7 @@ from transformers import (
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.ltx2.model_dir import inspect_model_dir
 from accord.backbones.ltx2.spec import LTX2Spec
-from accord.config.backbones import SamplingSpec
+from accord.config.sampling import SamplingSpec
 from accord.types import Clip, Modality
 from accord.world.scene import ALL_PROMPTS, FPS, FRAMES, SIZE
 from tiny_models.codecs import AUDIO_LATENTS, MEL_BANDS, VIDEO_LATENTS, VIDEO_PATCH, log_mel, video_to_tensor

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from accord.backbones.base import Conditions, Latents
 from accord.backbones.ltx2.model import LTX2Backbone
-from accord.diffusion.steps import noised
+from accord.diffusion.solver import noised
 from accord.types import MODALITIES, Modality
 from accord.world.scene import ALL_PROMPTS, CLEAN, Imperfections, make_clips
 from tiny_models.descent import Say, descend

@@ -18,8 +18,8 @@ from typing import Literal, Protocol, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from accord.config.backbones import SamplingSpec
 from accord.config.contract import BackboneSpec
+from accord.config.sampling import SamplingSpec
 from accord.errors import SpecError
 from accord.types import Clip, Modality
 

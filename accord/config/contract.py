@@ -22,9 +22,9 @@ from accord.plugins import resolve
 from accord.types import Modality, RolloutPlan, Route, Term
 
 if TYPE_CHECKING:
-    from accord.config.algorithms import RegionSpec, SurgerySpec
-    from accord.config.backbones import SamplingSpec
+    from accord.config.algorithm_parts import RegionSpec, SurgerySpec
     from accord.config.job import JobSpec
+    from accord.config.sampling import SamplingSpec
 
 Problem = tuple[str, str]
 """Where, and what is wrong there and what would be right. A place that begins with `/` is a JSON pointer into the job;

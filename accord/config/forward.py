@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from accord.config.algorithms import CreditSpec, OldPolicySpec, RegionSpec, SigmaSpec, SurgerySpec
+from accord.config.algorithm_parts import CreditSpec, OldPolicySpec, RegionSpec, SigmaSpec, SurgerySpec
 from accord.config.base import Spec
 from accord.config.contract import AlgorithmSpec, PresetSpec
 from accord.config.presets import PRESET_SAMPLING, PRESETS, PresetName

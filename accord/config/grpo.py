@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from accord.config.algorithms import CreditSpec, OldPolicySpec
+from accord.config.algorithm_parts import CreditSpec, OldPolicySpec
 from accord.config.base import Spec
 from accord.config.contract import ModelFacts, PartSpec, PresetSpec, Problem
 from accord.seeds import Purpose, derive_seed

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from accord.config.backbones import SamplingSpec
 from accord.config.base import Problems, Spec, pointer, problems_of
 from accord.config.contract import AlgorithmSpec, BackboneSpec, ModelFacts, PluginSpec, Problem, RewardSpec
 from accord.config.paths import PROMPT_BYTES, InputPath, NamedPath, Place, input_paths
+from accord.config.sampling import SamplingSpec
 from accord.errors import InputError, PluginError
 from accord.plugins import OneOf, answering, origin
 

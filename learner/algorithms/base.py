@@ -12,9 +12,9 @@ from typing import Literal, Protocol, TypeVar
 
 from torch import Tensor
 
-from accord.config.algorithms import RegionSpec, SigmaSpec, SurgerySpec
+from accord.config.algorithm_parts import RegionSpec, SigmaSpec, SurgerySpec
 from accord.config.contract import RewardSpec
-from accord.diffusion.steps import noised
+from accord.diffusion.solver import noised
 from accord.types import Modality, Role, ScoredGroup
 
 View = Literal["forward", "transition"]

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from accord.config.algorithms import CreditSpec
+from accord.config.algorithm_parts import CreditSpec
 from accord.config.contract import RewardSpec
 from accord.errors import RewardError
 from accord.types import Modality, Route, ScoredGroup

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from accord.config.contract import RewardSpec
 from accord.config.grpo import DynamicsSpec, FlowGRPOSpec, GRPOLossSpec
-from accord.diffusion.steps import log_density, sde_moments
+from accord.diffusion.solver import log_density, sde_moments
 from accord.types import Modality, Role, ScoredGroup
 from learner.algorithms.base import Credit, LossTerms, Predictions, Transition, TransitionBatch, View
 from learner.algorithms.recipe import Recipe
@@ -27,7 +27,7 @@ def grpo_loss(
 ) -> dict[str, Tensor]:
     """One modality's loss per item, `loss` [B], and its parts.
 
-    With the step's Gaussian N(mean(v), std^2) of `accord.diffusion.steps.sde_moments`, x' the state that was drawn and
+    With the step's Gaussian N(mean(v), std^2) of `accord.diffusion.solver.sde_moments`, x' the state that was drawn and
     log p the element mean of its log-density:
 
         rho  = exp(log p(x'; v_theta) - log p_stored)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from accord.config.algorithms import SigmaSpec
+from accord.config.algorithm_parts import SigmaSpec
 from accord.config.job import JobSpec
 from accord.diffusion.noise import sample_noise
 from accord.errors import SpecError

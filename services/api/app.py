@@ -12,7 +12,7 @@ from fastapi.staticfiles import StaticFiles
 import accord
 from accord.config.job import JobSpec
 from accord.config.settings import Settings
-from services.api import contract, health, jobs, pages, problems, results
+from services.api import health, jobs, openapi, pages, problems, results
 from services.api.auth import Keeper, Sessions, api_key
 from services.api.calls import StoreCalls
 from services.api.edge import Edge
@@ -50,7 +50,7 @@ def create_app(
         calls, Hub(store, metrics, closing), closing,
     )  # fmt: skip
     app.state.accord = state
-    routers = [module.router for module in (health, jobs, results, pages, contract)]
+    routers = [module.router for module in (health, jobs, results, pages, openapi)]
     problems.install(app, routers)
     for router in routers:
         app.include_router(router)

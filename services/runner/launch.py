@@ -1,4 +1,4 @@
-"""The composition root: one attempt of one job, from its lease to its outcome. The only module that knows every room.
+"""The composition root: one attempt of one job, from its lease to its outcome. It knows all rooms, as `local.py` does.
 
 consumes: a claimed job (id, epoch) from the store; waits for: groups, steps, deadlines; produces: the run folder and
 the job's events; unblocked by: SIGTERM, which ends the attempt in an orderly way. How it ended is the exit status
@@ -146,7 +146,7 @@ def _train(
     """Reward servers, rollout workers and stream, learner: then the learner's page runs until the last step."""
     from learner import workers
     from reward_servers import app
-    from reward_servers.client import ServeScorer
+    from reward_servers.serve_scorer import ServeScorer
     from rollout_workers.actor import start_stream
 
     deadline = started + job.max_runtime_s

@@ -8,9 +8,10 @@ import torch
 
 from accord.backbones.adapters import adapter_parameters, role
 from accord.backbones.base import Conditions, VelocityModel
-from accord.backbones.shaping import audio_to_video, capture_region, gradient_surgery
-from accord.config.algorithms import RegionSpec, SurgerySpec
-from accord.config.backbones import SamplingSpec
+from accord.backbones.region import capture_region
+from accord.backbones.surgery import audio_to_video, gradient_surgery
+from accord.config.algorithm_parts import RegionSpec, SurgerySpec
+from accord.config.sampling import SamplingSpec
 from accord.plugins import load_impl, names, spec_class
 from accord.types import MODALITIES
 

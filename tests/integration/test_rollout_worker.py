@@ -9,8 +9,8 @@ import torch
 
 from accord.backbones.adapters import ADAPTER_ROLES, adapter_state
 from accord.backbones.ltx2.spec import LTX2Spec
-from accord.config.backbones import SamplingSpec
 from accord.config.job import JobSpec
+from accord.config.sampling import SamplingSpec
 from accord.errors import NonFiniteError, RolloutError
 from accord.requests import step_requests
 from accord.types import Guidance, PolicyState, Prompt, RolloutPlan, RolloutRequest

@@ -13,9 +13,9 @@ from accord.backbones.adapters import adapter_parameters, adapter_state, blend_,
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
 from accord.backbones.ltx2.streams import branch_of
-from accord.backbones.shaping import audio_to_video, gradient_surgery
-from accord.config.backbones import SamplingSpec
+from accord.backbones.surgery import audio_to_video, gradient_surgery
 from accord.config.job import JobSpec
+from accord.config.sampling import SamplingSpec
 from accord.errors import NonFiniteError
 from accord.plugins import load_impl
 from accord.requests import step_requests

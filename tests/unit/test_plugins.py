@@ -315,7 +315,7 @@ def test_an_inspection_that_falls_over_is_told_at_the_path_with_its_package() ->
 
 
 def test_techniques_that_a_model_cannot_have_are_refused_by_what_it_makes() -> None:
-    spec = job().algorithm.model_copy(update={"surgery": resolve("accord.config.algorithms:SurgerySpec")()})
+    spec = job().algorithm.model_copy(update={"surgery": resolve("accord.config.algorithm_parts:SurgerySpec")()})
     silent = _Silent.model_construct(name="silent")
     found = job(backbone=silent, algorithm=spec).problems(None)
     assert ("/algorithm/surgery/enabled", found[0][1]) == found[0] and "no audio-to-video attention" in found[0][1]

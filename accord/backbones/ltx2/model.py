@@ -47,7 +47,7 @@ from accord.backbones.ltx2.model_dir import WEIGHTS, LTX2Facts, inspect_model_di
 from accord.backbones.ltx2.schedule import ScheduleConfig
 from accord.backbones.ltx2.spec import LTX2Spec
 from accord.backbones.text_cache import TextCache, content_digest
-from accord.config.backbones import SamplingSpec
+from accord.config.sampling import SamplingSpec
 from accord.config.settings import Settings
 from accord.config.weights import read_json
 from accord.errors import ModelError

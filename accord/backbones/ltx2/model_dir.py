@@ -16,9 +16,9 @@ from accord.backbones.ltx2 import streams
 from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule
 from accord.backbones.ltx2.shapes import check_complete, check_encoder, check_transformer, check_vae
 from accord.config import contract
-from accord.config.backbones import SamplingSpec
 from accord.config.files import files_below
 from accord.config.paths import BUILT_IN
+from accord.config.sampling import SamplingSpec
 from accord.config.weights import Shapes, component_shapes, read_json
 from accord.errors import InputError, ModelError
 from accord.types import MODALITIES, Modality

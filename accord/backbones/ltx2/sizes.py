@@ -23,7 +23,7 @@ from accord.backbones.ltx2.model_dir import WEIGHTS, LTX2Facts, read_model_confi
 from accord.backbones.ltx2.spec import LTX2Spec
 from accord.backbones.ltx2.streams import GATES
 from accord.backbones.sizes import Activations, ModelSizes, kept_bytes, peak_bytes
-from accord.config.backbones import SamplingSpec
+from accord.config.sampling import SamplingSpec
 from accord.config.weights import read_safetensors_header, weight_files
 from accord.errors import ModelError
 from accord.types import Modality

@@ -27,7 +27,7 @@ from transformers import (
 
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
-from accord.config.backbones import SamplingSpec
+from accord.config.sampling import SamplingSpec
 
 TEXT = 16
 TOKENS = 8

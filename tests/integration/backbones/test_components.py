@@ -14,7 +14,7 @@ from accord.backbones.components import load_component
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.ltx2.model_dir import WEIGHTS
 from accord.backbones.ltx2.spec import LTX2Spec
-from accord.config.backbones import SamplingSpec
+from accord.config.sampling import SamplingSpec
 from accord.config.weights import read_json, weight_files
 from accord.errors import ModelError
 

@@ -13,7 +13,7 @@ from accord.backbones.ltx2.model import LTX2Velocity
 from accord.backbones.ltx2.shapes import check_complete, check_transformer
 from accord.backbones.ltx2.spec import LoRASpec
 from accord.backbones.ltx2.streams import GATES
-from accord.backbones.shaping import audio_to_video, gradient_surgery
+from accord.backbones.surgery import audio_to_video, gradient_surgery
 from accord.config.forward import OmniNFTSpec
 from accord.errors import ModelError
 

@@ -10,8 +10,8 @@ from safetensors.torch import load_file, save_file
 from accord.backbones.adapters import adapter_state, export_lora, role
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
-from accord.config.backbones import SamplingSpec
 from accord.config.job import JobSpec
+from accord.config.sampling import SamplingSpec
 from accord.run_folder import LORA_FILE
 from accord.types import PolicyState, Prompt, RolloutPlan, RolloutRequest
 from rollout_workers.worker import RolloutWorker

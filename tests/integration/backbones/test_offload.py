@@ -6,7 +6,7 @@ from torch import nn
 
 from accord.backbones.ltx2.model import DECODERS, LTX2Backbone
 from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
-from accord.config.backbones import SamplingSpec
+from accord.config.sampling import SamplingSpec
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from diffusers import LTX2Pipeline
 from accord.backbones.adapters import adapter_state, export_lora, role
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
-from accord.config.backbones import SamplingSpec
+from accord.config.sampling import SamplingSpec
 from accord.diffusion.noise import group_noise
 from accord.run_folder import LORA_FILE
 from accord.types import RolloutPlan

@@ -16,7 +16,7 @@ from accord.backbones.ltx2.model_dir import resolve_model_path
 from accord.backbones.ltx2.sizes import model_sizes, numbers_in
 from accord.backbones.ltx2.spec import LoRASpec, LTX2Spec
 from accord.backbones.sizes import kept_bytes, peak_bytes
-from accord.config.backbones import SamplingSpec
+from accord.config.sampling import SamplingSpec
 from accord.errors import ModelError
 from learner.memory import STAGES, rank_bytes
 

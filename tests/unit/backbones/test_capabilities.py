@@ -20,7 +20,7 @@ from accord.backbones.base import (
     demanded,
 )
 from accord.backbones.ltx2.spec import LTX2Spec
-from accord.backbones.shaping import audio_to_video
+from accord.backbones.surgery import audio_to_video
 from accord.config.contract import ModelFacts
 from accord.config.job import JobSpec
 from accord.config.preflight import preflight

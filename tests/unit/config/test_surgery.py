@@ -2,7 +2,7 @@
 
 import pytest
 
-from accord.config.algorithms import BlockScale, SurgerySpec
+from accord.config.algorithm_parts import BlockScale, SurgerySpec
 from accord.config.forward import OmniNFTSpec
 
 

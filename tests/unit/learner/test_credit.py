@@ -6,7 +6,7 @@ import random
 import pytest
 import torch
 
-from accord.config.algorithms import CreditSpec
+from accord.config.algorithm_parts import CreditSpec
 from accord.config.rewards import AudioAestheticsReward, SyncReward, TextVideoReward
 from accord.errors import RewardError
 from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup

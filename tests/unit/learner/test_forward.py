@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from accord.config.algorithms import CreditSpec, OldPolicySpec
+from accord.config.algorithm_parts import CreditSpec, OldPolicySpec
 from accord.config.forward import (
     AWMLossSpec,
     AWMSpec,

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from accord.config.algorithms import OldPolicySpec
+from accord.config.algorithm_parts import OldPolicySpec
 from accord.config.grpo import DynamicsSpec, FlowGRPOSpec, GRPOLossSpec
 from accord.config.rewards import AudioAestheticsReward, TextVideoReward
 from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from accord.config.algorithms import OldPolicySpec
+from accord.config.algorithm_parts import OldPolicySpec
 from accord.config.forward import DiffusionNFTSpec, LossSpec, OmniNFTSpec
 from learner.algorithms.base import ForwardBatch, Noised
 from learner.algorithms.forward import mean_square, scale_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from accord.backbones.base import Conditions
-from accord.config.algorithms import RegionSpec, SigmaSpec
+from accord.config.algorithm_parts import RegionSpec, SigmaSpec
 from accord.config.job import JobSpec
 from accord.errors import SpecError
 from accord.types import GroupData, Prompt, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup

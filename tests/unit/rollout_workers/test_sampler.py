@@ -8,11 +8,11 @@ import torch
 from torch import nn
 
 from accord.backbones.base import Conditions, WatchesAttention
-from accord.backbones.shaping import RegionCapture
+from accord.backbones.region import RegionCapture
 from accord.config.forward import OmniNFTSpec
 from accord.config.grpo import DynamicsSpec
 from accord.diffusion.noise import group_noise, sample_noise
-from accord.diffusion.steps import euler_step, log_density, sde_moments
+from accord.diffusion.solver import euler_step, log_density, sde_moments
 from accord.errors import RolloutError
 from accord.types import Fork, Prompt, RolloutPlan, RolloutRequest, StochasticSteps
 from rollout_workers.sampler import denoise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from accord.config.algorithms import SigmaSpec
+from accord.config.algorithm_parts import SigmaSpec
 from accord.config.contract import AlgorithmSpec, ModelFacts, Problem
 from accord.types import RolloutPlan
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from accord.backbones.adapters import add_roles
 from accord.backbones.base import Conditions, Latents, Part, VelocityModel
 from accord.backbones.sizes import Activations, ModelSizes
-from accord.config.backbones import SamplingSpec
+from accord.config.sampling import SamplingSpec
 from accord.types import Clip, Modality
 from linear_video.spec import WEIGHTS, LinearFacts, LinearVideoSpec, inspect, schedule
 

@@ -16,8 +16,8 @@ from accord.errors import ModelError
 from accord.types import Modality
 
 if TYPE_CHECKING:
-    from accord.config.backbones import SamplingSpec
     from accord.config.job import JobSpec
+    from accord.config.sampling import SamplingSpec
 
 CONFIG, WEIGHTS = "model.json", "model.safetensors"
 PARTS = ("mix", "out")

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from accord.backbones.ltx2.model import exact_sigmas
 from accord.backbones.ltx2.schedule import ScheduleConfig, sigma_schedule
-from accord.config.algorithms import SigmaSpec
+from accord.config.algorithm_parts import SigmaSpec
 from accord.diffusion.noise import group_noise, sample_noise
-from accord.diffusion.steps import clean_estimate, euler_step, noised
+from accord.diffusion.solver import clean_estimate, euler_step, noised
 from accord.errors import ModelError
 
 LTX2 = {

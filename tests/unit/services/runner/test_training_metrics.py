@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from accord.config.algorithms import CreditSpec
+from accord.config.algorithm_parts import CreditSpec
 from accord.events import StepCompleted
 from accord.metrics import TABLE
 from learner.algorithms.credit import ScoreTable, assign_credit

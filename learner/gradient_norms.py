@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from accord.backbones.adapters import adapter_parameters
 from accord.backbones.base import VelocityModel, capable
-from accord.backbones.shaping import watch_audio_from_video
+from accord.backbones.surgery import watch_audio_from_video
 from learner.collectives import Ranks
 from learner.engine import Engine, trainable
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from accord.config.grpo import DynamicsSpec
-from accord.diffusion.steps import clean_estimate, log_density, noised, sde_moments
+from accord.diffusion.solver import clean_estimate, log_density, noised, sde_moments
 
 B, T, C = 3, 4, 2
 FLOW, DANCE = DynamicsSpec(kind="flow", eta=0.7), DynamicsSpec(kind="dance", eta=0.25)

@@ -9,16 +9,9 @@ from diffusers.models.transformers.transformer_ltx2 import apply_split_rotary_em
 from torch import nn
 
 from accord.backbones.adapters import adapter_parameters
-from accord.backbones.shaping import (
-    RegionCapture,
-    audio_to_video,
-    capture_region,
-    gradient_surgery,
-    region_weights,
-    scale_gradient,
-    watch_audio_from_video,
-)
-from accord.config.algorithms import BlockScale, RegionSpec, SurgerySpec
+from accord.backbones.region import RegionCapture, capture_region, region_weights
+from accord.backbones.surgery import audio_to_video, gradient_surgery, scale_gradient, watch_audio_from_video
+from accord.config.algorithm_parts import BlockScale, RegionSpec, SurgerySpec
 from accord.config.forward import OmniNFTSpec
 from accord.errors import SpecError
 from accord.types import Guidance, RolloutPlan
