@@ -6,7 +6,7 @@ import threading
 import time
 from bisect import bisect_right
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -238,10 +238,10 @@ class InMemoryJobStore:
                 self._make_room(job_id)
             return self._store_event(job_id, event)
 
-    def events(self, job_id: str, after: str = "0-0", limit: int = 500, wait_s: float = 0.0) -> list[StoredEvent]:
+    def events(self, job_id: str, after: str = "0-0", limit: int = 500) -> list[StoredEvent]:
         """See JobStore."""
         with self._lock:
-            return self._await(lambda: self._history(job_id, after, limit), wait_s)
+            return self._history(job_id, after, limit)
 
     def _history(self, job_id: str, after: str, limit: int) -> list[StoredEvent]:
         self._find(job_id)
@@ -255,18 +255,15 @@ class InMemoryJobStore:
     def feed(self, after: str, wait_s: float = 0.0, limit: int = 500) -> list[FeedEntry]:
         """See JobStore."""
         with self._lock:
-            return self._await(lambda: _after(list(self._feed), after, limit), wait_s)
+            deadline = time.monotonic() + wait_s
+            while not (found := _after(list(self._feed), after, limit)) and (left := deadline - time.monotonic()) > 0:
+                self._lock.wait(left)
+            return found
 
     def feed_end(self) -> str:
         """See JobStore."""
         with self._lock:
             return self._feed[-1].id if self._feed else "0-0"
-
-    def _await(self, look: Callable[[], list[_Entry]], wait_s: float) -> list[_Entry]:
-        deadline = time.monotonic() + wait_s
-        while not (found := look()) and (left := deadline - time.monotonic()) > 0:
-            self._lock.wait(left)
-        return found
 
     def stats(self) -> QueueStats:
         """See JobStore."""

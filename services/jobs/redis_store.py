@@ -245,10 +245,7 @@ class RedisJobStore(JobStore):
 
     @override
     def beat(self, job_id: str, epoch: int, lease_s: float) -> Beat:
-        word = self._run("beat", _known(job_id), epoch, _ms(lease_s))[0]
-        if word == "MISSING":
-            raise JobNotFound(f"no job {job_id!r}")
-        return Beat(word)
+        return Beat(self._of("beat", job_id, epoch, _ms(lease_s))[0])
 
     @override
     def running(self, job_id: str, epoch: int) -> None:
@@ -256,18 +253,16 @@ class RedisJobStore(JobStore):
 
     @override
     def finish(self, job_id: str, epoch: int, state: JobState, reason: Reason, message: str = "") -> Job:
-        return read_job(Job, self._owned("finish", job_id, epoch, state.value, reason.value, message[:MESSAGE_KEPT])[1])
+        return self._ended("finish", job_id, epoch, state.value, reason.value, message[:MESSAGE_KEPT])
 
     @override
     def lose(self, job_id: str, epoch: int, reason: Reason, message: str, backoff_s: float) -> Job:
-        return read_job(
-            Job, self._owned("lose", job_id, epoch, reason.value, message[:MESSAGE_KEPT], _ms(backoff_s))[1]
-        )
+        return self._ended("lose", job_id, epoch, reason.value, message[:MESSAGE_KEPT], _ms(backoff_s))
 
     @override
     def release(self, job_id: str, epoch: int, *, delay_s: float = 0.0, message: str = STOPPED) -> Job:
         delay_ms = _ms(delay_s) if delay_s > 0 else 0
-        return read_job(Job, self._owned("release", job_id, epoch, delay_ms, message[:MESSAGE_KEPT])[1])
+        return self._ended("release", job_id, epoch, delay_ms, message[:MESSAGE_KEPT])
 
     @override
     def explain(self, why: str) -> None:
@@ -275,19 +270,15 @@ class RedisJobStore(JobStore):
 
     @override
     def cancel(self, job_id: str) -> Job:
-        word, *rest = self._run("cancel", _known(job_id))
-        if word == "MISSING":
-            raise JobNotFound(f"no job {job_id!r}")
-        job = read_job(Job, rest[0])
+        word, fields = self._of("cancel", job_id)
+        job = read_job(Job, fields)
         if word == "ILLEGAL":
             raise Conflict(f"{job_id} is {job.state}, which cannot become {JobState.CANCELLING}")
         return job
 
     @override
     def delete(self, job_id: str) -> None:
-        word, *rest = self._run("delete", _known(job_id), "", "1")
-        if word == "MISSING":
-            raise JobNotFound(f"no job {job_id!r}")
+        word, *rest = self._of("delete", job_id, "", "1")
         if word == "ACTIVE":
             raise Conflict(ALIVE.format(job_id=job_id, state=rest[0]))
 
@@ -322,37 +313,22 @@ class RedisJobStore(JobStore):
         return str(self._owned("append", job_id, epoch, event.model_dump_json(), kind, step)[1])
 
     @override
-    def events(self, job_id: str, after: str = "0-0", limit: int = 500, wait_s: float = 0.0) -> list[StoredEvent]:
-        """`wait_s` is at most half the socket timeout, else the wait would look like a dead server."""
+    def events(self, job_id: str, after: str = "0-0", limit: int = 500) -> list[StoredEvent]:
         cursor = "{}-{}".format(*order_of(after))
-        found = self._history(job_id, cursor, limit)
-        if found or wait_s <= 0:
-            return found
-        streams = {f"{_key(job_id)}:{name}": cursor for name in ("ev", "st")}
-        self._guard(lambda: self._redis.xread(streams, count=1, block=self._block(wait_s)))
-        return self._history(job_id, cursor, limit)
-
-    def _history(self, job_id: str, after: str, limit: int) -> list[StoredEvent]:
-        word, *rest = self._run("events", _known(job_id), after, limit)
-        if word == "MISSING":
-            raise JobNotFound(f"no job {job_id!r}")
-        dropped_to, dropped, lifecycle, steps = rest
-        return read_history([*lifecycle, *steps], after, (dropped_to, dropped), self._unreadable)[:limit]
+        _, dropped_to, dropped, lifecycle, steps = self._of("events", job_id, cursor, limit)
+        return read_history([*lifecycle, *steps], cursor, (dropped_to, dropped), self._unreadable)[:limit]
 
     @override
     def feed(self, after: str, wait_s: float = 0.0, limit: int = 500) -> list[FeedEntry]:
-        """`wait_s` is bounded as in `events`."""
+        """`wait_s` is at most half the socket timeout, else the wait would look like a dead server."""
         cursor = "{}-{}".format(*order_of(after))
-        block = self._block(wait_s) if wait_s > 0 else None
+        block = _ms(min(wait_s, self._timeout_s / 2)) if wait_s > 0 else None
         return read_feed(self._guard(lambda: self._redis.xread({PREFIX + "feed": cursor}, count=limit, block=block)))
 
     @override
     def feed_end(self) -> str:
         newest = self._guard(lambda: self._redis.xrevrange(PREFIX + "feed", count=1))
         return str(newest[0][0]) if newest else "0-0"
-
-    def _block(self, wait_s: float) -> int:
-        return _ms(min(wait_s, self._timeout_s / 2))
 
     @override
     def stats(self) -> QueueStats:
@@ -383,13 +359,22 @@ class RedisJobStore(JobStore):
 
     def _owned(self, name: str, job_id: str, epoch: int | str, *arguments: str | int) -> list[Any]:
         """Run an epoch-guarded script."""
-        answer = self._run(name, _known(job_id), epoch, *arguments)
-        if answer[0] == "MISSING":
-            raise JobNotFound(f"no job {job_id!r}")
+        answer = self._of(name, job_id, epoch, *arguments)
         if answer[0] == "FENCED":
             raise Fenced(f"attempt {epoch} does not own {job_id} (attempt {answer[1]}, {answer[2]})")
         if answer[0] == "ILLEGAL":
             raise Conflict(f"{job_id} is {read_job(Job, answer[1]).state}, which cannot become {arguments[0]}")
+        return answer
+
+    def _ended(self, name: str, job_id: str, epoch: int, *arguments: str | int) -> Job:
+        """Run a script that ends an attempt, and return what the job is then."""
+        return read_job(Job, self._owned(name, job_id, epoch, *arguments)[1])
+
+    def _of(self, name: str, job_id: str, *arguments: str | int) -> list[Any]:
+        """Run a script about one job. Raises JobNotFound."""
+        answer = self._run(name, _known(job_id), *arguments)
+        if answer[0] == "MISSING":
+            raise JobNotFound(f"no job {job_id!r}")
         return answer
 
     def _run(self, name: str, *arguments: str | int) -> list[Any]:

@@ -155,11 +155,11 @@ def test_what_comes_by_both_ways_is_told_once(server: EmbeddedStore, store: Redi
 
         looks = 0
 
-        def events(self, job_id: str, after: str = "0-0", limit: int = 500, wait_s: float = 0.0) -> list[StoredEvent]:
+        def events(self, job_id: str, after: str = "0-0", limit: int = 500) -> list[StoredEvent]:
             self.looks += 1
             store.append(job_id, 1, step(self.looks))
             time.sleep(0.2)
-            return super().events(job_id, after, limit, wait_s)
+            return super().events(job_id, after, limit)
 
     late = Late(server.url)
 

@@ -57,7 +57,7 @@ def live(store: JobStore) -> None:
     assert [job.id for job in store.page().jobs] == [job_id] and store.page(state=JobState.RUNNING).jobs == []
     assert states(store, job_id)[0] == "queued"
     store.explain("room")
-    store.events(job_id, store.events(job_id)[-1].id, wait_s=0.01)
+    store.events(job_id, store.events(job_id)[-1].id)
     assert store.feed(end, wait_s=0.01)
     assert store.sweep(1000) == 0
     assert store.stats().by_state["cancelled"] == 0
