@@ -44,8 +44,9 @@ def create_app(
     )  # fmt: skip
     closing, metrics = threading.Event(), metrics or Metrics(store)
     looked, calls = SpecCheck(settings, closing), StoreCalls(store)
+    keeper = Keeper(api_key(settings))
     state = ApiState(
-        settings, store, Keeper(api_key(settings)), Sessions(store, calls), metrics,
+        settings, store, keeper, Sessions(keeper, store, calls), metrics,
         check_spec or looked, looked.lately, Readiness({"store": lambda: store.ready(), **(checks or {})}),
         calls, Hub(store, metrics, closing), closing,
     )  # fmt: skip
@@ -55,7 +56,5 @@ def create_app(
     for router in routers:
         app.include_router(router)
     app.mount("/static", StaticFiles(directory=Path(__file__).parent / "static"))
-    app.add_middleware(
-        Edge, keeper=state.keeper, sessions=state.sessions, metrics=state.metrics, settings=settings
-    )  # fmt: skip
+    app.add_middleware(Edge, sessions=state.sessions, metrics=metrics, settings=settings)
     return app

@@ -126,17 +126,24 @@ class Keeper:
 
 
 class Sessions:
-    """Which passes were ended or used, known to every API on the same store."""
+    """Who may read: whoever has the key, or a session that was not ended. Known to every API on the same store."""
 
     FRESH_S = 2.0
     """A session that was found good is good for so long without asking again."""
 
-    def __init__(self, store: JobStore, calls: StoreCalls) -> None:
-        self._store, self._calls = store, calls
+    def __init__(self, keeper: Keeper, store: JobStore, calls: StoreCalls) -> None:
+        self._keeper, self._store, self._calls = keeper, store, calls
         self._good_until: dict[str, float] = {}
 
-    async def live(self, session: Pass) -> bool:
-        """False once the session was ended, here or elsewhere. Raises StoreUnavailable."""
+    async def admits(self, headers: Headers, *, reads: bool = True) -> bool:
+        """True for a request with the key, or one that only reads and carries a session. Raises StoreUnavailable."""
+        if self._keeper.has_key(headers):
+            return True
+        session = self._keeper.session_in(headers) if reads else None
+        return session is not None and await self._live(session)
+
+    async def _live(self, session: Pass) -> bool:
+        """False once the session was ended, here or elsewhere."""
         now = time.monotonic()
         if self._good_until.get(session.id, 0.0) > now:
             return True

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from accord.config.settings import Settings
 from accord.errors import StoreUnavailable
 from services.api import prefix
-from services.api.auth import Keeper, Sessions
+from services.api.auth import Sessions
 from services.api.exchange import Exchange, Stop
 from services.api.limits import Slots
 from services.metrics import Metrics
@@ -37,9 +37,8 @@ _GONE = 499
 class Edge:
     """Outermost middleware of the API."""
 
-    def __init__(self, app: ASGIApp, keeper: Keeper, sessions: Sessions, metrics: Metrics, settings: Settings) -> None:
-        self._app, self._keeper, self._sessions, self._metrics = app, keeper, sessions, metrics
-        self._settings = settings
+    def __init__(self, app: ASGIApp, sessions: Sessions, metrics: Metrics, settings: Settings) -> None:
+        self._app, self._sessions, self._metrics, self._settings = app, sessions, metrics, settings
         self._streams = Slots(settings.max_streams, settings.max_streams_per_client)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +96,7 @@ class Edge:
     async def _refusal(self, scope: Scope) -> tuple[int, str, dict[str, str]] | None:
         path, headers = scope["path"], Headers(scope=scope)
         public = path in PUBLIC or path.startswith(PUBLIC_PREFIXES)
-        if not public and not await self._admits(scope["method"], headers):
+        if not public and not await self._sessions.admits(headers, reads=scope["method"] in {"GET", "HEAD"}):
             detail = "Send the API key as `Authorization: Bearer KEY`; it is in the service's data directory."
             return 401, detail, {"WWW-Authenticate": "Bearer"}
         length, limit = headers.get("content-length", "0"), self._body_limit(path)
@@ -106,13 +105,6 @@ class Edge:
         if int(length) > limit:
             return 413, f"The body has {length} bytes; the limit is {limit}.", {"Connection": "close"}
         return None
-
-    async def _admits(self, method: str, headers: Headers) -> bool:
-        """True for a request with the key, or one that only reads and carries a session."""
-        if self._keeper.has_key(headers):
-            return True
-        session = self._keeper.session_in(headers) if method in {"GET", "HEAD"} else None
-        return session is not None and await self._sessions.live(session)
 
     def _body_limit(self, path: str) -> int:
         return _FORM_BYTES if path.startswith("/session") else self._settings.max_body_bytes

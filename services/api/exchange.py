@@ -99,17 +99,29 @@ class Exchange:
             headers["Location"] = self._root + headers["location"]
         media = headers.get("content-type", "").partition(";")[0]
         self.is_stream = media == "text/event-stream"
-        get = self.scope["method"] in {"GET", "HEAD"} and self.status == 200
-        if (get and media == _HASHED) or (self.status >= 400 and media == "text/plain"):
+        ours = self._may_be_kept and media == _HASHED
+        if ours or (self.status >= 400 and media == "text/plain"):
             self._held = message
-            return
-        headers.setdefault("Cache-Control", "private, no-cache" if get and "etag" in headers else "no-store")
-        if get and self._knows(headers.get("etag", "")):
-            await self._not_modified(message)
-        elif self._head:
-            await self._close(message)
         else:
-            await self._send(message)
+            await self._pass_on(message)
+
+    @property
+    def _may_be_kept(self) -> bool:
+        """The answer is what GET reads, so that a client may keep it and ask whether it still is right."""
+        return self.scope["method"] in {"GET", "HEAD"} and self.status == 200
+
+    async def _pass_on(self, start: Message, *body: Message) -> None:
+        """Send an answer on as far as it is wanted: a client that has it, or asks for its head, gets no body."""
+        headers = MutableHeaders(scope=start)
+        tag = headers.get("etag", "") if self._may_be_kept else ""
+        headers.setdefault("Cache-Control", "private, no-cache" if tag else "no-store")
+        if self._knows(tag):
+            await self._not_modified(start)
+        elif self._head:
+            await self._close(start)
+        else:
+            for message in (start, *body):
+                await self._send(message)
 
     async def _flush(self, message: Message) -> None:
         """The text of a held answer is there, or a part of it: JSON gets its ETag, plain words become a problem."""
@@ -122,18 +134,10 @@ class Exchange:
                 await self._reword(start)
             return
         self._held = None
-        headers = MutableHeaders(scope=start)
         if not message.get("more_body", False):
-            headers["ETag"] = f'"{hashlib.sha256(message.get("body", b"")).hexdigest()[:32]}"'
-            headers.setdefault("Cache-Control", "private, no-cache")
-        headers.setdefault("Cache-Control", "no-store")
-        if self._knows(headers.get("etag", "")):
-            await self._not_modified(start)
-        elif self._head:
-            await self._close(start)
-        else:
-            await self._send(start)
-            await self._send(message)
+            tag = hashlib.sha256(message.get("body", b"")).hexdigest()[:32]
+            MutableHeaders(scope=start)["ETag"] = f'"{tag}"'
+        await self._pass_on(start, message)
 
     async def _reword(self, start: Message) -> None:
         kept = dict(Headers(raw=start["headers"]))
@@ -151,8 +155,7 @@ class Exchange:
         self.status = message["status"] = 304
         headers = MutableHeaders(scope=message)
         for name in ("content-length", "content-type", "content-disposition"):
-            if name in headers:
-                del headers[name]
+            del headers[name]
         await self._close(message)
 
     async def _close(self, message: Message) -> None:

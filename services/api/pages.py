@@ -42,9 +42,9 @@ async def jobs_page(request: Request, ticket: Annotated[str, Query(max_length=20
 @router.get("/jobs/{job_id}")
 async def job_page(request: Request, job_id: JobId) -> Response:
     """One job, live."""
-    if not await _may_read(request):
-        return await _page(request, "key.html", status=401)
     state = state_of(request)
+    if not await state.sessions.admits(request.headers):
+        return await _page(request, "key.html", status=401)
     job = await state.calls.run(state.store.get, job_id)
     return await _page(request, "job.html", job_id=job.id, name=job.name, reward_mean=_REWARD_MEAN)
 
@@ -87,16 +87,8 @@ def _signed_in(request: Request) -> Response:
     return response
 
 
-async def _may_read(request: Request) -> bool:
-    state = state_of(request)
-    if state.keeper.has_key(request.headers):
-        return True
-    found = state.keeper.session_in(request.headers)
-    return found is not None and await state.sessions.live(found)
-
-
 async def _page(request: Request, template: str, status: int = 200, **values: object) -> Response:
-    if template != "key.html" and not await _may_read(request):
+    if template != "key.html" and not await state_of(request).sessions.admits(request.headers):
         template, status = "key.html", 401
     values |= {"root": ROOT.get(), "signed_in": template != "key.html"}
     response = _templates.TemplateResponse(request, template, values, status_code=status)

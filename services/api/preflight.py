@@ -50,8 +50,7 @@ class SpecCheck:
         self.roots = settings.roots
         self.deadline_s = settings.preflight_s
         self._pool = _shared_pool(tuple(command), settings.preflight_workers)
-        self._passed: OrderedDict[bytes, Seen] = OrderedDict()
-        self._looked: dict[bytes, float] = {}
+        self._passed: OrderedDict[bytes, tuple[Seen, float]] = OrderedDict()  # with when it was last looked at
         self._turns: weakref.WeakValueDictionary[bytes, threading.Lock] = weakref.WeakValueDictionary()
         self._lock = threading.Lock()
         self._closing = closing
@@ -79,9 +78,9 @@ class SpecCheck:
 
     def _look(self, key: bytes, spec: JobSpec) -> None:
         with self._lock:
-            seen = self._passed.get(key)
-        if seen is not None and unchanged(seen):
-            self._note(key, seen)
+            passed = self._passed.get(key)
+        if passed is not None and unchanged(passed[0]):
+            self._note(key, passed[0])
             return
         question = json.dumps({"spec": spec.model_dump_json(), "roots": [self.roots.allowed, self.roots.refused]})
         answer = json.loads(self._pool.ask(question.encode() + b"\n", self.deadline_s, self._closing.is_set))
@@ -94,14 +93,15 @@ class SpecCheck:
     def lately(self, spec: JobSpec) -> bool:
         """True when these files were in order a moment ago. Touches no disk, so the event loop may ask."""
         with self._lock:
-            return time.monotonic() - self._looked.get(_inputs_of(spec), -LATELY_S) < LATELY_S
+            passed = self._passed.get(_inputs_of(spec))
+            return passed is not None and time.monotonic() - passed[1] < LATELY_S
 
     def _note(self, key: bytes, seen: Seen) -> None:
         with self._lock:
-            self._passed[key], self._looked[key] = seen, time.monotonic()
+            self._passed[key] = seen, time.monotonic()
             self._passed.move_to_end(key)
-            while len(self._passed) > _PASSED_KEPT:
-                del self._looked[self._passed.popitem(last=False)[0]]
+            if len(self._passed) > _PASSED_KEPT:
+                self._passed.popitem(last=False)
 
 
 def _inputs_of(spec: JobSpec) -> bytes:

@@ -3,9 +3,10 @@ a user's is ever joined."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,15 @@ MAX_BYTES = 32 * 2**20
 def series(folder: RunFolder, names: Sequence[str] = (), since_step: int = 0) -> Series:
     """Curves, one row per step after `since_step`; at most the newest MAX_STEPS."""
     rows: list[dict[str, Any]] = []
-    for line in _lines(folder):
-        row = parse_object(line)
-        step = row.get("step")
-        if type(step) is not int or not 0 <= step < 2**31:
-            continue  # being written, or left torn by an attempt that was killed
-        if step <= since_step or len(rows) == MAX_STEPS:
-            break
-        rows.append(row)
+    with contextlib.suppress(OSError):  # none yet, a folder, or a disk that fails
+        for line in folder.lines_backwards(MAX_BYTES):
+            row = parse_object(line)
+            step = row.get("step")
+            if type(step) is not int or not 0 <= step < 2**31:
+                continue  # being written, or left torn by an attempt that was killed
+            if step <= since_step or len(rows) == MAX_STEPS:
+                break
+            rows.append(row)
     rows.reverse()
     curves = [_numbers(row.get("metrics")) for row in rows]
     phases = [_numbers(row.get("phase_seconds")) for row in rows]
@@ -76,10 +78,3 @@ def open_artifact(folder: RunFolder, artifact_id: str) -> tuple[Artifact, Path, 
             if inside and stat.S_ISREG(status.st_mode):
                 return artifact, path, status
     raise JobNotFound(f"no artifact {artifact_id!r}")
-
-
-def _lines(folder: RunFolder) -> Iterator[bytes]:
-    try:
-        yield from folder.lines_backwards(MAX_BYTES)
-    except OSError:
-        return  # none yet, a folder, or a disk that fails

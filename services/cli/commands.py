@@ -39,6 +39,8 @@ from services.connections import base_url, ray_address
 from services.signals import Signals, interrupt_again
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
+_AWAY = (Unreachable, StoreUnavailable, DeadlineExceeded)
+_WRONG = (UserError, ServiceError, CheckpointError, UnsafeStore)
 
 app = typer.Typer(
     name="accord", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -67,23 +69,12 @@ def _told() -> Iterator[None]:
     interrupt_again()
     try:
         yield
-    except SpecError as error:
-        for pointer, message in error.problems:
-            err.print(f"[red]error:[/red] {escape(pointer or '/')}: {escape(message)}", highlight=False, soft_wrap=True)
-        raise typer.Exit(USAGE) from error
-    except (Unreachable, StoreUnavailable, DeadlineExceeded) as error:
-        _complain(error)
-        raise typer.Exit(UNREACHABLE) from error
-    except (UserError, ServiceError, CheckpointError, UnsafeStore) as error:
-        _complain(error)
-        raise typer.Exit(USAGE) from error
     except AccordError as error:
-        _complain(error)
-        raise typer.Exit(FAILED) from error
-
-
-def _complain(error: Exception) -> None:
-    err.print(f"[red]error:[/red] {escape(str(error))}", highlight=False, soft_wrap=True)
+        said = [f"{at or '/'}: {why}" for at, why in error.problems] if isinstance(error, SpecError) else [str(error)]
+        for line in said:
+            err.print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
+        away, wrong = isinstance(error, _AWAY), isinstance(error, _WRONG)
+        raise typer.Exit(UNREACHABLE if away else USAGE if wrong else FAILED) from error
 
 
 def _settings(**changes: Any) -> Settings:

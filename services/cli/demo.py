@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
@@ -23,7 +22,7 @@ from rich.table import Table
 
 from accord.config.settings import Settings
 from accord.disk import aside
-from accord.errors import AccordError, ServiceError, Unreachable
+from accord.errors import AccordError, Unreachable
 from accord.events import RewardSummary
 from accord.run_folder import CLIPS, LOGS, REPORT, SUMMARY, RunFolder
 from services import guard, processes
@@ -32,7 +31,7 @@ from services.api.views import JobDetail
 from services.cli.client import ApiClient
 from services.cli.job_file import read_job
 from services.cli.watch import JobPicture, watch
-from services.node.service import prepare_directories
+from services.node.service import prepare_directories, sole_user
 from services.results.comparison import Row, headline, summary_rows
 from services.results.summary import Summary
 from services.signals import Signals
@@ -96,13 +95,8 @@ def _run_job(client: ApiClient, spec: dict[str, Any], console: Console) -> JobDe
 def _own_directory(settings: Settings) -> Iterator[Path]:
     """A fresh data directory, so that a demo neither meets an older one's jobs nor another service's."""
     prepare_directories(settings)
-    with (settings.data_dir / "demo.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ServiceError(
-                f"another demo runs on {settings.data_dir.absolute()}; wait for it or stop it"
-            ) from error
+    taken = f"another demo runs on {settings.data_dir.absolute()}; wait for it or stop it"
+    with sole_user(settings.data_dir / "demo.lock", taken):
         path = (settings.data_dir / "demo").absolute()
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(mode=0o700)

@@ -63,7 +63,6 @@ class JobPicture:
     stages: dict[str, Progress] = field(default_factory=dict)
     rewards: dict[str, dict[int, float]] = field(default_factory=dict)
     losses: dict[int, float] = field(default_factory=dict)
-    step_seconds: float = 0.0
 
     def apply(self, event: JobEvent) -> str | None:
         """Take an event; return a line of text when it is worth one."""
@@ -81,7 +80,6 @@ class JobPicture:
 
     def _step(self, event: StepCompleted) -> str:
         self.step = event.step
-        self.step_seconds = event.seconds
         parts = []
         for key, value in event.metrics.items():
             for reward in _REWARD_MEAN.labels_in(key) or ():
@@ -91,7 +89,7 @@ class JobPicture:
         loss = event.metrics.get("loss/total")
         if loss is not None:
             self.losses[event.step] = loss
-        return f"step {event.step}/{self.steps}  {self.step_seconds:.1f} s  {'  '.join(parts)}"
+        return f"step {event.step}/{self.steps}  {event.seconds:.1f} s  {'  '.join(parts)}"
 
     def render(self) -> RenderableType:
         """The live part of the screen."""

@@ -11,6 +11,8 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 
 from accord.config.settings import Settings
 from accord.disk import no_room
@@ -54,15 +56,13 @@ def prepare_directories(settings: Settings) -> None:
 
 
 @contextlib.contextmanager
-def sole_user(settings: Settings) -> Iterator[None]:
-    """Hold the data directory's lock. Raises ServiceError when another service has it."""
-    with (settings.data_dir / "lock").open("a") as file:
+def sole_user(lock: Path, taken: str) -> Iterator[None]:
+    """Hold the lock of a file. Raises ServiceError that says `taken` when another process has it."""
+    with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ServiceError(
-                f"another service runs on {settings.data_dir.absolute()}; stop it, or choose another ACCORD_DATA_DIR"
-            ) from error
+            raise ServiceError(taken) from error
         yield
 
 
@@ -77,7 +77,9 @@ class Service:
     def run(self) -> None:
         """Start, tell when ready, stay until a signal, shut down. Raises AccordError when a part does not start."""
         prepare_directories(self._settings)
-        with sole_user(self._settings), contextlib.ExitStack() as stack:
+        data_dir = self._settings.data_dir
+        taken = f"another service runs on {data_dir.absolute()}; stop it, or choose another ACCORD_DATA_DIR"
+        with sole_user(data_dir / "lock", taken), contextlib.ExitStack() as stack:
             try:
                 if self._start(stack):
                     self._ready()
@@ -99,9 +101,7 @@ class Service:
         store = open_store(settings)
         store.ready()
         metrics = Metrics(store)
-        supervisor = Supervisor(
-            settings, store, metrics, environment=lambda: ray_environment(settings), hurry=self._signals.hurry
-        )  # fmt: skip
+        supervisor = Supervisor(settings, store, metrics, partial(ray_environment, settings), hurry=self._signals.hurry)
         gate = supervisor.gate
         checks = {"ray": lambda: self._ray_is_up(gate), "runs": gate.volume, "runner": supervisor.turns}
         api = Api(settings, store, metrics, checks)
@@ -162,9 +162,7 @@ def run_runner(settings: Settings, signals: Signals, say: Say) -> None:
     store.ready()
     ray_environment(settings)
     metrics = Metrics(store)
-    supervisor = Supervisor(
-        settings, store, metrics, environment=lambda: ray_environment(settings), hurry=signals.hurry
-    )  # fmt: skip
+    supervisor = Supervisor(settings, store, metrics, partial(ray_environment, settings), hurry=signals.hurry)
     with watched_at(settings, metrics, supervisor.gate):
         say(f"Runner is up on {without_password(store_url(settings))}")
         supervisor.run(signals.stop)

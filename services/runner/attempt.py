@@ -121,7 +121,8 @@ class Attempt:
             outcome = self._give_back(str(error), OTHER_RELEASE_S, bounded=False)
         except Exception as error:
             self._of.survived("attempt", error)
-            outcome = self._after_fault(error)
+            why = f"the runner could not run it: {type(error).__name__}: {error}"
+            outcome = self._give_back(why) if no_room(error) else self._lose(Reason.INFRASTRUCTURE, why)
         if outcome is None:
             self._of.metrics.counter("accord_lease_fenced_writes_total").inc()
             return None
@@ -262,7 +263,8 @@ class Attempt:
         if self._stop is Stop.CANCEL:
             return lambda: store.finish(*key, JobState.CANCELLED, Reason.CANCELLED)
         if self._stop is Stop.TIMEOUT:
-            return lambda: store.finish(*key, JobState.FAILED, Reason.TIMEOUT, self._timeout_message())
+            why = f"it ran longer than max_runtime_s = {self._job.spec.max_runtime_s:g}"
+            return lambda: store.finish(*key, JobState.FAILED, Reason.TIMEOUT, why)
         if self._stop is Stop.DRAIN:
             return lambda: store.release(*key)
         away = (
@@ -283,13 +285,8 @@ class Attempt:
             return self._lose(reason, f"the attempt ended with status {status}; {place}")
         return self._lose(reason, self._said or place)
 
-    def _after_fault(self, error: Exception) -> Callable[[], Job]:
-        """The supervisor itself could not run or watch the attempt."""
-        message = f"the runner could not run it: {type(error).__name__}: {error}"
-        return self._give_back(message) if no_room(error) else self._lose(Reason.INFRASTRUCTURE, message)
-
     def _lose(self, reason: Reason, message: str) -> Callable[[], Job]:
-        return lambda: self._store.lose(*self._key, reason, message[:2000], self._of.backoff_s())
+        return lambda: self._store.lose(*self._key, reason, message, self._of.backoff_s())
 
     def _give_back(self, why: str, delay_s: float | None = None, *, bounded: bool = True) -> Callable[[], Job]:
         """Release the job without a lost attempt, unless that was done too often."""
@@ -297,10 +294,7 @@ class Attempt:
         if bounded and released >= MAX_RELEASES:
             return self._lose(Reason.INFRASTRUCTURE, why)
         delay = max(1.0, self._of.backoff_s()) if delay_s is None else delay_s
-        return lambda: self._store.release(*self._key, delay_s=delay, message=why[:2000])
-
-    def _timeout_message(self) -> str:
-        return f"it ran longer than max_runtime_s = {self._job.spec.max_runtime_s:g}"
+        return lambda: self._store.release(*self._key, delay_s=delay, message=why)
 
     def _insist(self, call: Callable[[], Job], stop: threading.Event) -> Job | None:
         """Repeat until the store answers. After the lease has run out it will hear of the loss by itself."""

@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("accord.launch")
 
+STAGES = ("connecting to Ray", "starting reward servers", "loading models into rollout workers and learner ranks")
+"""What the attempt does before its first clip."""
+
 
 class Terminated(BaseException):
     """SIGTERM arrived. Not an Exception: nothing on the way may take it for a failure and retry."""
@@ -93,10 +96,11 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     job = sink.spec()
     preflight(job, settings.roots)
     folder = settings.run_folder(job_id)
-    write = partial(patiently, warn=partial(_warn, sink), wait_s=settings.disk_wait_s)
+    write = partial(
+        patiently, warn=lambda code, message: sink.emit(Warned(code=code, message=message)), wait_s=settings.disk_wait_s
+    )
     write(partial(prepare, settings, job, folder)).complete_in_background()
-    stages = Stages(sink)
-    stages.next("connecting to Ray")
+    _begin("connecting to Ray", sink)
     address = ray_address(settings)  # before Ray is imported: it also tells Ray its token
     import ray
 
@@ -106,7 +110,7 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
         raise Unreachable(f"cannot connect to Ray at {address}: {error}") from error
     try:
         with reading(settings.roots):  # prompts are read again
-            result = _train(job, folder, sink, epoch, stages, started, settings)
+            result = _train(job, folder, sink, epoch, started, settings)
     finally:
         ray.shutdown()  # ends every actor this attempt owns; the reward servers are not among them
     from services.results.conclude import conclude
@@ -116,32 +120,13 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     log.info("version %d, adapter %s", result.policy_version, result.adapter_sha256)
 
 
-def _warn(sink: StoreEventSink, code: str, message: str) -> None:
-    sink.emit(Warned(code=code, message=message))
-
-
-class Stages:
-    """The start-up bar: what the attempt is doing before its first clip."""
-
-    names = ("connecting to Ray", "starting reward servers", "loading models into rollout workers and learner ranks")
-
-    def __init__(self, sink: StoreEventSink) -> None:
-        self.sink = sink
-
-    def next(self, name: str) -> None:
-        """Say which stage begins."""
-        done = self.names.index(name)
-        self.sink.emit(Progress(phase="startup", step=0, done=done, total=len(self.names), detail=name))
+def _begin(stage: str, sink: StoreEventSink) -> None:
+    """Say in the start-up bar which stage begins."""
+    sink.emit(Progress(phase="startup", step=0, done=STAGES.index(stage), total=len(STAGES), detail=stage))
 
 
 def _train(
-    job: JobSpec,
-    folder: RunFolder,
-    sink: StoreEventSink,
-    epoch: int,
-    stages: Stages,
-    started: float,
-    settings: Settings,
+    job: JobSpec, folder: RunFolder, sink: StoreEventSink, epoch: int, started: float, settings: Settings
 ) -> TrainResult:
     """Reward servers, rollout workers and stream, learner: then the learner's page runs until the last step."""
     from learner import workers
@@ -150,9 +135,9 @@ def _train(
     from rollout_workers.actor import start_stream
 
     deadline = started + job.max_runtime_s
-    stages.next("starting reward servers")
+    _begin("starting reward servers", sink)
     app.deploy(job.rewards, idle_s=settings.reward_idle_s)
-    stages.next("loading models into rollout workers and learner ranks")
+    _begin("loading models into rollout workers and learner ranks", sink)
     stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), QueuedEventSink(sink))
     return workers.run(
         job,
