@@ -65,8 +65,9 @@ class Scorer(ABC):
                 outcome = "timeout"
             if isinstance(outcome, RewardScores):
                 return _checked(outcome, reward, count, time.monotonic() - started)
-            reason = outcome
-            if reason not in _ASK_AGAIN:
+            if attempt == 0 or outcome != "timeout":  # what was left for asking again says less than the first answer
+                reason = outcome
+            if outcome not in _ASK_AGAIN:
                 break
             attempt += 1
             await asyncio.sleep(min(_pause(reward, prompt, attempt), max(0.0, deadline - time.monotonic())))
