@@ -35,8 +35,8 @@ from accord.requests import evaluation_requests
 from accord.run_folder import Evaluation, Label, RunFolder
 from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, GroupData, GroupSource, Modality, Prompt, RolloutRequest, ScoredGroup
-from accord.world import heldout
-from accord.world.heldout import WorldStatistics
+from accord.world import latent_distance
+from accord.world.latent_distance import WorldStatistics
 from learner.uncertainty import Scores, bootstrapped, clustered, differences
 
 
@@ -120,12 +120,15 @@ class Evaluator:
         found: dict[str, RewardSummary] = {}
         if not self.job.backbone.draws_the_world:
             return found
-        clean = heldout.load_clean_world()
+        clean = latent_distance.load_clean_world()
         for modality, groups in seen.latents.items():
             statistics = clean[modality]
             if groups[0][0].size != len(statistics.centre):
                 continue
-            for name, measure in (("distance", heldout.frechet_distance), ("diversity", heldout.diversity)):
+            for name, measure in (
+                ("distance", latent_distance.frechet_distance),
+                ("diversity", latent_distance.diversity),
+            ):
                 found[f"{modality}_{name}"] = bootstrapped(
                     _over_prompts(measure, groups, statistics), len(groups), self.job.seed, modality, name
                 )

@@ -15,7 +15,7 @@ import torch
 
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.types import MODALITIES, Modality
-from accord.world.heldout import fit_statistics, load_clean_world, save_clean_world
+from accord.world.latent_distance import fit_statistics, load_clean_world, save_clean_world
 from accord.world.scene import IMPERFECT, make_clips
 from tiny_models import gates
 from tiny_models.card import Measured, contact_sheet, spectrogram_sheet, write_card

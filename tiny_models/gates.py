@@ -22,7 +22,7 @@ from accord.backbones.ltx2.model import LTX2Backbone
 from accord.diffusion.solver import euler_step
 from accord.types import MODALITIES, Clip, Modality
 from accord.world import measure
-from accord.world.heldout import WorldStatistics, diversity, frechet_distance
+from accord.world.latent_distance import WorldStatistics, diversity, frechet_distance
 from accord.world.scene import ALL_PROMPTS, COLOURS, FPS, FRAMES, MOTIONS, SOUNDS, WorldClip, WorldPrompt
 from tiny_models.pipeline import encode_clips
 

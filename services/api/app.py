@@ -21,7 +21,7 @@ from services.api.readiness import Readiness
 from services.api.state import ApiState
 from services.api.streams import Hub
 from services.jobs.store import JobStore
-from services.metrics import Metrics
+from services.registry import Metrics
 
 
 def create_app(

@@ -19,7 +19,7 @@ from services.api import prefix
 from services.api.auth import Sessions
 from services.api.exchange import Exchange, Stop
 from services.api.limits import Slots
-from services.metrics import Metrics
+from services.registry import Metrics
 
 log = logging.getLogger("accord.api")
 

@@ -16,7 +16,7 @@ from accord.errors import ServiceError
 from services.api.app import create_app
 from services.api.protocol import bounded_protocol
 from services.jobs.store import JobStore
-from services.metrics import Metrics
+from services.registry import Metrics
 
 log = logging.getLogger("accord.service")
 

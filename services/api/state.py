@@ -16,7 +16,7 @@ from services.api.calls import StoreCalls
 from services.api.readiness import Readiness
 from services.api.streams import Hub
 from services.jobs.store import JobStore
-from services.metrics import Metrics
+from services.registry import Metrics
 
 
 @dataclass(frozen=True)

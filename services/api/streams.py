@@ -27,7 +27,7 @@ from services.api.calls import StoreCalls
 from services.jobs.job import TERMINAL, Job
 from services.jobs.records import order_of
 from services.jobs.store import FeedEntry, JobStore
-from services.metrics import Metrics
+from services.registry import Metrics
 
 log = logging.getLogger("accord.streams")
 

@@ -22,8 +22,8 @@ from services.api.server import Api
 from services.connections import base_url, ray_environment, store_url
 from services.jobs.address import without_password
 from services.jobs.redis_store import open_store
-from services.metrics import Metrics
 from services.node.embedded import EmbeddedRay, EmbeddedStore
+from services.registry import Metrics
 from services.runner.gate import Gate
 from services.runner.runner_port import watched_at
 from services.runner.supervisor import Supervisor

@@ -32,7 +32,7 @@ from accord.events import Failed, JobEvent
 from services import guard, processes
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.store import Beat, JobStore
-from services.metrics import Metrics
+from services.registry import Metrics
 from services.runner.exit_status import ExitStatus, reason_of
 from services.runner.gate import Gate
 from services.runner.prometheus import TrainingMetrics

@@ -18,7 +18,7 @@ from pathlib import Path
 from accord.config.settings import Settings
 from accord.disk import no_room
 from accord.errors import AccordError, ServiceError, Unreachable
-from services.metrics import Metrics
+from services.registry import Metrics
 
 PROBE_S = 2.0
 """Longest wait for Ray's answer."""

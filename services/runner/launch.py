@@ -131,7 +131,7 @@ def _train(
     """Reward servers, rollout workers and stream, learner: then the learner's page runs until the last step."""
     from learner import workers
     from reward_servers import app
-    from reward_servers.serve_scorer import ServeScorer
+    from reward_servers.serve_handles import ServeScorer
     from rollout_workers.actor import start_stream
 
     deadline = started + job.max_runtime_s

@@ -9,7 +9,7 @@ from prometheus_client import Gauge
 
 from accord.events import CheckpointSaved, Failed, JobEvent, ProcessLost, StepCompleted
 from accord.metrics import TABLE
-from services.metrics import Metrics
+from services.registry import Metrics
 
 KEPT_S = 15 * 60
 """How long the gauges of a finished job stay."""

@@ -13,7 +13,7 @@ from prometheus_client import make_wsgi_app
 
 from accord.config.settings import Settings
 from accord.errors import ServiceError
-from services.metrics import Metrics
+from services.registry import Metrics
 from services.runner.gate import Gate
 
 

@@ -20,7 +20,7 @@ DOORS: dict[str, set[str]] = {
     "deepspeed": {"learner/zero.py"},
     "ray.serve": {
         "reward_servers/app.py",
-        "reward_servers/serve_scorer.py",
+        "reward_servers/serve_handles.py",
         "reward_servers/controller.py",
         "reward_servers/deployment.py",
     },

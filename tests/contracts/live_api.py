@@ -19,9 +19,9 @@ from services.api.server import Api
 from services.jobs.job import JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import Submission
-from services.metrics import Metrics
 from services.node.embedded import EmbeddedStore
 from services.node.service import prepare_directories
+from services.registry import Metrics
 
 KEY = "a-key-for-these-tests"
 TEXTS = {"prompt_av": "a red ball", "prompt_v": "a red ball", "prompt_a": "a beep"}

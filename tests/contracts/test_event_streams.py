@@ -18,8 +18,8 @@ from services.api.streams import Hub
 from services.jobs.job import JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import FeedEntry, StoredEvent, Submission
-from services.metrics import Metrics
 from services.node.embedded import EmbeddedStore
+from services.registry import Metrics
 
 LEASE_S = 60.0
 

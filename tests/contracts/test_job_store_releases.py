@@ -19,7 +19,7 @@ from services.api.app import create_app
 from services.jobs.job import TERMINAL, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import PREFIX, Beat
-from services.metrics import Metrics
+from services.registry import Metrics
 from tests.contracts.stores import BACKOFF, running, step_event, submit
 
 

@@ -80,8 +80,8 @@ def test_every_panel_shows_something(tmp_path):
     from accord.ids import new_job_id
     from services.jobs.redis_store import PREFIX, RedisJobStore
     from services.jobs.store import Submission
-    from services.metrics import Metrics
     from services.node.embedded import EmbeddedStore
+    from services.registry import Metrics
     from services.runner.prometheus import TrainingMetrics
 
     server_of_store = EmbeddedStore(tmp_path / "store")

@@ -32,7 +32,7 @@ def command(job_id: str, epoch: int) -> list[str]:
 
 
 def supervise() -> None:
-    from services.metrics import Metrics
+    from services.registry import Metrics
     from services.runner.supervisor import Supervisor
     from services.signals import Signals
 

@@ -19,7 +19,7 @@ from accord.types import Clip, Prompt
 from accord.world.scene import IMPERFECT, make_clips
 from reward_servers import app
 from reward_servers.scorer import LocalScorer
-from reward_servers.serve_scorer import ServeScorer
+from reward_servers.serve_handles import ServeScorer
 from reward_servers.wire import write_body
 
 SPECS = [SyncReward(num_cpus=0.1), AudioAestheticsReward(num_cpus=0.1), ClapReward(num_cpus=0.1)]

@@ -23,9 +23,9 @@ from accord.ids import new_job_id
 from services.jobs.job import Job, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import Submission
-from services.metrics import Metrics
 from services.node.embedded import EmbeddedStore
 from services.processes import alive, marked
+from services.registry import Metrics
 from services.runner import janitor
 from services.runner.attempt import MARK
 from services.runner.supervisor import Supervisor

@@ -10,7 +10,7 @@ import torch
 from diffusers import LTX2Pipeline
 
 from accord.backbones.ltx2.model import LTX2Backbone
-from accord.world import heldout, measure
+from accord.world import latent_distance, measure
 from accord.world.scene import ALL_PROMPTS, make_clips
 from tiny_models import descent, gates
 from tiny_models.build import probe_corpus, untrained_pipeline
@@ -34,7 +34,7 @@ PLAIN = {
     "audio_guidance_rescale": 0.0,
     "spatio_temporal_guidance_blocks": None,
 }
-SHIPPED = heldout.CLEAN_WORLD.parent / "tiny-ltx2"
+SHIPPED = latent_distance.CLEAN_WORLD.parent / "tiny-ltx2"
 
 
 @pytest.fixture(scope="module")
@@ -166,14 +166,18 @@ def test_training_follows_the_loss_until_the_time_is_up(monkeypatch: pytest.Monk
 
 
 def test_distance_to_the_clean_world(shipped: LTX2Backbone) -> None:
-    world = heldout.load_clean_world()
+    world = latent_distance.load_clean_world()
     clean = make_corpus(shipped, 128, 33).latents
     noise = torch.randn(128, 28, 40, generator=torch.Generator().manual_seed(0))
-    near = heldout.frechet_distance(clean["video"], world["video"])
-    assert near < 0.25 * heldout.frechet_distance(noise, world["video"])
+    near = latent_distance.frechet_distance(clean["video"], world["video"])
+    assert near < 0.25 * latent_distance.frechet_distance(noise, world["video"])
     frozen = clean["video"][:1].expand(128, -1, -1)
-    assert heldout.diversity(frozen, world["video"]) < 0.01 < heldout.diversity(clean["video"], world["video"])
+    assert (
+        latent_distance.diversity(frozen, world["video"])
+        < 0.01
+        < latent_distance.diversity(clean["video"], world["video"])
+    )
     with pytest.raises(ValueError, match="at least 2"):
-        heldout.frechet_distance(clean["video"][:1], world["video"])
+        latent_distance.frechet_distance(clean["video"][:1], world["video"])
     with pytest.raises(ValueError, match="values a clip"):
-        heldout.diversity(clean["audio"], world["video"])
+        latent_distance.diversity(clean["audio"], world["video"])

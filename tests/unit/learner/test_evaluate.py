@@ -11,7 +11,7 @@ from accord.config.job import JobSpec
 from accord.run_folder import RunFolder
 from accord.seeds import derive_seed
 from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup
-from accord.world import heldout
+from accord.world import latent_distance
 from learner.evaluate import Evaluator, partner
 from learner.uncertainty import bootstrapped, clustered, differences
 
@@ -131,8 +131,8 @@ def test_same_job_same_numbers_and_a_cut_drops_what_is_later(tmp_path):
 def test_distance_and_diversity_for_the_builtin_world(tmp_path, monkeypatch):
     import torch
 
-    clean = {m: heldout.fit_statistics(torch.randn(64, 4, 8)) for m in ("video", "audio")}
-    monkeypatch.setattr(heldout, "load_clean_world", lambda: clean)
+    clean = {m: latent_distance.fit_statistics(torch.randn(64, 4, 8)) for m in ("video", "audio")}
+    monkeypatch.setattr(latent_distance, "load_clean_world", lambda: clean)
     event = evaluator(tmp_path, spec=job("builtin:tiny-ltx2")).evaluate(1)
     for name in ("video_distance", "audio_distance", "video_diversity", "audio_diversity"):
         assert event.held_out[name].mean > 0

@@ -19,7 +19,7 @@ from accord.types import Prompt, RewardScores
 from reward_servers import app
 from reward_servers import scorer as scorers
 from reward_servers.scorer import LocalScorer
-from reward_servers.serve_scorer import ServeScorer
+from reward_servers.serve_handles import ServeScorer
 
 PROMPT = Prompt("p", "av", "v", "a")
 GOOD = RewardScores("sync", "1", (0.5, 0.25), ("ok", "ok"))

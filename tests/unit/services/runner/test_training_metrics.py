@@ -7,7 +7,7 @@ from accord.config.algorithm_parts import CreditSpec
 from accord.events import StepCompleted
 from accord.metrics import TABLE
 from learner.algorithms.credit import ScoreTable, assign_credit
-from services.metrics import Metrics
+from services.registry import Metrics
 from services.runner.prometheus import TrainingMetrics
 
 SHOWN = [metric for metric in TABLE if metric.number]
