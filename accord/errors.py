@@ -31,22 +31,22 @@ All of them pickle (they cross process boundaries): `args` is exactly what the c
 
 
 class AccordError(Exception):
-    """Base of the tree."""
+    """Base of the tree. A subclass names its own `reason` beside its base, or has that of its base."""
 
     reason = "internal"
     """Stable word for events, metrics and problem+json `code`."""
 
+    def __init_subclass__(cls, *, reason: str = "") -> None:
+        super().__init_subclass__()
+        cls.reason = reason or cls.reason
 
-class UserError(AccordError):
+
+class UserError(AccordError, reason="user_error"):
     """The caller's input is wrong."""
 
-    reason = "user_error"
 
-
-class SpecError(UserError):
+class SpecError(UserError, reason="invalid_spec"):
     """A job spec does not validate. `problems` holds (JSON pointer, what is wrong and what would be right)."""
-
-    reason = "invalid_spec"
 
     def __init__(self, problems: list[tuple[str, str]]) -> None:
         super().__init__(problems)
@@ -56,136 +56,92 @@ class SpecError(UserError):
         return "; ".join(f"{pointer or '/'}: {message}" for pointer, message in self.problems)
 
 
-class InputError(UserError):
+class InputError(UserError, reason="invalid_input"):
     """A file that a job names cannot be opened."""
 
-    reason = "invalid_input"
 
-
-class ModelError(UserError):
+class ModelError(UserError, reason="invalid_model"):
     """A model directory cannot be used."""
 
-    reason = "invalid_model"
 
-
-class PluginError(UserError):
+class PluginError(UserError, reason="plugin"):
     """An installed plug-in breaks its contract; what it is part of does not work until it is mended or taken away."""
 
-    reason = "plugin"
 
-
-class PromptError(UserError):
+class PromptError(UserError, reason="invalid_prompts"):
     """A prompt file cannot be used."""
 
-    reason = "invalid_prompts"
 
-
-class StoreError(AccordError):
+class StoreError(AccordError, reason="store"):
     """The job store refused."""
 
-    reason = "store"
 
-
-class StoreUnavailable(StoreError):
+class StoreUnavailable(StoreError, reason="store_unavailable"):
     """The store does not answer, or answers that it takes no writes."""
 
-    reason = "store_unavailable"
 
-
-class StoreFull(StoreError):
+class StoreFull(StoreError, reason="store_full"):
     """The store has no room for another job; jobs that it has go on."""
 
-    reason = "store_full"
 
-
-class UnsafeStore(StoreError):
+class UnsafeStore(StoreError, reason="store_unsafe"):
     """The store is set up so that it would lose what it acknowledged, or is too old."""
 
-    reason = "store_unsafe"
 
-
-class IncompatibleSpec(StoreError):
+class IncompatibleSpec(StoreError, reason="incompatible_spec"):
     """The stored spec of a job was written by a release that this one does not understand; another runner may."""
 
-    reason = "incompatible_spec"
 
-
-class JobNotFound(StoreError):
+class JobNotFound(StoreError, reason="job_not_found"):
     """No such job."""
 
-    reason = "job_not_found"
 
-
-class Conflict(StoreError):
+class Conflict(StoreError, reason="conflict"):
     """The job's state does not allow this, or an idempotency key was used with another body."""
 
-    reason = "conflict"
 
-
-class Fenced(StoreError):
+class Fenced(StoreError, reason="fenced"):
     """Another attempt owns the job now; everything this one writes is refused."""
 
-    reason = "fenced"
 
-
-class ServiceError(AccordError):
+class ServiceError(AccordError, reason="service"):
     """A process of the service cannot start: a port is taken, a directory cannot be written."""
 
-    reason = "service"
 
-
-class Unreachable(ServiceError):
+class Unreachable(ServiceError, reason="unreachable"):
     """Nothing answers where something should."""
 
-    reason = "unreachable"
 
-
-class Overloaded(ServiceError):
+class Overloaded(ServiceError, reason="overloaded"):
     """The service is busy, or something it needs is slow: the same request may succeed later."""
 
-    reason = "overloaded"
 
-
-class CheckpointError(AccordError):
+class CheckpointError(AccordError, reason="checkpoint"):
     """A checkpoint is torn, or belongs to another job or layout."""
 
-    reason = "checkpoint"
 
-
-class VolumeFull(AccordError):
+class VolumeFull(AccordError, reason="volume_full"):
     """A volume took no writes until the wait for it was over."""
 
-    reason = "volume_full"
 
-
-class MediaError(AccordError):
+class MediaError(AccordError, reason="media"):
     """A clip cannot be written as a file, or a file cannot be read as a clip."""
 
-    reason = "media"
 
-
-class RewardError(AccordError):
+class RewardError(AccordError, reason="reward"):
     """A required reward gave no usable score."""
 
-    reason = "reward"
 
-
-class RolloutError(AccordError):
+class RolloutError(AccordError, reason="rollout"):
     """A group could not be sampled."""
 
-    reason = "rollout"
 
-
-class NonFiniteError(AccordError):
+class NonFiniteError(AccordError, reason="nonfinite"):
     """Loss or gradient is not finite."""
 
-    reason = "nonfinite"
 
-
-class DeadlineExceeded(AccordError):
+class DeadlineExceeded(AccordError, reason="deadline"):
     """A wait ended at its deadline."""
-
-    reason = "deadline"
 
 
 def ours(error: BaseException | None) -> AccordError | None:

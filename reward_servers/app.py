@@ -99,7 +99,12 @@ def deploy(
     pointers = {app_name(spec): f"/rewards/{index}" for index, spec in enumerate(specs)}
     held = owners.hold(wanted, idle_s)
     _retire_leftovers(wanted)
-    _run(_missing(wanted, deadline))
+    _run(
+        {
+            name: _application(spec, spec.min_replicas, spec.max_replicas)
+            for name, spec in _missing(wanted, deadline).items()
+        }
+    )
     try:
         _wait(set(wanted), max(0.0, deadline - time.monotonic()), pointers=pointers)
     except AccordError:
@@ -124,16 +129,14 @@ def _missing(wanted: Mapping[str, RewardSpec], deadline: float) -> dict[str, Rew
     return {name: spec for name, spec in wanted.items() if current.get(name) not in {"RUNNING", "DEPLOYING"}}
 
 
-def _run(missing: Mapping[str, RewardSpec]) -> None:
-    if missing:
+def _run(applications: Mapping[str, serve.Application]) -> None:
+    """Start or change them, and wait for nothing."""
+    if applications:
         serve.run_many(
-            [
-                serve.RunTarget(_application(spec, spec.min_replicas, spec.max_replicas), name, f"/rewards/{name}")
-                for name, spec in missing.items()
-            ],
+            [serve.RunTarget(application, name, f"/rewards/{name}") for name, application in applications.items()],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
-        )  # fmt: skip
+        )
 
 
 def _retire_leftovers(wanted: Collection[str]) -> None:
@@ -159,11 +162,7 @@ def scale(name: str, replicas: int, *, timeout_s: float = 120.0) -> None:
         raise RewardError(f"no reward {name!r} is running; running: {', '.join(sorted(running)) or 'none'}")
     text = serve.get_app_handle(name).spec_json.remote().result(timeout_s=timeout_s)
     spec = spec_class("rewards", json.loads(text)["name"]).model_validate_json(text)
-    serve.run_many(
-        [serve.RunTarget(_application(spec, replicas, replicas), name, f"/rewards/{name}")],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
+    _run({name: _application(spec, replicas, replicas)})
     _wait({name}, timeout_s, replicas)
 
 

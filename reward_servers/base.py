@@ -56,11 +56,11 @@ class RewardModel:
     of the batch. `score` guards either: whatever goes wrong stays with its sample.
     """
 
-    version: ClassVar[str]
+    version: ClassVar[str] = "1"
     """Changes whenever the same clip may get another value."""
-    range: ClassVar[tuple[float, float]]
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     """Smallest and largest value."""
-    floor: ClassVar[float]
+    floor: ClassVar[float] = 0.0
     """Value of a clip that is empty where this model looks."""
     needs_sound: ClassVar[bool] = True
     """Whether silence is emptiness (`floor`) for this model, if it looks at audio at all."""

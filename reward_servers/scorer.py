@@ -20,7 +20,7 @@ from accord.config.contract import RewardSpec
 from accord.errors import RewardError
 from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, Prompt, RewardScores, ScoreReason
-from reward_servers.base import RewardModel, build, score_groups
+from reward_servers.base import build, score_groups
 
 log = logging.getLogger(__name__)
 
@@ -30,13 +30,19 @@ _ASK_AGAIN: frozenset[ScoreReason] = frozenset({"unreachable", "backpressure"})
 
 
 class Scorer(ABC):
-    """A RewardScorer for the rewards of a job. Subclasses say how one is asked.
+    """A RewardScorer for the rewards of a job. Subclasses say how one is asked. Picklable: it carries specs.
 
     Each call has the spec's `deadline_s` for everything: waiting, scoring, trying again after growing pauses.
     """
 
     def __init__(self, specs: Sequence[RewardSpec]) -> None:
         self._specs = {spec.name: spec for spec in specs}
+        self._reached: dict[str, Any] = {}
+        """What is asked, by reward, as this process found or built it."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Specs travel, what is asked does not."""
+        return {"_specs": self._specs, "_reached": {}}
 
     @abstractmethod
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
@@ -78,22 +84,14 @@ class Scorer(ABC):
 class LocalScorer(Scorer):
     """Scores in this process, off the event loop: no cluster. Handles are the objects themselves."""
 
-    def __init__(self, specs: Sequence[RewardSpec]) -> None:
-        super().__init__(specs)
-        self._models: dict[str, RewardModel] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Specs travel, models are built where they are used."""
-        return {"_specs": self._specs, "_models": {}}
-
     @override
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
         return await asyncio.to_thread(self._score, spec, prompt, clips)
 
     def _score(self, spec: RewardSpec, prompt: Prompt, clips: Sequence[Clip]) -> RewardScores:
-        if spec.name not in self._models:
-            self._models[spec.name] = build(spec)
-        return score_groups(self._models[spec.name], [prompt], [clips])[0]
+        if spec.name not in self._reached:
+            self._reached[spec.name] = build(spec)
+        return score_groups(self._reached[spec.name], [prompt], [clips])[0]
 
 
 def _checked(scores: RewardScores, reward: str, count: int, seconds: float) -> RewardScores:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from ray.serve.handle import DeploymentHandle
 from typing_extensions import override
 
 from accord.config.contract import RewardSpec
@@ -22,19 +20,11 @@ log = logging.getLogger(__name__)
 
 
 class ServeScorer(Scorer):
-    """Scores over Serve handles. Picklable: it carries specs, and finds its handles where it is used.
+    """Scores over Serve handles, found where it is used.
 
     `clips` is a list[Clip] or an object reference to one. Replicas that die, refuse for lack of room, or are not there
     yet are asked again until the deadline.
     """
-
-    def __init__(self, specs: Sequence[RewardSpec]) -> None:
-        super().__init__(specs)
-        self._handles: dict[str, DeploymentHandle] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Specs travel, handles do not."""
-        return {"_specs": self._specs, "_handles": {}}
 
     @override
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
@@ -44,7 +34,7 @@ class ServeScorer(Scorer):
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, ObjectLostError):
                 raise RolloutError(f"the clips of prompt {prompt.id} are lost with their worker: {cause}") from error
-            self._handles.pop(spec.name, None)
+            self._reached.pop(spec.name, None)
             log.warning("reward %s did not answer for prompt %s: %s", spec.name, prompt.id, _first_line(cause))
             if isinstance(cause, BackPressureError):
                 return "backpressure"
@@ -52,9 +42,9 @@ class ServeScorer(Scorer):
 
     async def _call(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores:
         """One call by handle; a call that is given up is cancelled at the replica as well."""
-        handle = self._handles.get(spec.name)
+        handle = self._reached.get(spec.name)
         if handle is None:
-            handle = self._handles[spec.name] = await asyncio.to_thread(app.handle_of, app.app_name(spec))
+            handle = self._reached[spec.name] = await asyncio.to_thread(app.handle_of, app.app_name(spec))
         response = handle.score.remote(prompt, clips)
         try:
             scores: RewardScores = await response

@@ -185,8 +185,9 @@ class RolloutStream:
             batch.cancel()
 
     async def rescore(self, prompt: Prompt, clips: Any, count: int, rewards: Sequence[str]) -> dict[str, RewardScores]:
-        """Score clips that were put together elsewhere; `clips` is a handle to a list of `count` clips."""
-        return await self._scores(prompt, clips, count, rewards)
+        """Score clips, a group's or put together elsewhere; `clips` is a handle to a list of `count` of them."""
+        results = await asyncio.gather(*(self.scorer.score(name, prompt, clips, count) for name in rewards))
+        return dict(zip(rewards, results, strict=True))
 
     # ---- what is sampled when --------------------------------------------------------------------------------------
 
@@ -240,16 +241,12 @@ class RolloutStream:
         batch.sampled += count
         batch.sampled_at = time.monotonic()
         self._emit(Progress(phase=batch.phase, step=batch.step, done=batch.sampled, total=batch.samples))
-        scores = await self._scores(request.prompt, group.clips, count, rewards)
+        scores = await self.rescore(request.prompt, group.clips, count, rewards)
         batch.scored += 1
         batch.scored_at = time.monotonic()
         if batch.phase == "rollout":
             self._emit(Progress(phase="reward", step=batch.step, done=batch.scored, total=batch.total))
         return ScoredGroup(group, scores)
-
-    async def _scores(self, prompt: Prompt, clips: Any, count: int, rewards: Sequence[str]) -> dict[str, RewardScores]:
-        results = await asyncio.gather(*(self.scorer.score(name, prompt, clips, count) for name in rewards))
-        return dict(zip(rewards, results, strict=True))
 
     def _emit(self, event: Event) -> None:
         if self.events is not None:

@@ -21,27 +21,43 @@ if TYPE_CHECKING:
     from accord.config.job import JobSpec
 
 
-class SyncReward(RewardSpec):
+class _Bounded(RewardSpec):
+    """A reward of sound and picture whose range ends at 1."""
+
+    highest: ClassVar[float | None] = 1.0
+    route: Route = "both"
+
+
+class _Heard(_Bounded):
+    """One of the sound alone."""
+
+    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
+    route: Route = "audio"
+
+
+class _Seen(_Bounded):
+    """One of the picture alone."""
+
+    needs: ClassVar[tuple[Modality, ...]] = ("video",)
+    route: Route = "video"
+
+
+class SyncReward(_Bounded):
     """Offset between sound onsets and visible contacts, corrected for matches by chance."""
 
     impl: ClassVar[str] = "reward_servers.models.sync:SyncModel"
     about: ClassVar[str] = "sound onsets fall on visible contacts more than chance would have them"
-    highest: ClassVar[float | None] = 1.0
     offset_component: ClassVar[str] = "offset_s"
     name: Literal["sync"] = "sync"
-    route: Route = "both"
 
 
-class ClapReward(RewardSpec):
+class ClapReward(_Heard):
     """Text-audio cosine similarity of a CLAP checkpoint."""
 
     impl: ClassVar[str] = "reward_servers.models.clap:ClapRewardModel"
-    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     about: ClassVar[str] = "the sound is the one the text names"
-    highest: ClassVar[float | None] = 1.0
     prompt_anchored: ClassVar[bool] = True
     name: Literal["clap"] = "clap"
-    route: Route = "audio"
     path: Annotated[str, InputPath("directory")] = Field(default="builtin:tiny-clap", min_length=1, max_length=4096)
     """Directory of a transformers `ClapModel`, or `builtin:tiny-clap`."""
     num_cpus: float = Field(default=0.2, ge=0, le=64)
@@ -56,70 +72,52 @@ class ClapReward(RewardSpec):
                 yield "path", str(error)
 
 
-class AudioAestheticsReward(RewardSpec):
+class AudioAestheticsReward(_Heard):
     """Cleanliness of the sound."""
 
     impl: ClassVar[str] = "reward_servers.models.audio_aesthetics:AudioAestheticsModel"
-    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     about: ClassVar[str] = "events stand clear of the noise floor"
-    highest: ClassVar[float | None] = 1.0
     name: Literal["audio_aesthetics"] = "audio_aesthetics"
-    route: Route = "audio"
 
 
-class VideoAestheticsReward(RewardSpec):
+class VideoAestheticsReward(_Seen):
     """Technical frame quality."""
 
     impl: ClassVar[str] = "reward_servers.models.video_aesthetics:VideoAestheticsModel"
-    needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "frames are sharp, well exposed and free of noise"
-    highest: ClassVar[float | None] = 1.0
     name: Literal["video_aesthetics"] = "video_aesthetics"
-    route: Route = "video"
 
 
-class TextVideoReward(RewardSpec):
+class TextVideoReward(_Seen):
     """Text-video agreement by a closed-vocabulary verifier (colour and motion words)."""
 
     impl: ClassVar[str] = "reward_servers.models.text_video:TextVideoModel"
-    needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "the moving thing has the colour and the motion that the text names"
-    highest: ClassVar[float | None] = 1.0
     prompt_anchored: ClassVar[bool] = True
     name: Literal["text_video"] = "text_video"
-    route: Route = "video"
 
 
-class TemporalFlickerReward(RewardSpec):
+class TemporalFlickerReward(_Seen):
     """VBench-style temporal flicker."""
 
     impl: ClassVar[str] = "reward_servers.models.vbench:TemporalFlickerModel"
-    needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "what stands still keeps its brightness"
     smallest_effect: ClassVar[float] = 0.002
-    highest: ClassVar[float | None] = 1.0
     name: Literal["temporal_flicker"] = "temporal_flicker"
-    route: Route = "video"
 
 
-class MotionSmoothnessReward(RewardSpec):
+class MotionSmoothnessReward(_Seen):
     """VBench-style motion smoothness."""
 
     impl: ClassVar[str] = "reward_servers.models.vbench:MotionSmoothnessModel"
-    needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "a frame lies between its neighbours"
     smallest_effect: ClassVar[float] = 0.002
-    highest: ClassVar[float | None] = 1.0
     name: Literal["motion_smoothness"] = "motion_smoothness"
-    route: Route = "video"
 
 
-class DynamicDegreeReward(RewardSpec):
+class DynamicDegreeReward(_Seen):
     """VBench-style dynamic degree."""
 
     impl: ClassVar[str] = "reward_servers.models.vbench:DynamicDegreeModel"
-    needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "something moves"
-    highest: ClassVar[float | None] = 1.0
     name: Literal["dynamic_degree"] = "dynamic_degree"
-    route: Route = "video"

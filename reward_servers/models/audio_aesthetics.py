@@ -13,7 +13,6 @@ as well as three, so train a text-audio or sync reward with it.
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 import numpy as np
 from typing_extensions import override
@@ -31,10 +30,6 @@ CLIPPED_SHARE = 0.01
 
 class AudioAestheticsModel(RewardModel):
     """SNR-like cleanliness with guards against silence and clipping."""
-
-    version: ClassVar[str] = "1"
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    floor: ClassVar[float] = 0.0
 
     @override
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:

@@ -44,7 +44,6 @@ class ClapRewardModel(RewardModel):
         ModelError: at construction, when the directory is missing, incomplete or not a CLAP checkpoint.
     """
 
-    version: ClassVar[str] = "1"
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     floor: ClassVar[float] = -0.25
 

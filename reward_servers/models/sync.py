@@ -41,7 +41,6 @@ MOST_EVENTS = 64
 class SyncModel(RewardModel):
     """Chance-corrected soft F1 between contacts and onsets."""
 
-    version: ClassVar[str] = "1"
     range: ClassVar[tuple[float, float]] = (-0.25, 1.0)
     floor: ClassVar[float] = -0.25
 

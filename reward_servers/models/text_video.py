@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import re
 from itertools import pairwise
-from typing import ClassVar
 
 import numpy as np
 from typing_extensions import override
@@ -50,10 +49,6 @@ TRAVEL = 0.06
 
 class TextVideoModel(RewardModel):
     """Closed-vocabulary verifier of colour and motion words."""
-
-    version: ClassVar[str] = "1"
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    floor: ClassVar[float] = 0.0
 
     @override
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:

@@ -8,8 +8,6 @@ dynamic degree alone punishes: never train on them without it or a text-video re
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from typing_extensions import override
 
@@ -24,15 +22,7 @@ STILLNESS = 0.01
 """Advantage, in mean absolute brightness, that a block's zero displacement has over any other."""
 
 
-class _UnitRange(RewardModel):
-    """What the three share: values in [0, 1]."""
-
-    version: ClassVar[str] = "1"
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    floor: ClassVar[float] = 0.0
-
-
-class TemporalFlickerModel(_UnitRange):
+class TemporalFlickerModel(RewardModel):
     """How well still surfaces keep their brightness.
 
     value = 1 - mean over frame pairs of the median absolute difference of the pixels. VBench takes the mean over
@@ -49,7 +39,7 @@ class TemporalFlickerModel(_UnitRange):
         return Score(float(value), {"vbench": float(1.0 - change.mean())})
 
 
-class MotionSmoothnessModel(_UnitRange):
+class MotionSmoothnessModel(RewardModel):
     """How well each frame is foretold by its two neighbours.
 
     value = 1 - mean absolute error of the frame against a motion-compensated middle of its neighbours, over the tenth
@@ -70,7 +60,7 @@ class MotionSmoothnessModel(_UnitRange):
         return Score(1.0 - mean_error, {"error": mean_error})
 
 
-class DynamicDegreeModel(_UnitRange):
+class DynamicDegreeModel(RewardModel):
     """How much moves: the fastest twentieth of the blocks, relative to VBench's threshold.
 
     value = min(1, ratio / 2); ratio = (mean displacement of the fastest 5 % of the blocks between frames an eighth of

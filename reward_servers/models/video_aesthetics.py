@@ -16,8 +16,6 @@ reward beside it). A frame of one colour has no structure and gets the floor.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from typing_extensions import override
 
@@ -37,10 +35,6 @@ FLAT = 0.5 / 255.0
 
 class VideoAestheticsModel(RewardModel):
     """Product of sharpness, cleanness, exposure and structure."""
-
-    version: ClassVar[str] = "1"
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    floor: ClassVar[float] = 0.0
 
     @override
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:

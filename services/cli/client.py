@@ -17,10 +17,8 @@ from services.api.auth import KEY_FILE, Keeper, read_key
 from services.api.views import JobDetail, JobPage, JobView
 
 
-class Refused(UserError):
+class Refused(UserError, reason="refused"):
     """The API answered that it will not do this."""
-
-    reason = "refused"
 
 
 class ApiClient:

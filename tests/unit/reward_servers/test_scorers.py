@@ -154,7 +154,7 @@ def test_a_model_that_does_not_answer_in_time_gives_invalid_scores(world):
         def score(self, prompts, groups):
             time.sleep(0.4)
 
-    local._models["temporal_flicker"] = Slow()
+    local._reached["temporal_flicker"] = Slow()
     scores = asyncio.run(local.score("temporal_flicker", prompt, [clip, clip], 2))
     assert scores.valid == (False, False) and scores.reasons == ("timeout", "timeout")
 
@@ -167,7 +167,7 @@ def test_the_scorer_of_one_process_is_imported_without_ray():
 def test_scorers_travel_without_what_they_hold(served, world):
     _, scorer = served(GOOD)
     score(scorer)
-    assert scorer._handles and not copy.deepcopy(scorer)._handles
+    assert scorer._reached and not copy.deepcopy(scorer)._reached
     local = LocalScorer([TemporalFlickerReward()])
     prompt, clip = world["clean"][0]
     first = asyncio.run(local.score("temporal_flicker", prompt, [clip], 1))
