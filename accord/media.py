@@ -82,9 +82,7 @@ def enlarge(video: NDArray[np.uint8], min_side: int) -> NDArray[np.uint8]:
 def even_sides(video: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Repeat the last row or column [F, H, W, 3] where a side is odd: yuv420p halves both."""
     _, height, width, _ = video.shape
-    if height % 2 or width % 2:
-        return np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    return video
+    return np.pad(video, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
 
 def _check(clip: Clip) -> None:

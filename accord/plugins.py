@@ -8,7 +8,6 @@ and class. Nothing heavy is imported until `load_impl` is called in the process 
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
+from symtable import symtable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, overload
 
 from pydantic import Field, GetCoreSchemaHandler
@@ -192,22 +192,14 @@ def _unimportable(path: str) -> str:
         if where is None:
             return f"there is no module {module}"
         source = where.loader.get_source(module) if where.loader is not None else None  # type: ignore[attr-defined]
-        if source is not None and not _bound(ast.parse(source)) & {attribute, "*"}:
+        if source is not None and not _binds(source, attribute):
             return f"{module} defines no {attribute}"
     except Exception as error:  # the package above the module is imported, and may do anything
         return f"{module} cannot be imported ({type(error).__name__}: {error})"
     return ""
 
 
-def _bound(tree: ast.Module) -> set[str]:
-    """Names that a module may bind, wherever in it."""
-    found = set()
-    for node in ast.walk(tree):
-        match node:
-            case ast.ClassDef(name=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                found.add(name)
-            case ast.Name(id=name, ctx=ast.Store()):
-                found.add(name)
-            case ast.alias(name=name, asname=asname):
-                found.add((asname or name).partition(".")[0])
-    return found
+def _binds(source: str, name: str) -> bool:
+    """Whether a module's text binds a name, or may, because it imports all that another one has."""
+    table = symtable(source, "module", "exec")
+    return "import *" in source or (name in table.get_identifiers() and table.lookup(name).is_local())

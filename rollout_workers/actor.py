@@ -128,10 +128,6 @@ class RayWorker(WorkerPort):
         raise DeadlineExceeded(f"{self.name} did not come back within {START_DEADLINE_S:g} s")
 
 
-async def _await(ref: Any) -> Any:
-    return await ref
-
-
 class StreamActor:
     """A RolloutStream with its workers, in its own process, shared by all learner ranks."""
 
@@ -145,7 +141,7 @@ class StreamActor:
         """Wait until every worker has its model, then begin. What waits already is not started twice."""
         async with self.starting:
             if not self.started:
-                await asyncio.gather(*(_await(worker.actor.ready.remote()) for worker in self.workers))
+                await asyncio.gather(*(worker.actor.ready.remote() for worker in self.workers))
                 self.stream.start()
                 self.started = True
 

@@ -48,27 +48,17 @@ def write_merged(
     index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
     for name, entry in index.items():
         if not name.startswith("_") and entry != [None, None] and name != spec.component:
-            _take_over(base / name, directory / name, link)
+            shutil.copytree(base / name, directory / name, copy_function=_link_or_copy if link else shutil.copyfile)
     source, target, dtype = base / spec.component, directory / spec.component, getattr(torch, spec.dtype)
     _merge(source, target, _deltas(state), spec.lora.alpha / spec.lora.rank, dtype)
     shutil.copyfile(base / "model_index.json", directory / "model_index.json")  # last: whole or no pipeline at all
 
 
-def _take_over(source: Path, target: Path, link: bool) -> None:
-    """Copy or link every file of a component."""
-    for file in sorted(path for path in source.rglob("*") if path.is_file()):
-        place = target / file.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not (link and _linked(file, place)):
-            shutil.copyfile(file, place)
-
-
-def _linked(file: Path, place: Path) -> bool:
+def _link_or_copy(source: str, target: str) -> None:
     try:
-        os.link(file.resolve(), place)
+        os.link(os.path.realpath(source), target)
     except OSError:  # another file system, or one without links
-        return False
-    return True
+        shutil.copyfile(source, target)
 
 
 def _deltas(state: Mapping[str, np.ndarray]) -> dict[str, Delta]:

@@ -51,22 +51,26 @@ def watch_audio_from_video(attentions: Sequence[nn.Module], sink: Callable[[int,
     """
     with ExitStack() as stack:
         for block, attention in enumerate(attentions):
-            hook = _tap(partial(sink, block))
+            hook = _on_context(partial(_shown, partial(sink, block)))
             stack.callback(attention.register_forward_pre_hook(hook, with_kwargs=True, prepend=True).remove)
         yield
 
 
-def _tap(sink: Callable[[Tensor], None]) -> Any:
-    """A pre-hook that passes the context on as a view of its own, whose gradient is shown."""
+def _shown(sink: Callable[[Tensor], None], context: Tensor) -> Tensor:
+    """A view of its own, whose gradient is shown."""
+    seen = context.view_as(context)
+    if seen.requires_grad:
+        seen.register_hook(sink)
+    return seen
+
+
+def _on_context(change: Callable[[Tensor], Tensor]) -> Any:
+    """A pre-hook of an attention that changes its context."""
 
     def hook(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        context = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
-        seen = context.view_as(context)
-        if seen.requires_grad:
-            seen.register_hook(sink)
         if "encoder_hidden_states" in kwargs:
-            return args, {**kwargs, "encoder_hidden_states": seen}
-        return (args[0], seen, *args[2:]), kwargs
+            return args, {**kwargs, "encoder_hidden_states": change(kwargs["encoder_hidden_states"])}
+        return (args[0], change(args[1]), *args[2:]), kwargs
 
     return hook
 
@@ -85,13 +89,8 @@ def _surgery_hooks(attention: Any, tensor: str, keep: float) -> list[Any]:
 
         return [layer.register_forward_hook(scale_output) for layer in (attention.to_k, attention.to_v)]
 
-    def scale_context(_module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        if "encoder_hidden_states" in kwargs:
-            context = scale_gradient(kwargs["encoder_hidden_states"], keep)
-            return args, {**kwargs, "encoder_hidden_states": context}
-        return (args[0], scale_gradient(args[1], keep), *args[2:]), kwargs
-
-    return [attention.register_forward_pre_hook(scale_context, with_kwargs=True)]
+    hook = _on_context(partial(scale_gradient, keep=keep))
+    return [attention.register_forward_pre_hook(hook, with_kwargs=True)]
 
 
 def scale_gradient(x: Tensor, keep: float) -> Tensor:

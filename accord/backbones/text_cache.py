@@ -83,14 +83,11 @@ def content_digest(folders: Iterable[Path], kept_in: Path) -> str:
             return str(kept["sha256"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # nothing kept, or not readable: then it is computed
-    found = _digest(*(part for folder, file in listed for part in (_name(folder, file), file_sha256(file))))
+    names = ((f"{folder.name}/{file.relative_to(folder).as_posix()}", file) for folder, file in listed)
+    found = _digest(*(part for name, file in names for part in (name, file_sha256(file))))
     if _stats(file for _, file in listed) == seen:
         _keep(note, {"files": seen, "sha256": found})
     return found
-
-
-def _name(folder: Path, file: Path) -> str:
-    return f"{folder.name}/{file.relative_to(folder).as_posix()}"
 
 
 def _stats(files: Iterable[Path]) -> list[list[int | str]]:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -151,16 +152,11 @@ def files_below(folder: str | Path) -> list[Path]:
 
 def _names(handle: int, place: Path) -> list[str]:
     """Names in a folder, as far as they can matter: one more than are allowed."""
-    names: list[str] = []
     try:
         with os.scandir(f"/proc/self/fd/{handle}") as entries:
-            for entry in entries:
-                names.append(entry.name)
-                if len(names) > MAX_ENTRIES:
-                    break
+            return [entry.name for entry in islice(entries, MAX_ENTRIES + 1)]
     except OSError as error:
         raise _absent(place, error) from error
-    return names
 
 
 def _is_folder(path: Path) -> bool:

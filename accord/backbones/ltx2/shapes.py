@@ -8,6 +8,7 @@ here: loading compares every name and shape with the class itself (`accord/backb
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +53,18 @@ _MODULATIONS = tuple(
     for part in _LINEAR
 )  # fmt: skip
 _HALVES = ("encoder", "decoder")
+_CODEC = (
+    "latents_mean", "latents_std",
+    *(f"{half}.{end}.conv.{part}" for half in _HALVES for end in ("conv_in", "conv_out") for part in _LINEAR),
+)  # fmt: skip
 REQUIRED: Mapping[str, Sequence[str]] = {
     "transformer": (
         *(f"{name}.{part}" for name in ("proj_in", "audio_proj_in", "proj_out", "audio_proj_out") for part in _LINEAR),
         "scale_shift_table", "audio_scale_shift_table", *_MODULATIONS,
     ),
-    "vae": (
-        "latents_mean", "latents_std",
-        *(f"{half}.{end}.conv.{part}" for half in _HALVES for end in ("conv_in", "conv_out") for part in _LINEAR),
-    ),
+    "vae": _CODEC,
     "audio_vae": (
-        "latents_mean", "latents_std",
-        *(f"{half}.{end}.conv.{part}" for half in _HALVES for end in ("conv_in", "conv_out") for part in _LINEAR),
+        *_CODEC,
         *(
             f"{half}.mid.block_{block}.conv{conv}.conv.{part}"
             for half in _HALVES for block in (1, 2) for conv in (1, 2) for part in _LINEAR
@@ -203,9 +204,4 @@ def _check(
 def _size(config: Mapping[str, Any], side: str) -> int | None:
     """What the config makes of one side; None where it does not say."""
     factors = [config.get(field) for field in _WIDTHS.get(side, (side,))]
-    if any(not isinstance(factor, int) for factor in factors):
-        return None
-    size = 1
-    for factor in factors:
-        size *= int(factor or 0)
-    return size
+    return prod(factors) if all(isinstance(factor, int) for factor in factors) else None

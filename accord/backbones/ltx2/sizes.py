@@ -6,7 +6,6 @@ with two blocks: its blocks are alike, so everything about it is linear in their
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -24,7 +23,7 @@ from accord.backbones.ltx2.spec import LTX2Spec
 from accord.backbones.ltx2.streams import GATES
 from accord.backbones.sizes import Activations, ModelSizes, kept_bytes, peak_bytes
 from accord.config.sampling import SamplingSpec
-from accord.config.weights import read_safetensors_header, weight_files
+from accord.config.weights import read_json, read_safetensors_header, weight_files
 from accord.errors import ModelError
 from accord.types import Modality
 
@@ -36,8 +35,8 @@ def model_sizes(spec: LTX2Spec, sampling: SamplingSpec) -> ModelSizes:
     matches nothing.
     """
     facts = read_model_configs(spec.path)
-    index = _json(facts.path / "model_index.json")
-    config = _json(facts.path / "transformer" / "config.json")
+    index = read_json(facts.path / "model_index.json")
+    config = read_json(facts.path / "transformer" / "config.json")
     one, two = (_with_blocks(config, count, spec) for count in (1, 2))
     parameters = {name: numbers_in(facts.path / name, index[name]) for name in WEIGHTS if name != "transformer"}
     parameters["transformer"] = _linear(facts.depth, _size(one, frozen=True), _size(two, frozen=True))
@@ -84,7 +83,7 @@ def numbers_in(component: Path, entry: Sequence[str]) -> int:
 
     `entry` is its library and class as in model_index.json. Raises ModelError.
     """
-    config = _json(component / "config.json")
+    config = read_json(component / "config.json")
     files = [file for file in weight_files(component) if file.is_file()]
     if files:
         headers = [read_safetensors_header(file, whole=False) for file in files]
@@ -108,12 +107,12 @@ def _on_meta(library: str, name: str, config: Mapping[str, Any]) -> Any:
 def _text_tokens(root: Path) -> int:
     """Length that prompts are padded to."""
     file = root / "tokenizer" / "tokenizer_config.json"
-    longest = _json(file).get("model_max_length", TEXT_TOKENS) if file.is_file() else TEXT_TOKENS
+    longest = read_json(file).get("model_max_length", TEXT_TOKENS) if file.is_file() else TEXT_TOKENS
     return min(TEXT_TOKENS, int(longest))
 
 
 def _clip_bytes(facts: LTX2Facts, sampling: SamplingSpec) -> int:
-    vocoder = _json(facts.path / "vocoder" / "config.json")
+    vocoder = read_json(facts.path / "vocoder" / "config.json")
     channels = int(vocoder.get("bwe_out_channels", vocoder.get("out_channels", 2)))
     sound = round(sampling.frames / sampling.fps * facts.sample_rate) * channels * 4
     return sampling.frames * sampling.height * sampling.width * 3 + sound
@@ -155,11 +154,3 @@ def _forward(facts: LTX2Facts, sampling: SamplingSpec, model: Any, text: int) ->
         }
         sigmas: dict[Modality, Tensor] = {"video": torch.empty(1), "audio": torch.empty(1)}
     return lambda: velocity(latents, sigmas, conditions)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        tree: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON ({error})") from error
-    return tree
