@@ -67,7 +67,6 @@ def certify(
     minutes: dict[str, float],
     steps: dict[str, int],
     seed: int,
-    notes: tuple[str, ...] = (),
 ) -> Measured:
     """Measure the shipped directory and the clean model beside it, write card and pictures, return what was found."""
     shipped, clean_model = load_backbone(directory), load_backbone(stage_one)
@@ -86,7 +85,7 @@ def certify(
     }
     coupling = {"stage one": probe_all(clean_model, seed), "shipped": probe_all(shipped, seed)}
     passed = gates.verdict(coupling["shipped"]["audio at .85/.85"], rows["stage one samples"], rows["shipped samples"])
-    measured = Measured(rows, coupling, passed, minutes, steps, notes)
+    measured = Measured(rows, coupling, passed, minutes, steps)
     draw(samples, clean_samples, directory)
     write_card(directory, measured)
     return measured

@@ -20,6 +20,7 @@ from diffusers import AutoencoderKLLTX2Audio, AutoencoderKLLTX2Video
 from diffusers.pipelines.ltx2.vocoder import LTX2Vocoder
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers.audio_utils import hertz_to_mel, mel_filter_bank, mel_to_hertz
 
 from accord.world.scene import AUDIO_SAMPLES, CLEAN, IMPERFECT, SAMPLE_RATE, WorldClip, make_clips
 
@@ -44,40 +45,18 @@ def codec_clips(count: int, seed: int) -> list[WorldClip]:
 # ---------------------------------------------------------------- sound as log-mel pictures
 
 
-def mel_centres_hz() -> NDArray[np.float64]:
-    """Centre frequencies of the mel bands, [M] in Hz."""
-    edges = np.linspace(0.0, _to_mel(MEL_TOP_HZ), MEL_BANDS + 2)
-    return np.asarray(_from_mel(edges)[1:-1])
-
-
-def _to_mel(hertz: float) -> float:
-    return float(2595.0 * np.log10(1.0 + hertz / 700.0))
-
-
-def _from_mel(mel: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(700.0 * (10.0 ** (mel / 2595.0) - 1.0))
-
-
-def _mel_filters() -> Tensor:
-    """Triangular filters with peak 1, [M, MEL_WINDOW // 2 + 1]."""
-    edges = _from_mel(np.linspace(0.0, _to_mel(MEL_TOP_HZ), MEL_BANDS + 2))
-    bins = np.arange(MEL_WINDOW // 2 + 1) * SAMPLE_RATE / MEL_WINDOW
-    rise = (bins[None] - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]
-    fall = (edges[2:, None] - bins[None]) / (edges[2:] - edges[1:-1])[:, None]
-    return torch.from_numpy(np.clip(np.minimum(rise, fall), 0.0, 1.0)).float()
-
-
 def log_mel(audio: Tensor) -> Tensor:
     """Log amplitude in mel bands: float [B, S] at 16 kHz to [B, 1, A, M], natural log, floor log(1e-3).
 
     Frame a is centred on sample `a * 160 + 80`; a full-scale sine in the middle of a band reads about 0.
     """
+    filters = mel_filter_bank(MEL_WINDOW // 2 + 1, MEL_BANDS, 0.0, MEL_TOP_HZ, SAMPLE_RATE)  # triangles with peak 1
     window = torch.hann_window(MEL_WINDOW)
     pad = MEL_WINDOW // 2 - MEL_HOP // 2
     padded = nn.functional.pad(audio, (pad, pad + MEL_HOP))
     spectrum = torch.stft(padded, MEL_WINDOW, MEL_HOP, window=window, center=False, return_complex=True)
     power = (spectrum.abs() * (2.0 / window.sum())).square()[..., : audio.shape[-1] // MEL_HOP]
-    amplitude = torch.einsum("mf,bfa->bam", _mel_filters(), power).sqrt()
+    amplitude = torch.einsum("fm,bfa->bam", torch.from_numpy(filters).float(), power).sqrt()
     return amplitude.clamp_min(float(np.exp(MEL_FLOOR))).log()[:, None]
 
 
@@ -306,7 +285,7 @@ _HINGES = (-5.0, -4.0, -3.2, -2.5, -1.9, -1.4, -0.9, -0.4)
 def _carriers_hz() -> NDArray[np.float64]:
     """One distinct multiple of 100 Hz for each mel band: at a hop of 10 ms such tones run on without a break."""
     carriers: list[float] = []
-    for centre in mel_centres_hz():
+    for centre in mel_to_hertz(np.linspace(0.0, hertz_to_mel(MEL_TOP_HZ), MEL_BANDS + 2))[1:-1]:
         lowest = carriers[-1] + 100.0 if carriers else 100.0
         carriers.append(max(lowest, round(float(centre) / 100.0) * 100.0))
     return np.asarray(carriers)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from copy import deepcopy
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,6 @@ AUDIO_HEAD_DIM = 24
 LAYERS = 4
 AUDIO_CHANNELS = AUDIO_LATENTS * MEL_BANDS // 4
 CLIP = SamplingSpec(frames=FRAMES, height=SIZE, width=SIZE, fps=FPS)
-PARTS = ("transformer", "vae", "audio_vae", "vocoder", "text_encoder", "connectors")
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -206,15 +206,9 @@ def build_pipeline(vae: Any, audio_vae: Any, vocoder: Any, seed: int) -> Any:
 
 def save_pipeline(pipeline: Any, directory: Path) -> None:
     """Write the pipeline directory with weights in bfloat16 (safetensors). The pipeline itself keeps its precision."""
-    directory.mkdir(parents=True, exist_ok=True)
-    kept = {name: _state(getattr(pipeline, name)) for name in PARTS}
-    try:
-        pipeline.to(dtype=torch.bfloat16)
-        pipeline.save_pretrained(directory, safe_serialization=True)
-    finally:
-        pipeline.to(dtype=torch.float32)
-        for name, state in kept.items():
-            getattr(pipeline, name).load_state_dict(state)
+    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    rounded = {name: deepcopy(part).to(torch.bfloat16) for name, part in parts.items()}
+    LTX2Pipeline(**{**pipeline.components, **rounded}).save_pretrained(directory, safe_serialization=True)
     _forget_origin(directory)
 
 
@@ -224,10 +218,6 @@ def _forget_origin(directory: Path) -> None:
         config = json.loads(path.read_text(encoding="utf-8"))
         if config.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-
-
-def _state(module: torch.nn.Module) -> dict[str, Tensor]:
-    return {key: value.detach().clone() for key, value in module.state_dict().items()}
 
 
 def load_backbone(directory: Path) -> LTX2Backbone:

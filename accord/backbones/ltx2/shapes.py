@@ -203,5 +203,6 @@ def _check(
 
 def _size(config: Mapping[str, Any], side: str) -> int | None:
     """What the config makes of one side; None where it does not say."""
-    factors = [config.get(field) for field in _WIDTHS.get(side, (side,))]
-    return prod(factors) if all(isinstance(factor, int) for factor in factors) else None
+    fields = _WIDTHS.get(side, (side,))
+    factors = [factor for field in fields if isinstance(factor := config.get(field), int)]
+    return prod(factors) if len(factors) == len(fields) else None
