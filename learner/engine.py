@@ -7,13 +7,15 @@ mean loss over all samples, whatever the engine and the number of ranks.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from accord.backbones import adapters
 from accord.backbones.base import Conditions
 from accord.config.job import OptimizerSpec
 from accord.errors import CheckpointError
@@ -23,51 +25,69 @@ Latents = Mapping[Modality, Tensor]
 AdapterState = Mapping[str, np.ndarray]
 
 
-class Engine(Protocol):
+class Engine(ABC):
     """What a rank needs to train. All methods are called on every rank, in the same order."""
 
-    module: nn.Module
     layout: str
     """How optimizer state is cut; a checkpoint of another layout does not fit."""
     sharded: bool
     """True: every rank holds a part of the optimizer state. False: all hold the same."""
-    watch_gradients: bool
+    watch_gradients = False
     """Set it to have `step` leave `gradient_squares`."""
     gradient_squares: Tensor
     """float64, one number per tensor of `trainable(module)`: the squared norm of the part of its gradient in the last
     step that this rank speaks for, before clipping. Their sum over ranks is that of the whole step."""
 
+    def __init__(self, module: nn.Module, spec: OptimizerSpec) -> None:
+        self.module = module
+        self.max_grad_norm = spec.max_grad_norm
+        self.parameters = trainable(module)
+
+    @abstractmethod
     def velocity(self, latents: Latents, sigmas: Latents, conditions: Conditions) -> dict[Modality, Tensor]:
         """The model's forward under the active role."""
-        ...
 
+    @abstractmethod
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a scalar loss to this rank's."""
-        ...
 
+    @abstractmethod
     def step(self) -> float:
         """Average over ranks, clip, update, clear. Returns the norm of the whole gradient before clipping."""
-        ...
+
+    @property
+    @abstractmethod
+    def updated(self) -> tuple[torch.optim.Optimizer, Sequence[Tensor]]:
+        """The AdamW, and the tensors that it updates on this rank."""
+
+    def whole(self, change: bool = False) -> AbstractContextManager[None]:
+        """While entered, every rank has the adapters in full; with `change` all of them make the same change."""
+        del change
+        return nullcontext()
 
     def adapter_state(self, role: Role) -> dict[str, np.ndarray]:
         """Full float32 tensors of a role, on every rank."""
-        ...
+        with self.whole():
+            return adapters.adapter_state(self.module, role)
 
-    def load_adapters(self, adapters: Mapping[Role, AdapterState]) -> None:
+    def load_adapters(self, states: Mapping[Role, AdapterState]) -> None:
         """Overwrite roles. Raises CheckpointError when names or shapes do not fit."""
-        ...
+        with self.whole(change=True):
+            for role, state in states.items():
+                adapters.load_adapter_state(self.module, role, state)
 
     def optimizer_state(self) -> dict[str, Tensor]:
         """This rank's optimizer tensors by name; `load_optimizer_state` takes them back bit for bit."""
-        ...
+        return optimizer_tensors(*self.updated)
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `optimizer_state` returned on the same rank. Raises CheckpointError when it does not fit."""
-        ...
+        set_optimizer_tensors(*self.updated, state)
 
     def blend_old(self, eta: float) -> None:
         """Blend: old <- eta old + (1 - eta) policy."""
-        ...
+        with self.whole(change=True):
+            adapters.blend_(self.module, into="old", source="policy", eta=eta)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -12,28 +12,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 if not torch.cuda.is_available():
     os.environ["DS_ACCELERATOR"] = "cpu"  # DeepSpeed looks once, at import
 
 import deepspeed
 
-from accord.backbones import adapters
 from accord.backbones.base import Conditions
 from accord.config.job import OptimizerSpec
 from accord.types import Modality, Role
-from learner.engine import (
-    AdapterState,
-    Latents,
-    adamw,
-    optimizer_tensors,
-    set_optimizer_tensors,
-    squared_norms,
-    trainable,
-)
+from learner.engine import AdapterState, Engine, Latents, adamw, squared_norms
 from learner.memory import BUCKET
 
 warnings.filterwarnings("ignore", message=".*all_gather_into_tensor.*", category=FutureWarning)  # DeepSpeed's call
@@ -78,37 +69,37 @@ def pieces(parameters: Sequence[nn.Parameter], skipped: int, room: int) -> list[
     return found
 
 
-class ZeroEngine:
+class ZeroEngine(Engine):
     """DeepSpeed around the model. Needs an initialised torch.distributed process group, also for one rank."""
 
     def __init__(self, module: nn.Module, spec: OptimizerSpec, stage: int) -> None:
-        self.module = module
+        super().__init__(module, spec)
         self.stage = stage
-        self.max_grad_norm = spec.max_grad_norm
         self.layout = f"zero{stage}"
         self.sharded = stage > 0
-        self.parameters = trainable(module)
         if not deepspeed.comm.is_initialized():
             backend = torch.distributed.get_backend()
             deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
         optimizer = adamw(self.parameters, spec)
         config = zero_config(spec, stage, sum(parameter.numel() for parameter in self.parameters))
         self.grad_norm = float("nan")
-        self.watch_gradients = False
         self.gradient_squares = torch.zeros(len(self.parameters), dtype=torch.float64)
         optimizer.register_step_pre_hook(self._clip if stage == 0 else self._measure)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=module, optimizer=optimizer, config=config, dist_init_required=False
         )
 
+    @override
     def velocity(self, latents: Latents, sigmas: Latents, conditions: Conditions) -> dict[Modality, Tensor]:
         """The model's forward under the active role; ZeRO-3 gathers parameters on the way."""
         return self.engine(latents, sigmas, conditions)
 
+    @override
     def backward(self, loss: Tensor) -> None:
         """Accumulate; stages 2 and 3 average into their partition at once."""
         self.engine.backward(loss, scale_wrt_gas=False)
 
+    @override
     def step(self) -> float:
         """Finish averaging, clip by the global norm, update, clear."""
         if self.watch_gradients:
@@ -132,7 +123,7 @@ class ZeroEngine:
         """Stages 1 to 3, right before an update: the norms of this rank's pieces of the averaged gradient."""
         if not self.watch_gradients:
             return
-        numbers = {id(flat): number for number, flat in enumerate(self._inner[1])}
+        numbers = {id(flat): number for number, flat in enumerate(self.updated[1])}
         slots = {id(parameter): slot for slot, parameter in enumerate(self.parameters)}
         for flat in (flat for group in optimizer.param_groups for flat in group["params"] if flat.grad is not None):
             pieces = self._pieces(numbers[id(flat)])
@@ -148,42 +139,25 @@ class ZeroEngine:
         inside, skipped = self.optimizer.params_in_partition[number], self.optimizer.first_offset[number]
         return pieces(inside, skipped, int(self.optimizer.partition_size[number]))
 
-    def adapter_state(self, role: Role) -> dict[str, np.ndarray]:
-        """Full float32 tensors of a role; ZeRO-3 gathers them first, so call it on every rank."""
-        with self._whole():
-            return adapters.adapter_state(self.module, role)
-
+    @override
     def load_adapters(self, states: Mapping[Role, AdapterState]) -> None:
-        """Overwrite roles, and with the trained one the optimizer's own copy of it."""
-        with self._whole(change=True):
-            for role, state in states.items():
-                adapters.load_adapter_state(self.module, role, state)
+        """With the trained role, the optimizer's own copy of it is overwritten, too."""
+        super().load_adapters(states)
         if self.stage > 0 and "policy" in states:
             self.optimizer.refresh_fp32_params()
 
-    def optimizer_state(self) -> dict[str, Tensor]:
-        """This rank's partition of the moments, and step counts."""
-        return optimizer_tensors(*self._inner)
-
-    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restore this rank's partition."""
-        set_optimizer_tensors(*self._inner, state)
-
-    def blend_old(self, eta: float) -> None:
-        """Blend: old <- eta old + (1 - eta) policy."""
-        with self._whole(change=True):
-            adapters.blend_(self.module, into="old", source="policy", eta=eta)
-
     @property
-    def _inner(self) -> tuple[torch.optim.Optimizer, Sequence[Tensor]]:
+    @override
+    def updated(self) -> tuple[torch.optim.Optimizer, Sequence[Tensor]]:
         """The AdamW that DeepSpeed drives, and the tensors that it updates on this rank."""
         if self.stage == 0:
             return self.optimizer, self.parameters
         flat = "single_partition_of_fp32_groups" if self.stage < 3 else "fp32_partitioned_groups_flat"
         return self.optimizer.optimizer, getattr(self.optimizer, flat)
 
+    @override
     @contextmanager
-    def _whole(self, change: bool = False) -> Iterator[None]:
+    def whole(self, change: bool = False) -> Iterator[None]:
         """Gather the adapters of a ZeRO-3 model. Every rank makes the same change; rank 0's is what is kept."""
         if self.stage < 3:
             yield

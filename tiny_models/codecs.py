@@ -285,7 +285,7 @@ _HINGES = (-5.0, -4.0, -3.2, -2.5, -1.9, -1.4, -0.9, -0.4)
 def _carriers_hz() -> NDArray[np.float64]:
     """One distinct multiple of 100 Hz for each mel band: at a hop of 10 ms such tones run on without a break."""
     carriers: list[float] = []
-    for centre in mel_to_hertz(np.linspace(0.0, hertz_to_mel(MEL_TOP_HZ), MEL_BANDS + 2))[1:-1]:
+    for centre in np.asarray(mel_to_hertz(np.linspace(0.0, hertz_to_mel(MEL_TOP_HZ), MEL_BANDS + 2)))[1:-1]:
         lowest = carriers[-1] + 100.0 if carriers else 100.0
         carriers.append(max(lowest, round(float(centre) / 100.0) * 100.0))
     return np.asarray(carriers)

@@ -208,7 +208,8 @@ def save_pipeline(pipeline: Any, directory: Path) -> None:
     """Write the pipeline directory with weights in bfloat16 (safetensors). The pipeline itself keeps its precision."""
     parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     rounded = {name: deepcopy(part).to(torch.bfloat16) for name, part in parts.items()}
-    LTX2Pipeline(**{**pipeline.components, **rounded}).save_pretrained(directory, safe_serialization=True)
+    copy: Any = LTX2Pipeline(**{**pipeline.components, **rounded})
+    copy.save_pretrained(directory, safe_serialization=True)
     _forget_origin(directory)
 
 
