@@ -165,4 +165,3 @@ class EventSink(Protocol):
 
     def emit(self, event: Event) -> None:
         """Deliver one event, in order."""
-        ...

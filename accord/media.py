@@ -113,8 +113,7 @@ def _encode(clip: Clip, video: NDArray[np.uint8], path: Path) -> None:
             container.mux(picture.encode(frame))
         container.mux(picture.encode(None))
         if sound is not None:
-            for block in _audio_blocks(clip, sound):
-                container.mux(sound.encode(block))
+            container.mux(sound.encode(_audio_frame(clip)))  # in the encoder's own rate, format and frame size
             container.mux(sound.encode(None))
 
 
@@ -140,18 +139,16 @@ def _audio_stream(container: Any, clip: Clip) -> Any:
     return stream
 
 
-def _audio_blocks(clip: Clip, stream: Any) -> list[Any]:
-    """The clip's audio as frames in the encoder's rate and format, the resampler's tail included."""
+def _audio_frame(clip: Clip) -> Any:
+    """The clip's audio as one frame."""
     import av
 
-    layout = "mono" if clip.audio_CS.shape[0] == 1 else "stereo"
     samples = np.ascontiguousarray(np.clip(clip.audio_CS, -1.0, 1.0), dtype=np.float32)
-    whole = av.AudioFrame.from_ndarray(samples, format="fltp", layout=layout)
-    whole.sample_rate = clip.sample_rate
-    whole.pts = 0
-    whole.time_base = Fraction(1, clip.sample_rate)
-    resampler = av.AudioResampler(format="fltp", layout=layout, rate=stream.codec_context.sample_rate, frame_size=1024)
-    return [*resampler.resample(whole), *resampler.resample(None)]
+    frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono" if len(samples) == 1 else "stereo")
+    frame.sample_rate = clip.sample_rate
+    frame.pts = 0
+    frame.time_base = Fraction(1, clip.sample_rate)
+    return frame
 
 
 def _decode_audio(container: Any) -> tuple[NDArray[np.float32], int]:

@@ -297,7 +297,6 @@ class RewardScorer(Protocol):
 
     async def score(self, reward: str, prompt: Prompt, clips: Any, count: int) -> RewardScores:
         """Score `count` clips behind the handle `clips` within the reward's deadline."""
-        ...
 
 
 class GroupSource(Protocol):
@@ -305,20 +304,15 @@ class GroupSource(Protocol):
 
     def publish(self, state: PolicyState) -> None:
         """Make a version available to the workers and start sampling what it unblocks."""
-        ...
 
     def take(self, step: int) -> StepGroups:
         """Return what `step` trains on; blocks until its deadline."""
-        ...
 
     def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> Sequence[ScoredGroup]:
         """Sample and score held-out requests with a published version."""
-        ...
 
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
         """Score clips that were put together elsewhere, such as a shuffled-pair control."""
-        ...
 
     def fetch(self, handle: Any) -> Any:
         """Resolve a handle of a group this source produced."""
-        ...

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 import ray
 from ray import serve
 from ray.serve.config import ProxyLocation
-from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatusOverview
 
 from accord import errors
@@ -174,16 +173,6 @@ def status() -> list[RewardStatus]:
     }
     behind = controller.replicas(known, _DEPLOYMENT)
     return [_status_of(name, found, behind.get(name), bool(seen.proxies)) for name, found in known.items()]
-
-
-def handle_of(application: str) -> DeploymentHandle:
-    """A handle to a running reward. Blocks for one round trip to Serve's controller."""
-    return serve.get_app_handle(application)
-
-
-def stop() -> None:
-    """Shut all of Serve down."""
-    serve.shutdown()
 
 
 def _start(http_port: int | None) -> None:

@@ -47,7 +47,6 @@ class Scorer(ABC):
     @abstractmethod
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
         """Ask once: scores, or why there are none. Cancelled when the deadline has passed."""
-        ...
 
     async def score(self, reward: str, prompt: Prompt, clips: Any, count: int) -> RewardScores:
         """Score the `count` clips behind the handle `clips`.

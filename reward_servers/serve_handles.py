@@ -6,6 +6,7 @@ import asyncio
 import logging
 from typing import Any
 
+from ray import serve
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from typing_extensions import override
@@ -13,7 +14,7 @@ from typing_extensions import override
 from accord.config.contract import RewardSpec
 from accord.errors import RolloutError
 from accord.types import Prompt, RewardScores, ScoreReason
-from reward_servers import app
+from reward_servers.app import app_name
 from reward_servers.scorer import Scorer
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class ServeScorer(Scorer):
         """One call by handle; a call that is given up is cancelled at the replica as well."""
         handle = self._reached.get(spec.name)
         if handle is None:
-            handle = self._reached[spec.name] = await asyncio.to_thread(app.handle_of, app.app_name(spec))
+            handle = self._reached[spec.name] = await asyncio.to_thread(serve.get_app_handle, app_name(spec))
         response = handle.score.remote(prompt, clips)
         try:
             scores: RewardScores = await response

@@ -39,14 +39,12 @@ class WorkerPort(Protocol):
 
     async def sample(self, request: RolloutRequest, weights: Weights) -> SampleGroup:
         """Sample one group with exactly these weights. Raises WorkerLost."""
-        ...
 
     async def revive(self, hung: bool) -> None:
         """Come back after a loss, or after a hang, which is to be ended.
 
         Raises DeadlineExceeded when that fails, and what loading the model raised.
         """
-        ...
 
 
 @dataclass(slots=True, eq=False)

@@ -92,7 +92,6 @@ class CrossAttends(ABC):
         Each is like an attention of diffusers: `to_k` and `to_v` project the context, which is the second argument or
         `encoder_hidden_states`.
         """
-        ...
 
 
 class WatchesAttention(ABC):
@@ -110,7 +109,6 @@ class WatchesAttention(ABC):
         queries and keys the model computed (after normalisation and rotary embedding, times the per-head gates if
         there are any), summed over the audio queries, mean over heads. The forward's result does not change.
         """
-        ...
 
 
 class SkipsSelfAttention(ABC):
@@ -119,7 +117,6 @@ class SkipsSelfAttention(ABC):
     @abstractmethod
     def skipping_self_attention(self, blocks: Sequence[int]) -> AbstractContextManager[None]:
         """While entered, every token of every modality keeps its own value in the self-attention of these blocks."""
-        ...
 
 
 class IsolatesModalities(ABC):
@@ -128,7 +125,6 @@ class IsolatesModalities(ABC):
     @abstractmethod
     def isolating_modalities(self) -> AbstractContextManager[None]:
         """While entered, no block lets one modality attend to another."""
-        ...
 
 
 Capability = TypeVar("Capability")
@@ -174,26 +170,20 @@ class Backbone(Protocol):
         `without` leaves parts out: a learner rank decodes nothing, and encodes nothing where conditions come with the
         groups. Text parts that were left out are loaded when `encode` is called nevertheless.
         """
-        ...
 
     def encode(self, texts: Sequence[str]) -> Conditions:
         """Encode prompts, one row each; a text's row does not depend on the others."""
-        ...
 
     def velocity(
         self, latents: Latents, sigmas: Mapping[Modality, Tensor], conditions: Conditions
     ) -> dict[Modality, Tensor]:
         """Call `velocity_model`: the only forward there is."""
-        ...
 
     def decode(self, latents: Latents) -> list[Clip]:
         """Turn clean latents [G, T, C] into G clips."""
-        ...
 
     def latent_shapes(self) -> dict[Modality, tuple[int, int]]:
         """(T, C) per modality for the job's clip size."""
-        ...
 
     def sigmas(self, num_steps: int) -> Tensor:
         """The sampler's schedule, float32 [num_steps + 1], from 1 down to 0."""
-        ...

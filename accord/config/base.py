@@ -143,12 +143,5 @@ def _problem(item: Any, tags: set[str]) -> tuple[str, str]:
 
 def _without_tags(location: tuple[int | str, ...], tags: set[str]) -> list[int | str]:
     """Drop the tag pydantic inserts after a discriminated field (`algorithm`, `backbone`, `rewards/0`)."""
-    kept: list[int | str] = []
-    dropped = False
-    for part in location:
-        after_union = kept in (["algorithm"], ["backbone"]) or (len(kept) == 2 and kept[0] == "rewards")
-        if after_union and not dropped and part in tags:
-            dropped = True
-            continue
-        kept.append(part)
-    return kept
+    place = 2 if location[:1] == ("rewards",) else 1 if location[:1] in {("algorithm",), ("backbone",)} else -1
+    return [part for index, part in enumerate(location) if index != place or part not in tags]

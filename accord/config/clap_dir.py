@@ -24,7 +24,8 @@ _EVERY = ("logit_scale_a", "logit_scale_t", "text_model.embeddings.word_embeddin
           "audio_model.audio_encoder.batch_norm.weight", "audio_model.audio_encoder.batch_norm.bias",
           "audio_model.audio_encoder.batch_norm.running_mean",
           "audio_model.audio_encoder.batch_norm.running_var")  # fmt: skip
-_DERIVED = {"text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids"}
+DERIVED = {"text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids"}
+"""Buffers that transformers recomputes; some checkpoints do not hold them."""
 _TOWERS = ("audio_model.", "text_model.", "audio_projection.", "text_projection.")
 
 
@@ -50,7 +51,7 @@ def inspect_clap_dir(path: str) -> Path:
     for tower in _TOWERS:
         if not any(name.startswith(tower) for name in shapes):
             raise ModelError(f"{root / WEIGHTS}: holds nothing of {tower.rstrip('.')}; save a whole ClapModel")
-    refuse_gaps(root, {*unlike(shapes, _STACKS), *_ends(shapes)} - shapes.keys() - _DERIVED)
+    refuse_gaps(root, {*unlike(shapes, _STACKS), *_ends(shapes)} - shapes.keys() - DERIVED)
     refuse_odd(root, shapes, _STACKS)
     return root
 

@@ -118,15 +118,12 @@ class Algorithm(Protocol[BatchT]):
         self, groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec], modalities: Sequence[Modality]
     ) -> Credit:
         """Turn the scores of a whole step into advantages. Pure: every rank computes the same."""
-        ...
 
     def loss(self, batch: BatchT, predictions: Predictions) -> LossTerms:
         """Return losses of one micro-batch, as the algorithm's view makes it. No collective, no `.item()`."""
-        ...
 
     def eta(self, step: int) -> float:
         """Share of itself that the old policy keeps after `step`."""
-        ...
 
 
 class ForwardAlgorithm(Algorithm[ForwardBatch], Protocol):

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 from typing_extensions import override
 
 from accord.backbones.components import refuse_partial
-from accord.config.clap_dir import inspect_clap_dir
+from accord.config.clap_dir import DERIVED, inspect_clap_dir
 from accord.config.rewards import ClapReward
 from accord.errors import ModelError
 from accord.types import Clip, Prompt
@@ -33,8 +33,6 @@ from reward_servers.base import RewardModel, Score
 from reward_servers.signals import Float, mono, resampled
 
 _TEXTS_KEPT = 4096
-_DERIVED = {"text_model.embeddings.position_ids", "text_model.embeddings.token_type_ids"}
-"""Buffers that transformers recomputes; some checkpoints do not hold them."""
 
 
 class ClapRewardModel(RewardModel):
@@ -110,5 +108,5 @@ def load_model(directory: Path) -> Any:
         directory, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
     )
     model, report = loaded
-    refuse_partial(directory, report, _DERIVED)
+    refuse_partial(directory, report, DERIVED)
     return model.eval()

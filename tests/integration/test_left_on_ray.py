@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray import serve
 
 from accord.config.clap_dir import SHIPPED
 from accord.config.job import JobSpec
@@ -33,7 +34,7 @@ def cluster():
     try:
         yield context.address_info["gcs_address"]
     finally:
-        app.stop()
+        serve.shutdown()
         ray.shutdown()
 
 

@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 import ray
+from ray import serve
 from ray.serve.context import _get_global_client
 
 from accord.config.rewards import AudioAestheticsReward, ClapReward, SyncReward
@@ -41,7 +42,7 @@ def cluster(port):
         assert names == ["sync", "audio_aesthetics", "clap"]
         yield
     finally:
-        app.stop()
+        serve.shutdown()
         ray.shutdown()
 
 

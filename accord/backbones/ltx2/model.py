@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Self
 
 import diffusers
@@ -139,8 +140,7 @@ class LTX2Velocity(VelocityModel, CrossAttends, WatchesAttention, SkipsSelfAtten
     def watch_video_attention(self, blocks: Sequence[int], sink: Callable[[Tensor], None]) -> Iterator[None]:
         with ExitStack() as stack:
             for index in blocks:
-                watch = _AttentionWatch(self.transformer.transformer_blocks[index].video_to_audio_attn, sink)
-                stack.callback(watch.remove)
+                stack.enter_context(_watched(self.transformer.transformer_blocks[index].video_to_audio_attn, sink))
             yield
 
     @override
@@ -190,62 +190,51 @@ class _OwnValue:
         return result
 
 
-class _AttentionWatch:
-    """Hooks on one cross-attention that reduce its map to the attention every key receives.
+@contextmanager
+def _watched(attention: Any, sink: Callable[[Tensor], None]) -> Iterator[None]:
+    """While entered, a cross-attention tells `sink` the attention that every key receives, [B, T], after each forward.
 
     The queries and keys are taken where the model's own processor computes them, behind their normalisation, so the
-    processor, and with it the output, stays untouched. One head's [B, A, T] map lives at a time.
+    processor, and with it the output, stays untouched.
     """
+    seen: dict[str, Any] = {}
 
-    def __init__(self, attention: Any, sink: Callable[[Tensor], None]) -> None:
-        self.attention = attention
-        self.sink = sink
-        self.seen: dict[str, Tensor] = {}
-        self.rotary: dict[str, Any] = {}
-        self.handles = [
-            attention.register_forward_pre_hook(self._before, with_kwargs=True),
-            attention.norm_q.register_forward_hook(self._keep("query")),
-            attention.norm_k.register_forward_hook(self._keep("key")),
-            attention.register_forward_hook(self._after),
-        ]
-        if attention.to_gate_logits is not None:
-            self.handles.append(attention.to_gate_logits.register_forward_hook(self._keep("gate")))
+    def before(_module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+        seen["rotary"] = [kwargs.get("query_rotary_emb"), kwargs.get("key_rotary_emb")]
 
-    def remove(self) -> None:
-        """Take the hooks off."""
-        for handle in self.handles:
-            handle.remove()
+    def keep(name: str, _module: nn.Module, _args: Any, output: Tensor) -> None:
+        seen[name] = output.detach()
 
-    def _before(self, _module: nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-        self.rotary = {"query": kwargs.get("query_rotary_emb"), "key": kwargs.get("key_rotary_emb")}
+    def after(*_call: Any) -> None:
+        sink(_received(attention, seen))
+        seen.clear()
 
-    def _keep(self, name: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def hook(_module: nn.Module, _args: Any, output: Tensor) -> None:
-            self.seen[name] = output.detach()
+    parts = {"query": attention.norm_q, "key": attention.norm_k, "gate": attention.to_gate_logits}
+    with ExitStack() as stack:
+        stack.callback(attention.register_forward_pre_hook(before, with_kwargs=True).remove)
+        for name, part in parts.items():
+            if part is not None:
+                stack.callback(part.register_forward_hook(partial(keep, name)).remove)
+        stack.callback(attention.register_forward_hook(after).remove)
+        yield
 
-        return hook
 
-    def _after(self, _module: nn.Module, _args: Any, _output: Tensor) -> None:
-        heads = self.attention.heads
-        query = self._rotated("query").unflatten(2, (heads, -1)).float()
-        key = self._rotated("key").unflatten(2, (heads, -1)).float()
-        gates = 2.0 * torch.sigmoid(self.seen["gate"].float()) if "gate" in self.seen else None
-        scale = query.shape[-1] ** -0.5
-        mass = torch.zeros(key.shape[:2], device=key.device)
-        for head in range(heads):
-            shares = torch.softmax(query[:, :, head] @ key[:, :, head].transpose(1, 2) * scale, dim=-1)
-            if gates is not None:
-                shares = shares * gates[:, :, head, None]
-            mass += shares.sum(dim=1)
-        self.seen.clear()
-        self.sink(mass / heads)
-
-    def _rotated(self, name: str) -> Tensor:
-        freqs = self.rotary[name]
-        if freqs is None:
-            return self.seen[name]
-        rotate = apply_split_rotary_emb if self.attention.rope_type == "split" else apply_interleaved_rotary_emb
-        return rotate(self.seen[name], freqs)
+def _received(attention: Any, seen: Mapping[str, Any]) -> Tensor:
+    """The attention that every key receives, [B, T]; one head's [B, A, T] map lives at a time."""
+    rotate = apply_split_rotary_emb if attention.rope_type == "split" else apply_interleaved_rotary_emb
+    query, key = (
+        (seen[name] if freqs is None else rotate(seen[name], freqs)).unflatten(2, (attention.heads, -1)).float()
+        for name, freqs in zip(("query", "key"), seen["rotary"], strict=True)
+    )
+    gates = 2.0 * torch.sigmoid(seen["gate"].float()) if "gate" in seen else None
+    scale = query.shape[-1] ** -0.5
+    mass = torch.zeros(key.shape[:2], device=key.device)
+    for head in range(attention.heads):
+        shares = torch.softmax(query[:, :, head] @ key[:, :, head].transpose(1, 2) * scale, dim=-1)
+        if gates is not None:
+            shares = shares * gates[:, :, head, None]
+        mass += shares.sum(dim=1)
+    return mass / attention.heads
 
 
 @contextmanager

@@ -10,13 +10,13 @@ import sys
 import time
 
 import pytest
+from ray import serve
 from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from accord.config.rewards import SyncReward, TemporalFlickerReward
 from accord.errors import RewardError, RolloutError
 from accord.types import Prompt, RewardScores
-from reward_servers import app
 from reward_servers import scorer as scorers
 from reward_servers.scorer import LocalScorer
 from reward_servers.serve_handles import ServeScorer
@@ -62,7 +62,7 @@ def served(monkeypatch):
 
     def start(*script, deadline_s=5.0):
         handle = Handle(script)
-        monkeypatch.setattr(app, "handle_of", lambda name: handle)
+        monkeypatch.setattr(serve, "get_app_handle", lambda name: handle)
         return handle, ServeScorer([SyncReward(deadline_s=deadline_s)])
 
     return start
@@ -91,7 +91,7 @@ def test_no_server_at_all_is_unreachable(monkeypatch):
     def absent(name):
         raise RayServeException(f"no application {name}")
 
-    monkeypatch.setattr(app, "handle_of", absent)
+    monkeypatch.setattr(serve, "get_app_handle", absent)
     scores = score(ServeScorer([SyncReward(deadline_s=0.2)]))
     assert scores.reasons == ("unreachable",) * 2
 
