@@ -18,13 +18,13 @@ from accord.requests import sampling_version
 from accord.run_folder import ADAPTER, RunFolder
 from accord.types import GroupSource, Modality, PolicyState, Prompt, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit
+from learner.assembly import make_rank
 from learner.checkpoint import Checkpoints
 from learner.collectives import Ranks
 from learner.engine import Engine
 from learner.evaluate import Evaluator
 from learner.outcome import TrainResult
 from learner.phase_clock import PhaseClock
-from learner.rank import Rank
 
 _T = TypeVar("_T")
 
@@ -36,24 +36,24 @@ class Run:
         self,
         job: JobSpec,
         folder: RunFolder,
-        *,
         source: GroupSource,
         events: EventSink | None,
-        rank: Rank,
         held_out: Sequence[Prompt],
+        *,
+        device: str = "cpu",
         guard: Callable[[], None] = lambda: None,
         epoch: int = 0,
         began: float | None = None,
         disk_wait_s: float = WAIT_S,
     ) -> None:
-        """`events` is None on ranks other than the first. `guard` raises Fenced when the attempt lost the job.
+        """Only the first rank emits `events`. `guard` raises Fenced when the attempt lost the job.
 
         `began` is the Unix time at which the attempt began; what passed until the first publication is its start-up.
         A write to a run folder without room waits up to `disk_wait_s`.
         """
         self.disk_wait_s = disk_wait_s
         self.job, self.folder, self.source, self.events = job, folder, source, events
-        self.rank = rank
+        self.rank = rank = make_rank(job, device)
         self.engine: Engine = rank.engine
         self.ranks: Ranks = rank.ranks
         self.algorithm: Algorithm[Any] = rank.algorithm

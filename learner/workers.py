@@ -156,10 +156,10 @@ def rank_main(launch: Launch) -> dict[str, Any]:
 def _train(launch: Launch) -> dict[str, Any]:
     import ray.train.torch
 
-    from learner.assembly import make_run
+    from learner.run import Run
     from learner.train import train
 
-    run = make_run(
+    run = Run(
         launch.job, launch.folder, launch.source, launch.events, launch.held_out,
         device=str(ray.train.torch.get_device()), guard=launch.guard, epoch=launch.epoch, began=launch.began,
         disk_wait_s=launch.disk_wait_s,

@@ -75,6 +75,9 @@ class ShareView(ABC):
         return share.conditions.select(torch.tensor([place for place, _, _ in items])).to(self.device)
 
     def advantages_of(self, share: Share, items: Sequence[Item]) -> dict[Modality, Tensor]:
-        """[B] per modality."""
-        places, samples = (torch.tensor([item[part] for item in items]) for part in (0, 1))
-        return {modality: value[places, samples].to(self.device) for modality, value in share.advantages.items()}
+        """[B] per modality: the sample's advantage, or that of its step where there is one per step."""
+        places, samples, steps = (torch.tensor(part) for part in zip(*items, strict=True))
+        return {
+            modality: (value[places, samples, steps] if value.ndim == 3 else value[places, samples]).to(self.device)
+            for modality, value in share.advantages.items()
+        }

@@ -10,7 +10,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from accord.errors import RolloutError
-from accord.types import Modality, RolloutRequest, Transitions
+from accord.types import RolloutRequest, Transitions
 from learner.algorithms.base import Transition, TransitionBatch
 from learner.views.base import Item, MicroBatch, Share, ShareView
 
@@ -53,15 +53,6 @@ class TransitionView(ShareView):
             conditions=self.conditions_of(share, items),
             batch=TransitionBatch(transitions, self.advantages_of(share, items)),
         )
-
-    @override
-    def advantages_of(self, share: Share, items: Sequence[Item]) -> dict[Modality, Tensor]:
-        """[B] per modality: the sample's advantage, or that of its step where there is one per step."""
-        places, samples, steps = (torch.tensor(part) for part in zip(*items, strict=True))
-        return {
-            modality: (value[places, samples, steps] if value.ndim == 3 else value[places, samples]).to(self.device)
-            for modality, value in share.advantages.items()
-        }
 
     def _transition(
         self, recorded: Sequence[Transitions], items: Sequence[Item], sigma_B: Tensor, sigma_next_B: Tensor

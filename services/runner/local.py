@@ -30,8 +30,8 @@ from accord.ids import PolicyVersion
 from accord.requests import sampling_version, step_requests
 from accord.run_folder import SUMMARY, RunFolder
 from accord.types import Clip, GroupSource, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup, StepGroups
-from learner.assembly import make_run
 from learner.outcome import TrainResult
+from learner.run import Run
 from learner.train import train
 from reward_servers.scorer import LocalScorer
 from rollout_workers.worker import RolloutWorker
@@ -152,10 +152,10 @@ def train_here(
     """
     held_out = load_prompts(job.prompts.held_out)
     if job.cluster.learner_ranks == 1 and job.cluster.engine == "torch":
-        return train(make_run(job, folder, source, events, held_out, began=began))
+        return train(Run(job, folder, source, events, held_out, began=began))
     with tempfile.TemporaryDirectory(prefix="accord-ranks-") as meeting, _peers(job, folder, meeting):
         shared = _Shared(source)
-        return train(make_run(job, folder, shared, events, held_out, device=_device(job, 0), began=began))
+        return train(Run(job, folder, shared, events, held_out, device=_device(job, 0), began=began))
 
 
 def run_here(
@@ -203,7 +203,7 @@ def _peers(job: JobSpec, folder: RunFolder, meeting: str) -> Iterator[None]:
 def _peer(place: int, job: JobSpec, folder: RunFolder, meeting: str) -> None:
     rank = place + 1
     _join(job, meeting, rank)
-    train(make_run(job, folder, _Shared(None), None, (), device=_device(job, rank)))
+    train(Run(job, folder, _Shared(None), None, (), device=_device(job, rank)))
     dist.destroy_process_group()
 
 

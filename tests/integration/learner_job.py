@@ -128,12 +128,12 @@ class Sink:
 
 
 def run_leg(leg: dict, directory: Path) -> dict:
-    from learner.assembly import make_run
+    from learner.run import Run
     from learner.train import train
 
     job = job_of(leg)
     source, sink = ReplaySource(job), Sink(leg.get("stop_after"))
-    run = make_run(job, RunFolder(directory / leg.get("folder", leg["name"])), source, sink, PROMPTS[:3])
+    run = Run(job, RunFolder(directory / leg.get("folder", leg["name"])), source, sink, PROMPTS[:3])
     source.backbone = run.rank.backbone  # which loads its text parts for this; the ranks of a service never do
     if leg.get("stop_after"):
         save = run.save

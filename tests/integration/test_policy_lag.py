@@ -12,7 +12,7 @@ from accord.backbones.ltx2 import model
 from accord.backbones.ltx2.model import LTX2Backbone
 from accord.config.job import JobSpec
 from accord.run_folder import RunFolder
-from learner.assembly import make_run
+from learner.run import Run
 from learner.train import train
 from tests.integration.learner_job import PROMPTS, ReplaySource, run_leg
 
@@ -69,7 +69,7 @@ def test_a_rank_loads_nothing_but_the_network_that_it_trains(sampler, tmp_path, 
 
     monkeypatch.setattr(model, "load_component", watched)
     job = job_of(0, "awm")
-    run = make_run(job, RunFolder(tmp_path), Keeping(job, sampler), None, PROMPTS[:2])
+    run = Run(job, RunFolder(tmp_path), Keeping(job, sampler), None, PROMPTS[:2])
     train(run)
     assert loaded == ["transformer"]
 
@@ -80,7 +80,7 @@ def test_a_rank_loads_nothing_but_the_network_that_it_trains(sampler, tmp_path, 
 def test_old_in_the_learner_is_the_policy_that_sampled(sampler, tmp_path, lag, algorithm):
     job = job_of(lag, algorithm)
     source = Keeping(job, sampler)
-    run = make_run(job, RunFolder(tmp_path), source, None, PROMPTS[:2])
+    run = Run(job, RunFolder(tmp_path), source, None, PROMPTS[:2])
     rank, engine = run.rank, run.engine
     seen, loss, velocity = [], rank.algorithm.loss, engine.velocity
 
