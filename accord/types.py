@@ -315,4 +315,5 @@ class GroupSource(Protocol):
         """Score clips that were put together elsewhere, such as a shuffled-pair control."""
 
     def fetch(self, handle: Any) -> Any:
-        """Resolve a handle of a group this source produced."""
+        """Resolve a handle of a group this source produced. Default: handles are the things themselves."""
+        return handle

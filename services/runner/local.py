@@ -15,7 +15,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -40,7 +39,7 @@ from services.runner.inputs import prepare
 from services.runner.saved_groups import ReplayedSource, SavingSource
 
 
-class LocalSource:
+class LocalSource(GroupSource):
     """A GroupSource that samples and scores when it is asked. Handles are the things themselves."""
 
     def __init__(self, job: JobSpec, events: EventSink | None = None) -> None:
@@ -90,10 +89,6 @@ class LocalSource:
 
         return asyncio.run(scores())
 
-    def fetch(self, handle: Any) -> Any:
-        """Handles are the things themselves."""
-        return handle
-
     @property
     def _rewards(self) -> list[str]:
         return [reward.name for reward in self.job.rewards]
@@ -104,7 +99,7 @@ class LocalSource:
 
 
 @dataclass(frozen=True, slots=True)
-class _Shared:
+class _Shared(GroupSource):
     """A rank's view of the one source: rank 0 takes a step's groups and tells the others."""
 
     source: GroupSource | None
@@ -128,10 +123,6 @@ class _Shared:
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
         """Rank 0 alone evaluates."""
         return self._first.rescore(prompt, clips, rewards)
-
-    def fetch(self, handle: Any) -> Any:
-        """Handles are the things themselves."""
-        return handle
 
     @property
     def _first(self) -> GroupSource:

@@ -104,7 +104,7 @@ class _Folder:
         raise UserError(f"{self.file(name)} {why}; save them with `accord run … --save-groups {self.path}`")
 
 
-class SavingSource:
+class SavingSource(GroupSource):
     """A source whose groups are kept in a folder as they come. Its handles must be the things themselves."""
 
     def __init__(self, source: GroupSource, folder: Path) -> None:
@@ -128,16 +128,12 @@ class SavingSource:
         name = _Folder.rescored(self._version, prompt, rewards)
         return self._kept(name, self.source.rescore(prompt, clips, rewards))
 
-    def fetch(self, handle: Any) -> Any:
-        """As the source."""
-        return self.source.fetch(handle)
-
     def _kept(self, name: str, found: _Found) -> _Found:
         self.folder.write(name, found)
         return found
 
 
-class ReplayedSource:
+class ReplayedSource(GroupSource):
     """A source of saved groups: no sampler, no reward model. The groups must be those that the job asks for."""
 
     def __init__(self, job: JobSpec, folder: Path) -> None:
@@ -168,10 +164,6 @@ class ReplayedSource:
         del clips
         scores: Mapping[str, RewardScores] = self.folder.read(_Folder.rescored(self._version, prompt, rewards))
         return scores
-
-    def fetch(self, handle: Any) -> Any:
-        """Handles are the things themselves."""
-        return handle
 
     def _check(
         self, name: str, requests: Sequence[RolloutRequest], groups: Sequence[ScoredGroup], rewards: Sequence[str]
