@@ -35,7 +35,7 @@ class Engine(ABC):
     watch_gradients = False
     """Set it to have `step` leave `gradient_squares`."""
     gradient_squares: Tensor
-    """float64, one number per tensor of `trainable(module)`: the squared norm of the part of its gradient in the last
+    """float64, one number per tensor of `parameters`: the squared norm of the part of its gradient in the last
     step that this rank speaks for, before clipping. Their sum over ranks is that of the whole step."""
 
     def __init__(self, module: nn.Module, spec: OptimizerSpec) -> None:
@@ -77,12 +77,30 @@ class Engine(ABC):
                 adapters.load_adapter_state(self.module, role, state)
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """This rank's optimizer tensors by name; `load_optimizer_state` takes them back bit for bit."""
-        return optimizer_tensors(*self.updated)
+        """This rank's optimizer tensors by `<parameter number>/<key>`, to be loaded again bit for bit."""
+        optimizer, parameters = self.updated
+        return {
+            f"{number}/{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
+            for number, parameter in enumerate(parameters)
+            for key, value in optimizer.state.get(parameter, {}).items()
+        }
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `optimizer_state` returned on the same rank. Raises CheckpointError when it does not fit."""
-        set_optimizer_tensors(*self.updated, state)
+        optimizer, parameters = self.updated
+        fresh: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
+        for name, value in state.items():
+            place, _, key = name.partition("/")
+            if not place.isdigit() or int(place) not in fresh:
+                raise CheckpointError(f"optimizer state {name!r} has no parameter here ({len(parameters)} parameters)")
+            parameter = parameters[int(place)]
+            if value.dim() and value.shape != parameter.shape:
+                raise CheckpointError(f"optimizer state {name!r} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+            fresh[int(place)][key] = value.clone().to(parameter.device if value.dim() else "cpu")
+        for number, parameter in enumerate(parameters):
+            optimizer.state.pop(parameter, None)
+            if fresh[number]:
+                optimizer.state[parameter] = fresh[number]
 
     def blend_old(self, eta: float) -> None:
         """Blend: old <- eta old + (1 - eta) policy."""
@@ -114,31 +132,3 @@ def adamw(parameters: list[nn.Parameter], spec: OptimizerSpec) -> torch.optim.Ad
     return torch.optim.AdamW(
         parameters, lr=spec.learning_rate, betas=spec.betas, eps=1e-8, weight_decay=spec.weight_decay, foreach=False
     )
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor]) -> dict[str, Tensor]:
-    """Flatten the optimizer's state of `parameters` to `<parameter number>/<key>`."""
-    return {
-        f"{number}/{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-        for number, parameter in enumerate(parameters)
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def set_optimizer_tensors(
-    optimizer: torch.optim.Optimizer, parameters: Sequence[Tensor], state: Mapping[str, Tensor]
-) -> None:
-    """Take back what `optimizer_tensors` returned. Raises CheckpointError when it does not fit."""
-    fresh: dict[int, dict[str, Tensor]] = {number: {} for number in range(len(parameters))}
-    for name, value in state.items():
-        place, _, key = name.partition("/")
-        if not place.isdigit() or int(place) not in fresh:
-            raise CheckpointError(f"optimizer state {name!r} has no parameter here ({len(parameters)} parameters)")
-        parameter = parameters[int(place)]
-        if value.dim() and value.shape != parameter.shape:
-            raise CheckpointError(f"optimizer state {name!r} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
-        fresh[int(place)][key] = value.clone().to(parameter.device if value.dim() else "cpu")
-    for number, parameter in enumerate(parameters):
-        optimizer.state.pop(parameter, None)
-        if fresh[number]:
-            optimizer.state[parameter] = fresh[number]

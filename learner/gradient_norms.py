@@ -25,7 +25,7 @@ from accord.backbones.adapters import adapter_parameters
 from accord.backbones.base import VelocityModel, capable
 from accord.backbones.surgery import watch_audio_from_video
 from learner.collectives import Ranks
-from learner.engine import Engine, trainable
+from learner.engine import Engine
 
 
 class GradientNorms:
@@ -37,7 +37,7 @@ class GradientNorms:
         engine.watch_gradients = True
         adapter, model = adapter_parameters(engine.module, "policy"), capable(engine.module, VelocityModel)
         branches = {id(tensor): model.branch_of(key) for key, tensor in adapter.items()} if model else {}
-        owners = [branches.get(id(parameter)) for parameter in trainable(engine.module)]
+        owners = [branches.get(id(parameter)) for parameter in engine.parameters]
         self.branches = sorted({owner for owner in owners if owner is not None})
         self.places = [self.branches.index(owner) if owner else len(self.branches) for owner in owners]
         self.arrived: dict[int, Tensor] = {}

@@ -34,17 +34,13 @@ def _fit(
 ) -> None:
     """Minimise `loss(rows)` over random rows for so many minutes."""
     generator = torch.Generator().manual_seed(11)
-    seen: list[Tensor] = []
 
     def drawn() -> Tensor:
-        value = loss(torch.randint(count, (batch,), generator=generator))
-        seen.append(value.detach())
-        return value
+        return loss(torch.randint(count, (batch,), generator=generator))
 
-    for left, due in descend(list(decoder.parameters()), drawn, minutes, rate, warm_up=50, least=0.02):
-        if due:
-            say(f"{name}: loss {torch.stack(seen).mean():.4f}, {left:.1f} min left")
-            seen.clear()
+    for left, mean in descend(list(decoder.parameters()), drawn, minutes, rate, warm_up=50, least=0.02):
+        if mean is not None:
+            say(f"{name}: loss {mean:.4f}, {left:.1f} min left")
 
 
 def _jitter(latents: Tensor, deviation: Tensor) -> Tensor:

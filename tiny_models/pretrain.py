@@ -161,23 +161,20 @@ class Trainer:
         """Train on a corpus for so many minutes with the learning rate decaying from `rate` to 3 % of it."""
         recipe, first = self.recipe, self.steps
         generator = torch.Generator().manual_seed(recipe.seed + 1000 * (1 + self.steps))
-        seen: list[Tensor] = []
 
         def loss() -> Tensor:
             rows = torch.randint(len(corpus.prompt), (recipe.batch,), generator=generator)
             losses = flow_loss(self.denoiser, corpus, rows, recipe, generator)
-            seen.append(torch.stack([losses[modality].detach() for modality in MODALITIES]))
-            return losses["video"] + losses["audio"]
+            return torch.stack([losses[modality] for modality in MODALITIES])
 
-        for left, due in descend(
+        for left, means in descend(
             list(self.denoiser.parameters()), loss, minutes, rate,
             warm_up=recipe.warmup_steps, least=0.03, weight_decay=0.01,
         ):  # fmt: skip
             self._blend()
-            if due:
+            if means is not None:
                 pace = (self.steps - first) / (60.0 * (minutes - left))
-                self._report(name, torch.stack(seen).mean(0), probe, pace, left)
-                seen.clear()
+                self._report(name, means, probe, pace, left)
 
     def _blend(self) -> None:
         """One step of the moving average; it follows faster at the beginning."""

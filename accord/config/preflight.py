@@ -11,7 +11,6 @@ from collections.abc import Container
 from accord.config.contract import ModelFacts, Problem
 from accord.config.files import Roots, Seen, files_below, open_file, reading, remembered
 from accord.config.job import JobSpec
-from accord.config.paths import NamedPath
 from accord.config.prompts import load_prompts
 from accord.errors import InputError, PromptError, SpecError, UserError
 from accord.plugins import answering
@@ -44,17 +43,13 @@ def _path_problems(job: JobSpec) -> list[Problem]:
     problems = []
     for named in job.files():
         try:
-            _look_at(named)
+            if named.mark.kind == "file":
+                open_file(named.path, named.mark.max_bytes).close()
+            else:
+                remembered(files_below, named.path)
         except InputError as error:
             problems.append((named.pointer, str(error)))
     return problems
-
-
-def _look_at(named: NamedPath) -> None:
-    if named.mark.kind == "file":
-        open_file(named.path, named.mark.max_bytes).close()
-    else:
-        remembered(files_below, named.path)
 
 
 def _prompt_problems(job: JobSpec, barred: Container[str]) -> list[Problem]:
