@@ -135,10 +135,11 @@ def test_every_reward_is_documented():
 
 
 def _range_of(impl: str) -> tuple[float, float]:
-    """`range` of a reward model's class or of its base in the same file, read without importing its framework."""
+    """`range` of a reward model's class or of its base, read without importing its framework."""
     module, _, name = impl.partition(":")
-    tree = ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text())
-    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    files = (ROOT / "reward_servers" / "base.py", ROOT / f"{module.replace('.', '/')}.py")
+    nodes = [node for file in files for node in ast.parse(file.read_text()).body]
+    classes = {node.name: node for node in nodes if isinstance(node, ast.ClassDef)}
     while name in classes:
         for item in classes[name].body:
             if isinstance(item, ast.AnnAssign) and ast.unparse(item.target) == "range":
