@@ -182,13 +182,13 @@ class Checkpoints:
     def _refuse_strangers(self, path: Path, manifest: Mapping[str, Any]) -> None:
         found = {key: manifest.get(key) for key in ("format", "layout", "world_size")}
         here = {"format": FORMAT, "layout": self.layout, "world_size": self.ranks.count}
-        differences = list(_differences(found, here, ""))
-        if not differences:  # another format may keep its job elsewhere
+        differing = list(differences(found, here, ""))
+        if not differing:  # another format may keep its job elsewhere
             written_by = _written_by(path)
-            differences = list(_differences(written_by.model_dump(mode="json"), self.job.model_dump(mode="json"), "/"))
-        if differences:
+            differing = list(differences(written_by.model_dump(mode="json"), self.job.model_dump(mode="json"), "/"))
+        if differing:
             raise CheckpointError(
-                f"{path}: {'; '.join(differences[:5])}; "
+                f"{path}: {'; '.join(differing[:5])}; "
                 "resume with the spec it was written by, or start in an empty run folder"
             )
 
@@ -204,12 +204,12 @@ def _written_by(path: Path) -> JobSpec:
         ) from error
 
 
-def _differences(there: Mapping[str, Any], here: Mapping[str, Any], pointer: str) -> Iterator[str]:
-    """Say of every field that differs what it is there and what it is here."""
+def differences(there: Mapping[str, Any], here: Mapping[str, Any], pointer: str) -> Iterator[str]:
+    """Say of every field that differs what it is there and what it is here; `pointer` stands before its name."""
     for key in sorted(there.keys() | here.keys()):
         old, new = there.get(key), here.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from _differences(old, new, f"{pointer}{key}/")
+            yield from differences(old, new, f"{pointer}{key}/")
         elif old != new:
             yield f"{pointer}{key} is {old!r}, this job has {new!r}"
 

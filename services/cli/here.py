@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +41,10 @@ def run(
     save: Path | None,
     replay: Path | None,
 ) -> None:
-    """Train, conclude, show the result. Raises what training raises; UserError for options that do not go together."""
+    """Train, conclude, show the result.
+
+    Raises what training raises; UserError for options that do not go together, and folders that cannot be written.
+    """
     if save and replay:
         raise UserError(
             "--save-groups and --replay-groups: groups that are replayed are saved already; give one of them"
@@ -48,12 +52,31 @@ def run(
     job = JobSpec.parse(shown(read_job(job_file, overrides)))
     preflight(job)
     folder = RunFolder((out or _fresh(settings.runs_dir, job_file.stem)).resolve())
+    _require_room("--out", folder.path())
+    if save:
+        _require_room("--save-groups", save)
     console.print(f"Run folder {folder.path()}", highlight=False, soft_wrap=True)
     from services.runner.local import run_here  # loads torch
 
-    with showing(JobPicture(folder.job_id, job.steps, job.name, state="running", began=time.time()), console) as show:
-        run_here(settings, job, folder, Shown(show), save=save, replay=replay)
+    picture = JobPicture(folder.job_id, job.steps, job.name, state="running", began=time.time())
+    try:
+        with showing(picture, console) as show:
+            run_here(settings, job, folder, Shown(show), save=save, replay=replay)
+    except KeyboardInterrupt:
+        again = f"the same command with --out {folder.path()} goes on from its last checkpoint"
+        console.print(f"Stopped before the end; {again}.", markup=False, highlight=False, soft_wrap=True)
+        raise
     show_result(folder, console)
+
+
+def _require_room(option: str, folder: Path) -> None:
+    """Make the folder. Raises UserError when nothing can be written there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"{option} {folder}: {error.strerror}; name a folder that can be written") from error
 
 
 def _fresh(runs: Path, stem: str) -> Path:

@@ -8,6 +8,7 @@ part of the result.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import tempfile
 import time
@@ -27,8 +28,9 @@ from accord.errors import UserError
 from accord.events import EventSink, Phase, Progress
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version, step_requests
-from accord.run_folder import SUMMARY, RunFolder
+from accord.run_folder import SPEC, SUMMARY, RunFolder
 from accord.types import Clip, GroupSource, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup, StepGroups
+from learner.checkpoint import differences
 from learner.outcome import TrainResult
 from learner.run import Run
 from learner.train import train
@@ -162,15 +164,43 @@ def run_here(
 
     `save`: keep all groups in this folder. `replay`: take them from there instead of sampling.
 
-    Raises UserError when the folder holds a finished run, or groups of another job; what training raises.
+    Raises UserError when the folder holds a finished run or another job's, when another process runs in it, and for
+    groups of another job; what training raises.
     """
     began = time.time()
+    with _alone(folder):
+        _require_same(job, folder)
+        prepare(settings, job, folder).complete_in_background()
+        source: GroupSource = ReplayedSource(job, replay) if replay else LocalSource(job, events)
+        train_here(job, folder, SavingSource(source, save) if save else source, events, began)
+        conclude(settings, folder, folder.job_id, job, state="succeeded", wall_seconds=time.time() - began, alone=True)
+
+
+@contextmanager
+def _alone(folder: RunFolder) -> Iterator[None]:
+    """Hold the folder against a second run. The lock ends with the process, however that ends, and leaves no file."""
+    folder.path().mkdir(parents=True, exist_ok=True)
+    held = os.open(folder.path(), os.O_RDONLY)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise UserError(f"another run writes to {folder.path()}; wait for its end, or give another folder") from None
+    finally:
+        os.close(held)
+
+
+def _require_same(job: JobSpec, folder: RunFolder) -> None:
+    """Raises UserError unless what the folder holds, if anything, is an unfinished run of this job."""
     if folder.exists(SUMMARY):
         raise UserError(f"{folder.path()} holds a finished run; give another folder with --out")
-    prepare(settings, job, folder).complete_in_background()
-    source: GroupSource = ReplayedSource(job, replay) if replay else LocalSource(job, events)
-    train_here(job, folder, SavingSource(source, save) if save else source, events, began)
-    conclude(settings, folder, folder.job_id, job, state="succeeded", wall_seconds=time.time() - began, alone=True)
+    if not folder.exists(SPEC):
+        return
+    began = JobSpec.parse(folder.read(SPEC))
+    found = list(differences(began.model_dump(mode="json"), job.model_dump(mode="json"), "/"))
+    if found:
+        why = "go on with the job file and --set that it began with, or give another folder with --out"
+        raise UserError(f"{folder.path()} holds the run of another job: {'; '.join(found[:5])}; {why}")
 
 
 @contextmanager
