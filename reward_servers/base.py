@@ -17,7 +17,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, final
 
 import numpy as np
@@ -135,6 +135,7 @@ class RewardModel:
 
     def _finite(self, prompt: Prompt, score: Score) -> Score:
         try:
+            score = replace(score, components={str(key): float(part) for key, part in score.components.items()})
             if not score.valid or math.isfinite(score.value):
                 return score
         except Exception as error:

@@ -18,6 +18,7 @@ from typing_extensions import override
 
 from accord.config.contract import RewardSpec
 from accord.errors import RewardError
+from accord.plugins import answering
 from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, Prompt, RewardScores, ScoreReason
 from reward_servers.base import build, score_groups
@@ -89,7 +90,8 @@ class LocalScorer(Scorer):
 
     def _score(self, spec: RewardSpec, prompt: Prompt, clips: Sequence[Clip]) -> RewardScores:
         if spec.name not in self._reached:
-            self._reached[spec.name] = build(spec)
+            with answering(spec, spec.impl):
+                self._reached[spec.name] = build(spec)
         return score_groups(self._reached[spec.name], [prompt], [clips])[0]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import resource
 import sys
 from typing import Any
@@ -25,10 +26,11 @@ MEMORY_BYTES = 4 * 2**30
 def main() -> None:
     """Answer until the input ends."""
     resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
-    for line in sys.stdin.buffer:
-        answer = look(json.loads(line)) if line.strip() else {}
-        sys.stdout.write(json.dumps(answer) + "\n")
-        sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(2, 1)  # what a plug-in prints is no answer, and would be taken for that of the next question
+        for line in sys.stdin.buffer:
+            answers.write(json.dumps(look(json.loads(line)) if line.strip() else {}) + "\n")
+            answers.flush()
 
 
 def look(question: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,17 @@ def test_one_clip_that_breaks_a_batch_is_found_and_the_others_have_their_scores(
 def test_a_batch_is_held_to_finite_numbers_as_single_clips_are():
     (scores,) = score_groups(Batching(), [PROMPT], [[clip(), clip(level=0.95)]])
     assert scores.reasons == ("ok", "non_finite") and math.isnan(scores.values[1])
+
+
+@pytest.mark.parametrize("components", [{"level": "loud"}, None])
+def test_a_component_that_is_no_number_stays_with_its_clip(components):
+    class Chatty(Batching):
+        def score_batch(self, prompts, clips):
+            first, *rest = super().score_batch(prompts, clips)
+            return [replace(first, components=components), *rest]
+
+    (scores,) = score_groups(Chatty(), [PROMPT], [[clip(), clip()]])
+    assert scores.reasons == ("model_error", "ok") and math.isnan(scores.values[0])
 
 
 def test_a_model_scores_clips_or_batches():
