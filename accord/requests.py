@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from accord.config.job import JobSpec
+from accord.config.plans import planned
 from accord.ids import PolicyVersion
 from accord.seeds import Purpose, derive_seed
 from accord.types import Prompt, RolloutRequest
@@ -30,7 +31,7 @@ def _step_prompts(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[Pr
 
 def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[RolloutRequest]:
     """The groups of one training step, in prompt order. Each pass over the prompts is a fresh permutation."""
-    plan = job.algorithm.plan(job, step)
+    plan = planned(job, step)
     requests = []
     for position, prompt in enumerate(_step_prompts(job, prompts, step)):
         seeds = tuple(derive_seed(job.seed, Purpose.SAMPLE, step, position, g) for g in range(job.prompts.group_size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import islice
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
@@ -12,9 +13,13 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from accord.config.base import Problems, Spec, pointer, problems_of
 from accord.config.contract import AlgorithmSpec, BackboneSpec, ModelFacts, PluginSpec, Problem, RewardSpec
 from accord.config.paths import PROMPT_BYTES, InputPath, NamedPath, Place, input_paths
+from accord.config.plans import planned
 from accord.config.sampling import SamplingSpec
 from accord.errors import InputError, PluginError
 from accord.plugins import OneOf, answering, origin
+
+MOST_PROBLEMS = 1000
+"""What one plug-in says beyond these is not read."""
 
 LabelName = Annotated[str, Field(min_length=1, max_length=63)]
 LabelValue = Annotated[str, Field(max_length=255)]
@@ -155,6 +160,8 @@ class JobSpec(Spec):
         found = self.problems(None)
         if found:
             raise Problems(found)
+        for step in sorted({1, self.steps}):
+            planned(self, step)
         return self
 
     def plugins(self) -> Iterator[tuple[Place, PluginSpec]]:
@@ -173,7 +180,8 @@ class JobSpec(Spec):
         for place, plugin in self.plugins():
             try:
                 with answering(plugin, "problems"):
-                    said = [(str(where), str(message)) for where, message in plugin.problems(self, facts)]
+                    told = islice(plugin.problems(self, facts), MOST_PROBLEMS)
+                    said = [(str(where), str(message)) for where, message in told]
             except InputError as error:  # raised while it looked at a file
                 said = [("", str(error))]
             for where, message in said:
@@ -187,7 +195,13 @@ class JobSpec(Spec):
         found = list(input_paths(PromptsSpec, self.prompts, ("prompts",)))
         for place, plugin in self.plugins():
             with answering(plugin, "files"):
-                found += [replace(named, place=(*place, *named.place)) for named in plugin.files()]
+                named = list(plugin.files())
+            for one in named:
+                if not (isinstance(one, NamedPath) and isinstance(one.path, str) and isinstance(one.mark, InputPath)):
+                    raise PluginError(
+                        f"{origin(plugin)}: files gave {one!r:.200}; give NamedPath(place, path, InputPath())"
+                    )
+                found.append(replace(one, place=(*place, *one.place)))
             self._require_fields(plugin, "files", (named.pointer for named in found))
         return sorted(found, key=lambda named: [*type(self).model_fields].index(str(named.place[0])))
 
@@ -196,6 +210,13 @@ class JobSpec(Spec):
             value: Any = self
             try:
                 for part in (part.replace("~1", "/").replace("~0", "~") for part in where.split("/")[1:]):
-                    value = dict(value)[part] if isinstance(value, BaseModel | dict) else value[int(part)]
+                    value = dict(value)[part] if isinstance(value, BaseModel | dict) else value[_index(part)]
             except (LookupError, TypeError, ValueError):
                 raise PluginError(f"{origin(plugin)}: {hook} names {where}, which is no field of the job") from None
+
+
+def _index(part: str) -> int:
+    """A place in a list, as a JSON pointer writes it. Raises ValueError."""
+    if not part.isdecimal():
+        raise ValueError(part)
+    return int(part)

@@ -6,14 +6,14 @@ Light: runs in the control plane, before any process is started for the job.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Container
+from collections.abc import Container, Mapping
 
 from accord.config.contract import ModelFacts, Problem
 from accord.config.files import Roots, Seen, files_below, open_file, reading, remembered
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
-from accord.errors import InputError, PromptError, SpecError, UserError
-from accord.plugins import answering
+from accord.errors import InputError, PluginError, PromptError, SpecError, UserError
+from accord.plugins import answering, origin
 from accord.types import Prompt
 
 
@@ -29,10 +29,13 @@ def preflight(job: JobSpec, roots: Roots | None = None) -> Seen:
         if "/backbone/path" not in barred:
             try:
                 with answering(job.backbone, "facts"):
-                    facts = job.backbone.facts() or facts
+                    found = job.backbone.facts()
+                if not isinstance(found, ModelFacts | None):
+                    raise PluginError(f"{origin(job.backbone)}: facts gave {found!r:.200}; give ModelFacts, or None")
+                facts = found or facts
             except UserError as error:
                 problems.append(("/backbone/path", str(error)))
-        problems += [(where, message) for where, message in job.problems(facts) if where not in barred]
+        problems += [problem for problem in job.problems(facts) if not _told(problem, barred)]
     if problems:
         raise SpecError(problems)
     return seen
@@ -50,6 +53,12 @@ def _path_problems(job: JobSpec) -> list[Problem]:
         except InputError as error:
             problems.append((named.pointer, str(error)))
     return problems
+
+
+def _told(problem: Problem, barred: Mapping[str, str]) -> bool:
+    """Whether it only says again, of a field or of the plug-in around it, that a path cannot be opened."""
+    where, message = problem
+    return where in barred or any(place.startswith(f"{where}/") and message == why for place, why in barred.items())
 
 
 def _prompt_problems(job: JobSpec, barred: Container[str]) -> list[Problem]:

@@ -32,7 +32,7 @@ def plan(job: JobSpec) -> dict[str, Any]:
     Raises UserError for a backbone that cannot be sized, ModelError for a directory that cannot be read.
     """
     if not job.backbone.sizes:
-        raise UserError(f"backbone {job.backbone.name} does not say how big it is, so it cannot be planned")
+        raise UserError(f"backbone {job.backbone.name} cannot be planned: its spec has no `sizes`, which counts it")
     sizes: ModelSizes = resolve(job.backbone.sizes)(job.backbone, job.sampling)
     return {
         "job": job.name,

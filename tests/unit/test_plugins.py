@@ -8,6 +8,8 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -16,12 +18,13 @@ from pydantic import Field
 
 from accord.config.contract import BackboneSpec, ModelFacts, PartSpec, Problem, RewardSpec
 from accord.config.forward import AWMSpec
-from accord.config.job import JobSpec
+from accord.config.job import MOST_PROBLEMS, JobSpec
 from accord.config.paths import InputPath, NamedPath
+from accord.config.plans import planned
 from accord.config.preflight import preflight
 from accord.errors import InputError, PluginError, SpecError
 from accord.plugins import BUILT_IN, Kind, answering, load_impl, misfit, names, origin, registered, resolve, spec_class
-from accord.types import Route
+from accord.types import Fork, RolloutPlan, Route, StochasticSteps
 
 ROOT = Path(__file__).resolve().parents[2]
 SPEC = """
@@ -143,6 +146,8 @@ class Odd(RewardSpec):
             raise KeyError("boom")
         if self.fault == "late" and facts is not None:
             raise RuntimeError("late")
+        if self.fault == "print":
+            print("hello")
         if self.fault == "field":
             yield "no/such", "is odd"
         if self.fault == "several":
@@ -164,7 +169,7 @@ settings = Settings(data_dir=root / "data", runs_dir=root / "runs", input_roots=
 import json
 with TestClient(create_app(settings, InMemoryJobStore()), raise_server_exceptions=False) as client:
     client.headers["Authorization"] = "Bearer " + "k" * 32
-    for fault in ("raise", "late", "field", "several"):
+    for fault in ("print", "raise", "late", "field", "several"):
         spec = json.loads((root / "spec.json").read_text())
         spec["rewards"].append({"name": "odd", "fault": fault})
         answer = client.post("/v1/jobs", json=spec)
@@ -185,7 +190,10 @@ def test_a_hook_that_misbehaves_is_told_to_who_submits_and_never_a_500(
         [sys.executable, "-c", textwrap.dedent(POST), str(tmp_path)], env=environment, capture_output=True, text=True,
         timeout=120,
     )  # fmt: skip
-    raised, late, field, several = ran.stdout.splitlines()
+    greeting, *answers = ran.stdout.splitlines()
+    assert greeting == "hello", "of the process that parses; what is printed where files are looked at is no answer"
+    printed, raised, late, field, several = answers
+    assert printed.startswith("202")
     for answer in (raised, late, field):
         assert answer.startswith("422") and '"code": "plugin"' in answer and "pip-plug_odd, plug_odd.spec:Odd" in answer
     assert "problems raised KeyError" in raised and "problems raised RuntimeError: late" in late
@@ -252,9 +260,18 @@ def test_a_plug_in_may_name_more_files_at_a_field_it_has() -> None:
 class _Reads(RewardSpec):
     name: Literal["reads"] = "reads"
     route: Route = "video"
+    table: Annotated[str, InputPath()] = ""
+    message: str = "/x: not found"
 
     def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
-        raise InputError("/x: not found")
+        raise InputError(self.message)
+
+
+def test_a_file_that_cannot_be_opened_is_told_once() -> None:
+    reads = _Reads.model_construct(name="reads", route="both", table="/x", message="/x: No such file or directory")
+    with pytest.raises(SpecError) as caught:
+        preflight(job(rewards=(reads,)))
+    assert [where for where, _ in caught.value.problems if "rewards" in where] == ["/rewards/0/table"]
 
 
 def test_a_file_that_a_check_cannot_open_is_the_jobs_problem() -> None:
@@ -289,7 +306,27 @@ def test_what_is_no_pair_is_the_plug_ins_fault() -> None:
         job(rewards=(_Talks(said=("path",)),)).problems(None)
 
 
-@pytest.mark.parametrize("where", ["/nowhere", "/rewards/1", "/rewards/x", "/steps/0", "said/3", "/rewards/0/name/x"])
+def test_problems_without_an_end_are_read_to_a_bound() -> None:
+    found = job(rewards=(_Talks.model_construct(name="talks", said=repeat(("said", "wrong"))),)).problems(None)
+    assert len(found) == MOST_PROBLEMS
+
+
+@pytest.mark.parametrize(
+    "said",
+    [None, "/p/x", NamedPath(("said",), 5, InputPath()), NamedPath(("said",), "/p/x", None)],  # type: ignore[arg-type]
+)
+def test_what_is_no_named_path_is_the_plug_ins_fault(said: Any) -> None:
+    class Names(_Talks):
+        def files(self) -> Iterable[NamedPath]:
+            return [said]
+
+    with pytest.raises(PluginError, match=r"Names: files gave .*; give NamedPath\(place, path, InputPath\(\)\)"):
+        job(rewards=(Names(),)).files()
+
+
+@pytest.mark.parametrize(
+    "where", ["/rewards/-1", "/nowhere", "/rewards/1", "/rewards/x", "/steps/0", "said/3", "/rewards/0/name/x"]
+)
 def test_every_pointer_that_leads_nowhere_is_the_plug_ins_fault(where: str) -> None:
     with pytest.raises(PluginError, match="which is no field of the job"):
         job(rewards=(_Talks(said=((where, "wrong"),)),)).problems(None)
@@ -312,6 +349,92 @@ def test_an_inspection_that_falls_over_is_told_at_the_path_with_its_package() ->
     silent = _Silent.model_construct(name="silent", path="builtin:x")
     with pytest.raises(SpecError, match=r"/backbone/path: .*test_plugins:_Silent: facts raised KeyError"):
         preflight(job(backbone=silent))
+
+
+class _Guessed(BackboneSpec):
+    name: Literal["guessed"] = "guessed"
+
+    def facts(self) -> ModelFacts | None:
+        return {"depth": 2}  # type: ignore[return-value]
+
+
+def test_facts_of_another_type_are_the_backbones_fault() -> None:
+    guessed = _Guessed.model_construct(name="guessed", path="builtin:x")
+    with pytest.raises(
+        SpecError, match=r"/backbone/path: .*test_plugins:_Guessed: facts gave \{'depth': 2\}; give Mod"
+    ):
+        preflight(job(backbone=guessed))
+
+
+PLANS = """
+class Plans(AlgorithmSpec):
+    impl: ClassVar[str] = "{module}.work:Work"
+    name: Literal["plans"] = "plans"
+
+    def plan(self, job, step):
+        return super().plan(job, step) if step == {whole} else None
+"""
+
+
+class _Plans(AWMSpec):
+    changes: dict[str, Any] = Field(default_factory=dict)
+
+    def plan(self, job: JobSpec, step: int) -> RolloutPlan:
+        if step == 2:
+            raise KeyError("boom")
+        return replace(super().plan(job, step), **self.changes) if step == 1 else None  # type: ignore[return-value]
+
+
+def _drawn(*steps: int, eta: float = 0.5) -> StochasticSteps:
+    return StochasticSteps("flow", eta, steps)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"role": "teacher"}, "/role: Input should be 'policy', 'old' or 'ref' (got 'teacher')"),
+        ({"num_steps": "8"}, "/num_steps: Input should be a valid integer (got '8')"),
+        ({"num_steps": 0}, "num_steps is 0; use 1 or more"),
+        ({"initial_noise": "sharde"}, "/initial_noise: Input should be 'independent' or 'shared'"),
+        ({"stochastic": _drawn(99)}, "stochastic.steps is (99,); name at least one, ascending, from 0 to 7"),
+        ({"stochastic": _drawn(-1)}, "stochastic.steps is (-1,)"),
+        ({"stochastic": _drawn(2, 1)}, "stochastic.steps is (2, 1)"),
+        ({"stochastic": _drawn()}, "stochastic.steps is ()"),
+        ({"stochastic": _drawn(1, eta=0.0)}, "stochastic.eta is 0"),
+        ({"stochastic": _drawn(1), "forks": (Fork(1, 1, 1),)}, "forks: sample 1 cannot fork from 1"),
+        ({"stochastic": _drawn(1), "forks": (Fork(9, 0, 1),)}, "forks: sample 9 cannot fork from 0"),
+    ],
+)
+def test_a_plan_that_cannot_be_sampled_is_refused_with_its_field(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(PluginError) as caught:
+        planned(job(algorithm=_Plans(changes=changes)), 1)
+    assert "test_plugins:_Plans: plan of step 1: " in str(caught.value) and told in str(caught.value)
+
+
+def test_what_plan_raises_or_gives_instead_of_one_is_the_plug_ins_fault() -> None:
+    plans = job(algorithm=_Plans())
+    assert planned(plans, 1) == plans.sampling.plan("old")
+    with pytest.raises(PluginError, match=r"_Plans: plan raised KeyError: 'boom'"):
+        planned(plans, 2)
+    with pytest.raises(PluginError, match=r"_Plans: plan of step 3: it is None; give a RolloutPlan"):
+        planned(plans, 3)
+
+
+@pytest.mark.parametrize(("whole", "torn"), [(1, 3), (3, 1)])
+def test_the_plans_of_the_first_and_the_last_step_are_looked_at_when_a_job_validates(
+    install: Callable[..., Path], whole: int, torn: int
+) -> None:
+    module = f"plug_plan_{whole}"
+    path = install(module, f"algorithms:plans = {module}.spec:Plans", SPEC + PLANS.format(module=module, whole=whole))
+    tree = json.loads(job().model_dump_json()) | {"steps": 3, "algorithm": {"name": "plans"}}
+    code = "import sys; from accord.config.job import JobSpec; JobSpec.parse(sys.argv[1])"
+    ran = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(tree)], capture_output=True, text=True, timeout=60,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(path)])},
+    )  # fmt: skip
+    assert (
+        f"PluginError: plug-in package pip-{module}, {module}.spec:Plans: plan of step {torn}: it is None" in ran.stderr
+    )
 
 
 def test_techniques_that_a_model_cannot_have_are_refused_by_what_it_makes() -> None:
