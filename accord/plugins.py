@@ -157,7 +157,7 @@ def _held_to_contract(kind: Kind, entry: EntryPoint) -> type[PluginSpec]:
     base = resolve(BASES[kind])
     try:
         found = resolve(entry.value)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise PluginError(f"{_named(entry)}: cannot be imported ({type(error).__name__}: {error})") from error
     wrong = "is no class" if not isinstance(found, type) else ""
     if not wrong and not issubclass(found, base):
@@ -175,7 +175,11 @@ def misfit(found: type[PluginSpec], name: str) -> str:
     field = found.model_fields["name"]
     if get_args(field.annotation) != (name,) or field.default != name:
         return f'name must be Literal["{name}"] = "{name}", as the entry point calls it'
-    for hook, path in found.code():
+    try:
+        code = [(hook, path) for hook, path in found.code()]
+    except Exception as error:
+        return f"code raised {type(error).__name__}: {error}"
+    for hook, path in code:
         wrong = _unimportable(path)
         if wrong:
             return f"{hook} = {path!r}: {wrong}"
@@ -184,7 +188,7 @@ def misfit(found: type[PluginSpec], name: str) -> str:
 
 def _unimportable(path: str) -> str:
     """Why `module:Name` cannot be imported, found without importing it; "" when it can, or cannot be told."""
-    module, colon, attribute = path.partition(":")
+    module, colon, attribute = path.partition(":") if isinstance(path, str) else ("", "", "")
     if not (module and colon and attribute.isidentifier()):
         return "must be written module:Name"
     try:

@@ -96,6 +96,17 @@ def test_what_keeps_the_contract_is_there_by_name(install: Callable[..., Path]) 
             "plug_l", "rewards:l = plug_l.spec:Nameless",
             SPEC + 'class Nameless(RewardSpec):\n    impl: ClassVar[str] = "plug_l.work:Work"\n', None, "name must be",
         ),
+        ("plug_o", "rewards:o = plug_o.spec:Good", "import sys\nsys.exit(3)\n", "", "imported (SystemExit: 3)"),
+        (
+            "plug_p", "rewards:p = plug_p.spec:Number",
+            SPEC + 'class Number(RewardSpec):\n    impl: ClassVar = 5\n    name: Literal["p"] = "p"', None,
+            "impl = 5: must be written module:Name",
+        ),
+        (
+            "plug_q", "rewards:q = plug_q.spec:Falls",
+            SPEC + 'class Falls(RewardSpec):\n    name: Literal["q"] = "q"\n    code = classmethod(lambda _: [1 / 0])',
+            None, "code raised ZeroDivisionError: division by zero",
+        ),
         (
             "plug_m", "rewards:m = plug_m.spec:Hollow",
             SPEC + 'class Hollow(RewardSpec):\n    name: Literal["m"] = "m"\n', None, "impl = '': must be written",
