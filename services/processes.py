@@ -58,10 +58,3 @@ def stop(process: subprocess.Popen[bytes], grace_s: float) -> int:
             return process.wait(grace_s)
     signal_group(process, signal.SIGKILL)
     return process.wait(10)
-
-
-def alive(pid: int) -> bool:
-    """True when a process of that id exists and is not a zombie."""
-    with contextlib.suppress(psutil.Error):
-        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
-    return False

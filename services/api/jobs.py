@@ -140,7 +140,7 @@ def _event_page(store: JobStore, job_id: str, cursor: str, limit: int) -> EventP
     finished = store.get(job_id).finished
     found = store.events(job_id, cursor, limit)
     return EventPage(
-        items=[EventView.of(entry) for entry in found],
+        items=[EventView(id=entry.id, event=entry.event) for entry in found],
         next=found[-1].id if found else cursor,
         finished=finished and len(found) < limit,
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from contextvars import ContextVar
 
+from starlette.datastructures import Headers
 from starlette.types import Scope
 
 SHAPE = re.compile(r"(/[A-Za-z0-9._~-]{1,100}){1,16}")
@@ -20,15 +21,8 @@ def split(scope: Scope, configured: str) -> tuple[str, str]:
     plain path.
     """
     path: str = scope["path"]
-    root = configured or _forwarded(scope)
+    forwarded = Headers(scope=scope).get("x-forwarded-prefix", "").rstrip("/")
+    root = configured or (forwarded if SHAPE.fullmatch(forwarded) else "")
     if root and (path == root or path.startswith(root + "/")):
         path = path[len(root) :] or "/"
     return root, path
-
-
-def _forwarded(scope: Scope) -> str:
-    for name, value in scope["headers"]:
-        if name == b"x-forwarded-prefix":
-            text = value.decode("latin-1").rstrip("/")
-            return text if SHAPE.fullmatch(text) else ""
-    return ""

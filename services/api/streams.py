@@ -110,12 +110,10 @@ class _Follower:
 
     async def news(self) -> bool:
         """Wait for something; False when it stayed quiet."""
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(HEARTBEAT_S):
-                await self.wake.wait()
-        except TimeoutError:
-            return False
-        return True
+                return await self.wake.wait()
+        return False
 
 
 class Hub:

@@ -13,7 +13,7 @@ from accord.errors import IncompatibleSpec, StoreError
 from accord.events import JobEvent, Progress
 from services.api.prefix import ROOT
 from services.jobs.job import Job, JobSummary
-from services.jobs.store import Page, StoredEvent
+from services.jobs.store import Page
 
 
 class View(BaseModel):
@@ -112,11 +112,6 @@ class EventView(View):
 
     id: str
     event: JobEvent
-
-    @classmethod
-    def of(cls, stored: StoredEvent) -> EventView:
-        """Build the view of a stored event."""
-        return cls(id=stored.id, event=stored.event)
 
 
 class EventPage(View):

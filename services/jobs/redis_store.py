@@ -24,15 +24,7 @@ from accord.ids import JOB_ID, job_id_stamp
 from services.connections import store_url
 from services.jobs.address import hidden, secrets_in, without_password
 from services.jobs.job import TERMINAL, Job, JobState, JobSummary, Reason
-from services.jobs.records import (
-    SUMMARY_FIELDS,
-    Unreadable,
-    order_of,
-    read_feed,
-    read_history,
-    read_job,
-    read_jobs,
-)
+from services.jobs.records import SUMMARY_FIELDS, Unreadable, order_of, read_feed, read_history, read_job, read_jobs
 from services.jobs.scripts import scripts
 from services.jobs.server import complaints, room
 from services.jobs.store import (

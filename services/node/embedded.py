@@ -198,16 +198,12 @@ class EmbeddedRay(_Watched):
     name = "Ray"
     first_tries = 3
 
-    def __init__(
-        self, data_dir: Path, *, cpus: int | None = None, object_store_mb: int = 512, text_caches: Path | None = None
-    ) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self._data_dir = data_dir.resolve()
-        self._text_caches = text_caches or Settings(data_dir=self._data_dir).text_caches
+        self._data_dir, self._text_caches = settings.data_dir.resolve(), settings.text_caches
         self._file = self._data_dir / RAY_FILE
         self._token = self._data_dir / "ray-token"
-        self._cpus = cpus or max(8, os.cpu_count() or 1)
-        self._object_store_mb = object_store_mb
+        self._cpus = settings.ray_cpus or max(8, os.cpu_count() or 1)
         self._folder: Path | None = None
         self._remove_leftovers()
 
@@ -233,10 +229,7 @@ class EmbeddedRay(_Watched):
             "DASHBOARD_METRIC_PORT": "0",
         }
         environment.pop("RAY_ADDRESS", None)
-        command = [
-            sys.executable, "-m", "services.node.ray_holder", str(self._folder), str(self._cpus),
-            str(self._object_store_mb),
-        ]  # fmt: skip
+        command = [sys.executable, "-m", "services.node.ray_holder", str(self._folder), str(self._cpus)]
         (self._data_dir / "logs").mkdir(exist_ok=True)
         with (self._data_dir / "logs" / "ray.log").open("ab") as output:
             return guard.spawn(command, env=environment, when_orphaned=signal.SIGTERM, stdout=output)

@@ -1,7 +1,7 @@
 """Holds an embedded Ray: starts it and publishes its address in `<folder>/address`.
 
 It ends on SIGTERM, and when a part of Ray dies. Started by embedded.py as
-`python -m services.node.ray_holder FOLDER CPUS OBJECT_STORE_MB`.
+`python -m services.node.ray_holder FOLDER CPUS`.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from services.signals import Signals
 
 MARK = "ACCORD_RAY_DIR"
 """Environment variable that every process of an embedded Ray carries: its folder."""
+OBJECT_STORE_BYTES = 512 * 2**20
 
 
-def main(folder: Path, cpus: int, object_store_mb: int) -> int:
+def main(folder: Path, cpus: int) -> int:
     """Run until told to stop (0) or until the head processes are not complete any more (1)."""
     signals = Signals().install()
     ray: Any = import_module("ray")
     context = ray.init(
         num_cpus=cpus,
-        object_store_memory=object_store_mb * 2**20,
+        object_store_memory=OBJECT_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
         logging_level="warning",
@@ -57,7 +58,7 @@ if __name__ == "__main__":
     if sys.argv[2:] == ["clean"]:
         clean(ray_folder)
         sys.exit(0)
-    status = main(ray_folder, int(sys.argv[2]), int(sys.argv[3]))
+    status = main(ray_folder, int(sys.argv[2]))
     # This process is a driver and dies with the raylet, so another one cleans up, outside of this Ray by its mark.
     # An orderly ray.shutdown() takes seconds and adds nothing.
     outside = {name: value for name, value in os.environ.items() if name != MARK}

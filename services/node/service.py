@@ -109,7 +109,7 @@ class Service:
         api.start()
         self._say(f"API is up at {base_url(settings)}; starting Ray ...")
         if not settings.ray_address:
-            self._ray = EmbeddedRay(settings.data_dir, cpus=settings.ray_cpus, text_caches=settings.text_caches)
+            self._ray = EmbeddedRay(settings)
             stack.callback(self._ray.stop)
             if not self._ray.start(abort=stop):
                 return False

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -72,12 +71,8 @@ def _choose(folder: RunFolder, step: int | None) -> int:
     if not steps:
         raise UserError(f"job {job_id} has no checkpoint yet; the first comes after checkpoint.every steps")
     if step is not None and step not in steps:
-        raise UserError(f"job {job_id} has no checkpoint of step {step}; there are {_listed(steps)}")
+        raise UserError(f"job {job_id} has no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     return steps[-1] if step is None else step
-
-
-def _listed(steps: Sequence[int]) -> str:
-    return ", ".join(map(str, steps))
 
 
 def _refuse_taken(target: Path, force: bool) -> None:

@@ -21,15 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-COLOURS = {
-    name: f"#0{index:x}0{index:x}0{index:x}"
-    for index, name in enumerate(
-        [
-            "soft", "line", "surface", "video", "audio", "both", *PHASES,
-        ],
-        start=1,
-    )
-}  # fmt: skip
+_NAMES = ("soft", "line", "surface", "video", "audio", "both", *PHASES)
+COLOURS = {name: f"#0{index:x}0{index:x}0{index:x}" for index, name in enumerate(_NAMES, start=1)}
 """CSS variable to the placeholder that stands for it while matplotlib draws."""
 
 _STYLE: dict[str, Any] = {

@@ -141,14 +141,15 @@ def _phase_seconds(steps: list[StepCompleted], evaluations: list[Evaluation]) ->
     return {phase: round(value, 3) for phase, value in seconds.items()}
 
 
-def _ends(evaluations: list[Evaluation]) -> tuple[Evaluation | None, Evaluation | None]:
+_NOT_MADE = Evaluation(step=0, rewards={}, held_out={})
+
+
+def _ends(evaluations: list[Evaluation]) -> tuple[Evaluation, Evaluation]:
     """The first and the last evaluation; a single one is `before` when no step had been done, else `after`."""
-    if not evaluations:
-        return None, None
-    if len(evaluations) == 1:
-        only = evaluations[0]
-        return (only, None) if only.step == 0 else (None, only)
-    return evaluations[0], evaluations[-1]
+    if len(evaluations) > 1:
+        return evaluations[0], evaluations[-1]
+    only = evaluations[0] if evaluations else _NOT_MADE
+    return (only, _NOT_MADE) if only.step == 0 else (_NOT_MADE, only)
 
 
 def _reward_changes(job: JobSpec, evaluations: list[Evaluation]) -> dict[str, RewardChange]:
@@ -160,9 +161,9 @@ def _reward_changes(job: JobSpec, evaluations: list[Evaluation]) -> dict[str, Re
             about=spec.about,
             smallest_effect=spec.smallest_effect,
             highest=spec.highest,
-            before=before.rewards.get(spec.name) if before else None,
-            after=after.rewards.get(spec.name) if after else None,
-            difference=after.change.get(spec.name) if after else None,
+            before=before.rewards.get(spec.name),
+            after=after.rewards.get(spec.name),
+            difference=after.change.get(spec.name),
         )
         for spec in job.rewards
     }
@@ -170,14 +171,11 @@ def _reward_changes(job: JobSpec, evaluations: list[Evaluation]) -> dict[str, Re
 
 def _held_out_changes(evaluations: list[Evaluation]) -> dict[str, Change]:
     before, after = _ends(evaluations)
-    names = {name: None for one in (before, after) if one for name in one.held_out}
     return {
         name: Change(
-            before=before.held_out.get(name) if before else None,
-            after=after.held_out.get(name) if after else None,
-            difference=after.change.get(name) if after else None,
+            before=before.held_out.get(name), after=after.held_out.get(name), difference=after.change.get(name)
         )
-        for name in names
+        for name in (*before.held_out, *after.held_out)
     }
 
 

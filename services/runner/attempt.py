@@ -20,14 +20,7 @@ from enum import Enum
 
 from accord.config.settings import Settings
 from accord.disk import no_room
-from accord.errors import (
-    AccordError,
-    Conflict,
-    Fenced,
-    IncompatibleSpec,
-    JobNotFound,
-    StoreUnavailable,
-)
+from accord.errors import AccordError, Conflict, Fenced, IncompatibleSpec, JobNotFound, StoreUnavailable
 from accord.events import Failed, JobEvent
 from services import guard, processes
 from services.jobs.job import Job, JobState, Reason

@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 
 from prometheus_client import make_wsgi_app
+from prometheus_client.exposition import ThreadingWSGIServer
 
 from accord.config.settings import Settings
 from accord.errors import ServiceError
 from services.registry import Metrics
 from services.runner.gate import Gate
-
-
-class _Server(ThreadingMixIn, WSGIServer):
-    daemon_threads = True
 
 
 class _Quiet(WSGIRequestHandler):
@@ -36,7 +32,7 @@ def watched_at(settings: Settings, metrics: Metrics, gate: Gate) -> Iterator[Non
         yield
         return
     try:
-        server = make_server(settings.host, settings.metrics_port, _app(metrics, gate), _Server, _Quiet)
+        server = make_server(settings.host, settings.metrics_port, _app(metrics, gate), ThreadingWSGIServer, _Quiet)
     except OSError as error:
         raise ServiceError(
             f"port {settings.metrics_port} of {settings.host} cannot be used: {error.strerror}; "

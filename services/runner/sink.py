@@ -35,9 +35,6 @@ class StoreEventSink:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_store": None, "_announced": False}
 
-    def __repr__(self) -> str:
-        return f"StoreEventSink({self.job_id}, attempt {self.epoch})"
-
     def spec(self) -> JobSpec:
         """The job's spec. Raises JobNotFound, StoreUnavailable."""
         return self._insist(lambda store: store.get(self.job_id)).spec

@@ -17,15 +17,32 @@ import redis
 from accord.errors import AccordError, StoreUnavailable, UnsafeStore
 from accord.events import Progress
 from services.jobs import redis_store as module
-from services.jobs.access import CLIENT_COMMANDS, acl_rule, commands
 from services.jobs.job import JobState, Reason
 from services.jobs.redis_store import RedisJobStore, without_password
+from services.jobs.scripts import scripts
 from services.jobs.server import complaints
-from services.jobs.store import Beat, JobStore
+from services.jobs.store import PREFIX, Beat, JobStore
 from services.node.embedded import EmbeddedStore
 from tests.contracts.stores import BACKOFF, states, step_event, submit, valkey
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
+CLIENT_COMMANDS = frozenset({
+    "evalsha", "exists", "hget", "hgetall", "hmget", "info", "script|load", "set", "srandmember", "srem", "time",
+    "xread", "xrevrange", "zcard", "zrange", "zrangebylex", "zrevrangebylex",
+})  # fmt: skip
+"""What redis_store.py sends besides what its scripts call."""
+
+
+def commands() -> list[str]:
+    """Every command that is used, in order."""
+    called = {name.lower() for text in scripts().values() for name in re.findall(r"redis\.p?call\('([A-Z]+)'", text)}
+    return sorted(called | CLIENT_COMMANDS)
+
+
+def acl_rule() -> str:
+    """The ACL rule of an account for Accord: its keys, and these commands; @connection is signing in and PING."""
+    allowed = " ".join(f"+{name}" for name in commands())
+    return f"ACL SETUSER accord on >PASSWORD ~{PREFIX}* resetchannels -@all +@connection {allowed}"
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from services.jobs.job import Job, JobState, Reason
 from services.jobs.redis_store import RedisJobStore
 from services.jobs.store import Submission
 from services.node.embedded import EmbeddedStore
-from services.processes import alive, marked
+from services.processes import marked
 from services.registry import Metrics
 from services.runner import janitor
 from services.runner.attempt import MARK
@@ -32,6 +32,11 @@ from services.runner.supervisor import Supervisor
 from tests.integration import fake_attempt
 
 LEASE = 3.0  # a busy machine pauses a process for longer than one would think
+
+
+def alive(pid: int) -> bool:
+    """A process of that id exists and is no zombie."""
+    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
 
 
 class Bench:
