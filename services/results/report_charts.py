@@ -6,13 +6,13 @@ Matplotlib draws with placeholder colours; `_inline` turns them into `var(--name
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from markupsafe import Markup, escape
 
 from accord.events import PHASES, Phase
@@ -101,14 +101,11 @@ def line_chart(title: str, lines: Sequence[Series], points: Sequence[Point] = ()
 
 
 def _draw_line(axes: Axes, line: Series) -> None:
-    values = [math.nan if value is None else value for value in line.values]
-    colour = COLOURS[line.colour]
+    values, colour = np.array(line.values, float), COLOURS[line.colour]  # None becomes NaN
     if line.spread:
-        width = [0.0 if value is None else value for value in line.spread]
-        low = [value - half for value, half in zip(values, width, strict=True)]
-        high = [value + half for value, half in zip(values, width, strict=True)]
-        axes.fill_between(line.steps, low, high, color=colour, alpha=0.16, linewidth=0)
-    alone = sum(not math.isnan(value) for value in values) == 1
+        half = np.nan_to_num(np.array(line.spread, float))
+        axes.fill_between(line.steps, values - half, values + half, color=colour, alpha=0.16, linewidth=0)
+    alone = np.count_nonzero(~np.isnan(values)) == 1
     axes.plot(line.steps, values, color=colour, label=line.label, marker="o" if alone else "", markersize=4)
 
 
@@ -116,10 +113,10 @@ def phase_chart(title: str, steps: Sequence[int], phases: Mapping[Phase, Sequenc
     """Stack the seconds of each phase over the steps."""
 
     def draw(axes: Axes) -> None:
-        bottom = [0.0] * len(steps)
+        bottom = np.zeros(len(steps))
         for name, seconds in phases.items():
             axes.bar(steps, seconds, bottom=bottom, width=0.78, color=COLOURS[name], label=name, linewidth=0)
-            bottom = [below + more for below, more in zip(bottom, seconds, strict=True)]
+            bottom = bottom + seconds
         axes.set_ylabel("seconds")
         axes.legend(
             loc="upper center", ncols=len(phases), bbox_to_anchor=(0.5, 1.16), handlelength=0.9, handleheight=0.9
