@@ -32,6 +32,7 @@ from typing import Any
 
 import psutil
 
+from services import processes
 from services.cli.job_file import read_job
 from services.node.embedded import EmbeddedStore
 
@@ -98,7 +99,7 @@ class Arm:
 def served(command: list[str], port: int, log: Path, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Run a server until the block ends; yields once it answers."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **options)
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, **options)
     try:
         deadline = time.monotonic() + 60
         while True:
@@ -110,12 +111,7 @@ def served(command: list[str], port: int, log: Path, **options: Any) -> Iterator
             time.sleep(0.05)
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(15)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        processes.stop(process, 15)
 
 
 def free_port() -> int:
@@ -160,6 +156,14 @@ def load(arm: Arm, what: str, sent: list[bytes], connections: int, times: tuple[
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+def listening(arm: Arm, heads: list[bytes], clients: int, times: tuple[float, float]) -> subprocess.Popen[str]:
+    """Start `clients` listeners; returns once all streams are open."""
+    listeners = load(arm, "streams", heads, clients, times)
+    assert listeners.stdout is not None
+    listeners.stdout.readline()
+    return listeners
+
+
 def result(process: subprocess.Popen[str], arm: Arm) -> dict[str, Any]:
     """Wait for the load generator and read what it counted. Refused requests make numbers worthless: it stops."""
     text, _ = process.communicate(timeout=180)
@@ -183,9 +187,7 @@ def follow(arm: Arm, plan: Plan, into: Measured) -> None:
         feed, ids = feeder(arm, plan.jobs, plan)
     heads = [stream_head(arm, job) for job in ids]
     longest = plan.seconds * 2 + (30 if feed else 0)  # what is fed ends by itself
-    listeners = load(arm, "streams", heads, plan.clients, (plan.times[0], longest))
-    assert listeners.stdout is not None
-    listeners.stdout.readline()
+    listeners = listening(arm, heads, plan.clients, (plan.times[0], longest))
     if feed is not None:
         feed.communicate("go\n", timeout=120)
     found = result(listeners, arm)
@@ -222,9 +224,7 @@ def idle(arm: Arm, plan: Plan, post: bytes, into: Measured) -> None:
     """POST while many streams are open and nothing happens on them."""
     feed, (job,) = feeder(arm, 1, plan)
     feed.communicate(timeout=60)
-    listeners = load(arm, "streams", [stream_head(arm, job)], plan.streams, (0.0, plan.seconds + 60))
-    assert listeners.stdout is not None
-    listeners.stdout.readline()
+    listeners = listening(arm, [stream_head(arm, job)], plan.streams, (0.0, plan.seconds + 60))
     warm([arm], plan)
     ask(arm, f"POST beside {plan.streams} streams", post, plan, into)
     if listeners.poll() is not None:
@@ -276,14 +276,9 @@ def table(measured: Measured, arms: list[str]) -> str:
 
 
 def _pairs(arms: list[str]) -> list[tuple[str, str, str]]:
-    pairs = [
-        ("POST rate", OURS, NOTHING),
-        ("POST rate", OURS, KEY),
-        ("POST rate", OURS, ROUTE),
-        ("SSE p99", OURS, NOTHING),
-    ]
+    pairs = [("POST rate", OURS, floor) for floor in (NOTHING, KEY, ROUTE)] + [("SSE p99", OURS, NOTHING)]
     if OTHER in arms:
-        pairs += [("POST rate", OURS, OTHER), ("list of 100 rate", OURS, OTHER), ("SSE p99", OURS, OTHER)]
+        pairs += [(row, OURS, OTHER) for row in ("POST rate", "list of 100 rate", "SSE p99")]
     return pairs
 
 

@@ -35,9 +35,7 @@ class Floor:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one request."""
-        if scope["type"] == "lifespan":
-            await _lifespan(receive, send)
-        elif scope["path"].endswith("/events"):
+        if scope["path"].endswith("/events"):
             await self._stream(int(scope["path"].split("/")[-2]), send)
         else:
             body, more = b"", True
@@ -89,14 +87,6 @@ def framework(store: str) -> FastAPI:
     return app
 
 
-async def _lifespan(receive: Any, send: Any) -> None:
-    while True:
-        word = (await receive())["type"]
-        await send({"type": f"{word}.complete"})
-        if word.endswith("shutdown"):
-            return
-
-
 def main() -> None:
     """Serve until a signal."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,7 +98,7 @@ def main() -> None:
     given = parser.parse_args()
     app = framework(given.store) if given.framework else Floor(given.store, given.jobs, given.rate)
     uvicorn.run(
-        app, host="127.0.0.1", port=given.port, log_level="warning",
+        app, host="127.0.0.1", port=given.port, log_level="warning", lifespan="off",
         access_log=False, server_header=False, timeout_graceful_shutdown=1,
     )  # fmt: skip
 
