@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -24,7 +25,7 @@ import torch.multiprocessing as processes
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
 from accord.config.settings import Settings
-from accord.errors import UserError
+from accord.errors import AccordError, UserError
 from accord.events import EventSink, Phase, Progress
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version, step_requests
@@ -34,6 +35,7 @@ from learner.checkpoint import differences
 from learner.outcome import TrainResult
 from learner.run import Run
 from learner.train import train
+from learner.workers import COLLECTIVE_TIMEOUT_S
 from reward_servers.scorer import LocalScorer
 from rollout_workers.worker import RolloutWorker
 from services.results.conclude import conclude
@@ -214,6 +216,12 @@ def _peers(job: JobSpec, folder: RunFolder, meeting: str) -> Iterator[None]:
         yield
         if context is not None:
             context.join()
+    except RuntimeError as error:  # what torch makes of a peer that is gone
+        gone = [process for process in (context.processes if context is not None else ()) if not process.is_alive()]
+        if not gone:
+            raise
+        ended = ", ".join(f"process {process.pid} with {process.exitcode}" for process in gone)
+        raise AccordError(f"a learner rank ended before its time ({ended}); what it wrote stands above") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
@@ -233,6 +241,7 @@ def _join(job: JobSpec, meeting: str, rank: int) -> None:
     dist.init_process_group(
         "nccl" if job.cluster.learner_gpus else "gloo",
         init_method=f"file://{meeting}/ranks", rank=rank, world_size=job.cluster.learner_ranks,
+        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_S),
     )  # fmt: skip
 
 

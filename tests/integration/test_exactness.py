@@ -127,6 +127,12 @@ def test_nor_does_a_run_without_service_that_is_killed_and_goes_on(tmp_path: Pat
     assert {summary["adapter_sha256"] for summary in summaries} == {undisturbed["adapter_sha256"]}
     text, _ = (process := started(tmp_path, "--replay-groups", "groups", "--set", "seed=8")).communicate(timeout=60)
     assert process.returncode == 2 and "seeds = " in text and "the job asks for" in text
+    process = started(tmp_path, "--replay-groups", "groups", "--out", "torn")
+    for line in process.stdout or ():
+        if line.startswith("checkpoint of step 1"):
+            ranks = [child for child in psutil.Process(process.pid).children() if "spawn_main(" in str(child.cmdline())]
+            ranks[0].kill()
+    assert process.wait(60) == 1 and "a learner rank ended before its time" in line
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
