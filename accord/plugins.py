@@ -47,14 +47,14 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "ltx2": "accord.backbones.ltx2.spec:LTX2Spec",
     },
     "rewards": {
-        "sync": "accord.config.rewards:SyncReward",
-        "clap": "accord.config.rewards:ClapReward",
-        "audio_aesthetics": "accord.config.rewards:AudioAestheticsReward",
-        "video_aesthetics": "accord.config.rewards:VideoAestheticsReward",
-        "text_video": "accord.config.rewards:TextVideoReward",
-        "temporal_flicker": "accord.config.rewards:TemporalFlickerReward",
-        "motion_smoothness": "accord.config.rewards:MotionSmoothnessReward",
-        "dynamic_degree": "accord.config.rewards:DynamicDegreeReward",
+        "sync": "accord.config.rewards.panel:SyncReward",
+        "clap": "accord.config.rewards.sound:ClapReward",
+        "audio_aesthetics": "accord.config.rewards.panel:AudioAestheticsReward",
+        "video_aesthetics": "accord.config.rewards.panel:VideoAestheticsReward",
+        "text_video": "accord.config.rewards.panel:TextVideoReward",
+        "temporal_flicker": "accord.config.rewards.panel:TemporalFlickerReward",
+        "motion_smoothness": "accord.config.rewards.panel:MotionSmoothnessReward",
+        "dynamic_degree": "accord.config.rewards.panel:DynamicDegreeReward",
     },
 }
 

@@ -18,13 +18,13 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, final
+from typing import final
 
 import numpy as np
 
 from accord.config.contract import RewardSpec
 from accord.plugins import load_impl
-from accord.types import Clip, Modality, Prompt, RewardScores, ScoreReason
+from accord.types import Clip, Prompt, RewardScores, ScoreReason
 
 log = logging.getLogger(__name__)
 
@@ -56,25 +56,14 @@ class RewardModel:
     of the batch. `score` guards either: whatever goes wrong stays with its sample.
     """
 
-    version: ClassVar[str] = "1"
-    """Changes whenever the same clip may get another value."""
-    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
-    """Smallest and largest value."""
-    floor: ClassVar[float] = 0.0
-    """Value of a clip that is empty where this model looks."""
-    needs_sound: ClassVar[bool] = True
-    """Whether silence is emptiness (`floor`) for this model, if it looks at audio at all."""
+    weights_digest: str = ""
+    """SHA-256 of the weights that it loaded, hexadecimal; "" = it has none."""
 
     def __init__(self, spec: RewardSpec) -> None:
         if (type(self).score_clip, type(self).score_batch) == (RewardModel.score_clip, RewardModel.score_batch):
             raise TypeError(f"{type(self).__name__} overrides neither score_clip nor score_batch")
         self.spec = spec
         self._told: set[str] = set()
-
-    @property
-    def needs(self) -> tuple[Modality, ...]:
-        """Modalities it looks at."""
-        return self.spec.needs
 
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
         """Score one clip that can be measured."""
@@ -100,7 +89,7 @@ class RewardModel:
 
     def empty(self, reason: ScoreReason, components: Mapping[str, float] | None = None) -> Score:
         """The floor: a valid score for a clip with nothing to measure in it."""
-        return Score(self.floor, components or {}, True, reason)
+        return Score(self.spec.floor, components or {}, True, reason)
 
     def _unmeasured(self, prompt: Prompt, clip: Clip) -> Score | None:
         """The score of a clip that no model has to look at; None for all others."""
@@ -108,7 +97,11 @@ class RewardModel:
             reason = unusable(clip, self.spec)
             if reason is not None:
                 return Score.invalid(reason)
-            if "audio" in self.needs and self.needs_sound and float(np.abs(clip.audio_CS).max()) < SILENCE_PEAK:
+            if (
+                "audio" in self.spec.needs
+                and self.spec.needs_sound
+                and float(np.abs(clip.audio_CS).max()) < SILENCE_PEAK
+            ):
                 return self.empty("silent_audio")
         except Exception as error:
             return self._failed(prompt, error)
@@ -136,12 +129,28 @@ class RewardModel:
     def _finite(self, prompt: Prompt, score: Score) -> Score:
         try:
             score = replace(score, components={str(key): float(part) for key, part in score.components.items()})
-            if not score.valid or math.isfinite(score.value):
+            if not score.valid:
                 return score
+            if math.isfinite(score.value):
+                return self._in_range(prompt, score)
         except Exception as error:
             return self._failed(prompt, error)
         log.warning("reward %s gave %r for a clip of prompt %s", self.spec.name, score.value, prompt.id)
         return Score.invalid("non_finite")
+
+    def _in_range(self, prompt: Prompt, score: Score) -> Score:
+        low, high = self.spec.range
+        if low <= score.value <= high:
+            return score
+        log.warning(
+            "reward %s gave %r, outside of %g to %g, for a clip of prompt %s",
+            self.spec.name,
+            score.value,
+            low,
+            high,
+            prompt.id,
+        )
+        return Score.invalid("out_of_range")
 
     def _alone(self, prompt: Prompt, clip: Clip) -> Score:
         try:
@@ -163,27 +172,39 @@ def unusable(clip: Clip, spec: RewardSpec) -> ScoreReason | None:
     """Say why a clip cannot be measured by a reward, or None. Only the modalities that it needs are looked at."""
     reason: ScoreReason | None = None
     if "video" in spec.needs:
-        reason = _unusable_video(clip.video_FHWC, clip.fps, spec.min_frames)
+        reason = _unusable_video(clip.video_FHWC, clip.fps, spec)
     if reason is None and "audio" in spec.needs:
-        reason = _unusable_audio(clip.audio_CS, clip.sample_rate, spec.min_audio_s)
+        reason = _unusable_audio(clip.audio_CS, clip.sample_rate, spec)
     return reason
 
 
-def _unusable_video(video: object, fps: float, min_frames: int) -> ScoreReason | None:
+def _unusable_video(video: object, fps: float, spec: RewardSpec) -> ScoreReason | None:
     if not isinstance(video, np.ndarray) or video.dtype != np.uint8 or video.ndim != 4 or video.shape[3] != 3:
         return "bad_media"
-    if not _positive(fps) or min(video.shape[1:3]) < 8:
+    if not _positive(fps):
         return "bad_media"
-    return "too_short" if video.shape[0] < min_frames else None
+    if not spec.frame_rates[0] <= fps <= spec.frame_rates[1]:
+        return "wrong_rate"
+    if len(video) < spec.min_frames:
+        return "too_short"
+    if len(video) > spec.max_frames:
+        return "too_long"
+    if min(video.shape[1:3]) < spec.min_side:
+        return "too_small"
+    return "too_large" if max(video.shape[1:3]) > spec.max_side else None
 
 
-def _unusable_audio(audio: object, sample_rate: int, min_audio_s: float) -> ScoreReason | None:
+def _unusable_audio(audio: object, sample_rate: int, spec: RewardSpec) -> ScoreReason | None:
     if not isinstance(audio, np.ndarray) or audio.dtype != np.float32 or audio.ndim != 2 or audio.shape[0] < 1:
         return "bad_media"
     if not _positive(sample_rate):
         return "bad_media"
-    if audio.shape[1] < min_audio_s * sample_rate:
+    if not spec.sample_rates[0] <= sample_rate <= spec.sample_rates[1]:
+        return "wrong_rate"
+    if audio.shape[1] < spec.min_audio_s * sample_rate:
         return "too_short"
+    if audio.shape[1] > spec.max_audio_s * sample_rate:
+        return "too_long"
     return None if np.isfinite(audio).all() else "non_finite"
 
 
@@ -202,7 +223,7 @@ def score_groups(model: RewardModel, prompts: Sequence[Prompt], groups: Sequence
     started = time.monotonic()
     scored = model.score(prompts, groups)
     seconds = time.monotonic() - started
-    return [pack(model.spec.name, model.version, scores, seconds) for scores in scored]
+    return [pack(model.spec.name, model.spec.version, scores, seconds) for scores in scored]
 
 
 def pack(name: str, version: str, scores: Sequence[Score], seconds: float) -> RewardScores:

@@ -76,10 +76,11 @@ class RewardServer:
 
     def card(self) -> dict[str, Any]:
         """What this reward is."""
-        spec, model = self._spec, self._model
+        spec = self._spec
         return {
-            "name": spec.name, "about": spec.about, "version": model.version, "needs": list(spec.needs),
-            "route": spec.route, "range": list(model.range), "floor": model.floor,
+            "name": spec.name, "about": spec.about, "version": spec.version,
+            "weights_digest": self._model.weights_digest, "needs": list(spec.needs),
+            "route": spec.route, "range": _plain(spec.range), "floor": spec.floor,
             "prompt_anchored": spec.prompt_anchored, "spec": spec.model_dump(mode="json"),
         }  # fmt: skip
 

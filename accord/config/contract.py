@@ -7,6 +7,7 @@ in one table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -231,24 +232,69 @@ class BackboneSpec(PluginSpec):
         return ()
 
 
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One part of a score, as a reward declares it."""
+
+    about: str
+    """What it measures, in a clause."""
+    unit: str = ""
+    """"" = none."""
+    low: float = -math.inf
+    high: float = math.inf
+    better: Literal["higher", "lower", "neither"] = "neither"
+    """Which way a better clip moves it."""
+
+
 class RewardSpec(PluginSpec):
     """Base of the specs of rewards: a subclass fixes `name`, `impl`, `needs` and the default route. The class named by
     `impl` is a `reward_servers.base.RewardModel`."""
 
-    needs: ClassVar[tuple[Modality, ...]] = ("video", "audio")
-    """Modalities it looks at; a backbone without one of them cannot use this reward."""
-    min_frames: ClassVar[int] = 3
-    """Fewest frames of a clip that it looks at; a shorter one has no valid score."""
-    min_audio_s: ClassVar[float] = 0.1
-    """Shortest sound that it listens to, in seconds."""
+    version: ClassVar[str] = "1"
+    """Changes whenever the same clip may get another value."""
     about: ClassVar[str] = ""
     """One line: what a higher score means."""
-    smallest_effect: ClassVar[float] = 0.01
-    """A change of the mean below this counts as none that matters, however certain it is."""
-    highest: ClassVar[float | None] = None
-    """Top of the range, where there is one; a mean that stands there is called saturated."""
+    scope: ClassVar[Literal["clip", "group", "step"]] = "clip"
+    """What one value needs to be seen: the clip alone, all clips of its prompt, or all clips of the training step."""
+    needs: ClassVar[tuple[Modality, ...]] = ("video", "audio")
+    """Modalities it looks at; a backbone without one of them cannot use this reward."""
+    needs_sound: ClassVar[bool] = True
+    """Whether silence is emptiness (`floor`) for it, if it looks at the sound at all."""
     prompt_anchored: ClassVar[bool] = False
     """True when the score depends on the prompt's text."""
+    min_frames: ClassVar[int] = 3
+    """Fewest frames of a clip that it looks at; a shorter one has no valid score."""
+    max_frames: ClassVar[int] = 4096
+    min_side: ClassVar[int] = 8
+    """Smallest height or width, in pixels."""
+    max_side: ClassVar[int] = 4096
+    frame_rates: ClassVar[tuple[float, float]] = (0.1, 240.0)
+    """Lowest and highest frame rate, in Hz."""
+    min_audio_s: ClassVar[float] = 0.1
+    """Shortest sound that it listens to, in seconds."""
+    max_audio_s: ClassVar[float] = 600.0
+    sample_rates: ClassVar[tuple[int, int]] = (4_000, 384_000)
+    """Lowest and highest sample rate, in Hz."""
+
+    range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    """Smallest and largest value; a value outside is none (`out_of_range`)."""
+    floor: ClassVar[float] = 0.0
+    """Value of a clip that is empty where it looks."""
+    smallest_effect: ClassVar[float] = 0.01
+    """A change of the mean below this counts as none that matters, however certain it is."""
+    components: ClassVar[Mapping[str, Component]] = {}
+    """What its values are made of, by name."""
+    batch_tolerance: ClassVar[float] = 0.0
+    """How far a score may lie from the one that the clip gets alone; 0 = no bit differs."""
+
+    accelerator: ClassVar[bool] = False
+    """Whether it is meant for a GPU; it runs without one, slowly."""
+    licence: ClassVar[str] = "Apache-2.0"
+    """SPDX identifier of what binds who uses it: its code and its weights."""
+    noncommercial: ClassVar[bool] = False
+    """True: refused unless the job says `allow_noncommercial`."""
+    train_allowed: ClassVar[bool] = True
+    """False: measured only (`weight = 0`)."""
     offset_component: ClassVar[str] = ""
     """Component of its scores that says in seconds how far sound and picture are apart; an evaluation tells its median.
     "" = there is none."""
@@ -268,3 +314,18 @@ class RewardSpec(PluginSpec):
     max_batch_groups: int = Field(default=4, ge=1, le=256)
     """Groups that one call of the model may batch."""
     batch_wait_s: float = Field(default=0.02, ge=0, le=10)
+    allow_noncommercial: bool = False
+    """Says that the terms of a reward whose licence forbids commercial use are kept."""
+
+    @property
+    def highest(self) -> float | None:
+        """Top of the range; None where there is none."""
+        return self.range[1] if math.isfinite(self.range[1]) else None
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its parts': terms that the job does not accept."""
+        yield from super().problems(job, facts)
+        if self.noncommercial and not self.allow_noncommercial:
+            yield "allow_noncommercial", f"{self.name} is {self.licence}; set it to true where that licence is kept"
+        if self.weight and not self.train_allowed:
+            yield "weight", f"{self.name} may be measured but not trained on; use 0"

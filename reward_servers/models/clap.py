@@ -17,7 +17,7 @@ shape on one thread, so a score has the same bits in any company.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ from typing_extensions import override
 
 from accord.backbones.components import refuse_partial
 from accord.config.clap_dir import DERIVED, inspect_clap_dir
-from accord.config.rewards import ClapReward
+from accord.config.rewards.sound import ClapReward
 from accord.errors import ModelError
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, Score
@@ -41,9 +41,6 @@ class ClapRewardModel(RewardModel):
     Raises:
         ModelError: at construction, when the directory is missing, incomplete or not a CLAP checkpoint.
     """
-
-    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
-    floor: ClassVar[float] = -0.25
 
     def __init__(self, spec: ClapReward) -> None:
         super().__init__(spec)

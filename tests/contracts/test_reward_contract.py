@@ -25,6 +25,8 @@ class JudgeReward(RewardSpec):
 
     impl: ClassVar[str] = f"{__name__}:Judge"
     about: ClassVar[str] = "the judge likes it"
+    floor: ClassVar[float] = -10.0
+    needs_sound: ClassVar[bool] = False
     name: Literal["judge"] = "judge"
     route: Route = "both"
     path: Annotated[str, InputPath("file")]
@@ -32,8 +34,6 @@ class JudgeReward(RewardSpec):
 
 class Judge(RewardModel):
     """A linear layer over eight statistics. Rows are computed alike in a batch of any size."""
-
-    version, range, floor, needs_sound = "1", (-math.inf, math.inf), -10.0, False
 
     def __init__(self, spec: JudgeReward) -> None:
         super().__init__(spec)
@@ -94,14 +94,14 @@ def clips():
 
 
 @pytest.mark.parametrize("name", REWARDS)
-def test_a_reward_says_what_it_is(name, models, spec_of):
-    spec, model = spec_of(name), models[name]
+def test_a_reward_says_what_it_is(name, spec_of):
+    spec = spec_of(name)
     assert spec.name == name and spec.about and spec.__doc__
     assert spec.route in {"video", "audio", "both"}
     assert set(spec.needs) <= {"video", "audio"} and spec.needs
     assert spec.route == "both" or spec.route in spec.needs
-    low, high = model.range
-    assert model.version and low <= model.floor <= high
+    low, high = spec.range
+    assert spec.version and low <= spec.floor <= high
 
 
 def _world() -> tuple[np.ndarray, np.ndarray]:
@@ -164,7 +164,7 @@ UNUSABLE = {
 def test_whatever_can_be_measured_gets_a_number_in_range(name, models):
     model = models[name]
     (scores,) = score_groups(model, [PROMPT], [list(MEASURABLE.values())])
-    low, high = model.range
+    low, high = model.spec.range
     for kind, value, valid, reason in zip(MEASURABLE, scores.values, scores.valid, scores.reasons, strict=True):
         assert valid, (kind, reason)
         assert low <= value <= high, (kind, value)
@@ -181,7 +181,7 @@ def test_what_cannot_be_measured_is_invalid_and_spoils_nothing(name, models, cli
     for kind, (modality, _), value, valid, reason in zip(
         UNUSABLE, bad, scores.values[1:-1], scores.valid[1:-1], scores.reasons[1:-1], strict=True
     ):
-        if modality in model.needs:
+        if modality in model.spec.needs:
             assert not valid and math.isnan(value), kind
             assert reason in {"too_short", "non_finite", "bad_media"}, kind
         else:

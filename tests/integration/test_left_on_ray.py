@@ -17,7 +17,7 @@ from ray import serve
 
 from accord.config.clap_dir import SHIPPED
 from accord.config.job import JobSpec
-from accord.config.rewards import SyncReward
+from accord.config.rewards.panel import SyncReward
 from accord.errors import ModelError
 from accord.ids import PolicyVersion
 from accord.run_folder import RunFolder
@@ -69,7 +69,8 @@ IDLE_S = 1.0
 
 ANOTHER_JOB = """
 import sys, time, ray
-from accord.config.rewards import ClapReward, SyncReward
+from accord.config.rewards.panel import SyncReward
+from accord.config.rewards.sound import ClapReward
 from reward_servers import app
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
 print(*app.deploy([SyncReward(num_cpus=0.1), ClapReward(path=sys.argv[2], num_cpus=0.1)], http_port=None, idle_s=1.0))

@@ -14,7 +14,8 @@ import ray
 from ray import serve
 from ray.serve.context import _get_global_client
 
-from accord.config.rewards import AudioAestheticsReward, ClapReward, SyncReward
+from accord.config.rewards.panel import AudioAestheticsReward, SyncReward
+from accord.config.rewards.sound import ClapReward
 from accord.errors import RewardError, SpecError
 from accord.types import Clip, Prompt
 from accord.world.scene import IMPERFECT, make_clips

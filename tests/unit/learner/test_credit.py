@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from accord.config.algorithm_parts import CreditSpec
-from accord.config.rewards import AudioAestheticsReward, SyncReward, TextVideoReward
+from accord.config.rewards.panel import AudioAestheticsReward, SyncReward, TextVideoReward
 from accord.errors import RewardError
 from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.credit import assign_credit, tabulate

@@ -16,7 +16,7 @@ from accord.config.forward import (
     FlowRWRSpec,
     MatchingSpec,
 )
-from accord.config.rewards import AudioAestheticsReward, TextVideoReward
+from accord.config.rewards.panel import AudioAestheticsReward, TextVideoReward
 from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.awm import AWM, awm_loss
 from learner.algorithms.base import ForwardBatch, Noised

@@ -7,7 +7,7 @@ import torch
 
 from accord.config.algorithm_parts import OldPolicySpec
 from accord.config.grpo import DynamicsSpec, FlowGRPOSpec, GRPOLossSpec
-from accord.config.rewards import AudioAestheticsReward, TextVideoReward
+from accord.config.rewards.panel import AudioAestheticsReward, TextVideoReward
 from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.base import Transition, TransitionBatch
 from learner.algorithms.grpo import FlowGRPO, best_and_worst, grpo_loss

@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from accord.config.rewards import ClapReward, SyncReward
+from accord.config.rewards.panel import SyncReward
+from accord.config.rewards.sound import ClapReward
 from reward_servers import app
 
 

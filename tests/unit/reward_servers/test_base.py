@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from accord.config.rewards import AudioAestheticsReward, SyncReward, VideoAestheticsReward
+from accord.config.rewards.panel import AudioAestheticsReward, SyncReward, VideoAestheticsReward
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, Score, score_groups, unusable
 

@@ -13,7 +13,7 @@ import pytest
 from scipy.signal import resample_poly
 
 from accord.config.clap_dir import SHIPPED
-from accord.config.rewards import ClapReward
+from accord.config.rewards.sound import ClapReward
 from accord.errors import ModelError
 from reward_servers.base import build, score_groups
 

@@ -14,7 +14,7 @@ from ray import serve
 from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from accord.config.rewards import SyncReward, TemporalFlickerReward
+from accord.config.rewards.panel import SyncReward, TemporalFlickerReward
 from accord.errors import RewardError, RolloutError
 from accord.types import Prompt, RewardScores
 from reward_servers import scorer as scorers

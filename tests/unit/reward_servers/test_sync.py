@@ -8,7 +8,7 @@ import itertools
 import numpy as np
 import pytest
 
-from accord.config.rewards import SyncReward
+from accord.config.rewards.panel import SyncReward
 from accord.types import Clip
 from accord.world.scene import render_audio
 from reward_servers.base import build, score_groups
@@ -58,8 +58,8 @@ def test_neither_silence_nor_stillness_beats_misplaced_sound(model, world):
     (wrong,) = score_groups(model, [prompt], [misplaced])
     assert empty.valid == (True, True, True)
     assert empty.reasons == ("no_events", "silent_audio", "no_events")
-    assert max(empty.values) == model.floor <= min(wrong.values)
-    assert np.mean(wrong.values) > model.floor + 0.05
+    assert max(empty.values) == model.spec.floor <= min(wrong.values)
+    assert np.mean(wrong.values) > model.spec.floor + 0.05
 
 
 def test_components_tell_what_the_value_is_made_of(model, world):

@@ -12,10 +12,6 @@ from reward_servers.base import RewardModel, Score
 class Palette(RewardModel):
     """1 at the wanted colour, 0 at the farthest corner of the cube."""
 
-    version = "1"
-    range = (0.0, 1.0)
-    floor = 0.0
-
     def __init__(self, spec: PaletteReward) -> None:
         super().__init__(spec)
         self.wanted = np.array(colour_of(spec.colour))

@@ -34,7 +34,7 @@ class PaletteReward(RewardSpec):
     impl: ClassVar[str] = "palette.model:Palette"
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "the picture has the wanted colour"
-    highest: ClassVar[float | None] = 1.0
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     min_frames: ClassVar[int] = 1
 
     name: Literal["palette"] = "palette"

@@ -23,8 +23,6 @@ Always report it with its control: the same score on sound and pictures of diffe
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from typing_extensions import override
 
 from accord.types import Clip, Prompt
@@ -41,9 +39,6 @@ MOST_EVENTS = 64
 class SyncModel(RewardModel):
     """Chance-corrected soft F1 between contacts and onsets."""
 
-    range: ClassVar[tuple[float, float]] = (-0.25, 1.0)
-    floor: ClassVar[float] = -0.25
-
     @override
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
         """See the module for value and components."""
@@ -58,4 +53,4 @@ class SyncModel(RewardModel):
         chance = chance_f1(seen, heard, stop - start, SHIFTS)
         value = (f1 - chance) / max(1.0 - chance, 1e-3)
         offset = median_offset_s(seen, heard)
-        return Score(max(self.floor, value), {**counts, "f1": f1, "chance": chance, "offset_s": offset})
+        return Score(max(self.spec.floor, value), {**counts, "f1": f1, "chance": chance, "offset_s": offset})

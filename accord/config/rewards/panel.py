@@ -1,30 +1,20 @@
-"""The built-in rewards as specs: what each measures, where it routes, how its server is sized.
+"""The rewards that need no weights, as specs: what each measures, where it routes, how its server is sized.
 
 A job lists rewards by name with a weight; everything else has a default here, written once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from pydantic import Field
-
-from accord.config.clap_dir import inspect_clap_dir
-from accord.config.contract import ModelFacts, Problem, RewardSpec
-from accord.config.files import remembered
-from accord.config.paths import InputPath
-from accord.errors import UserError
+from accord.config.contract import RewardSpec
 from accord.types import Modality, Route
-
-if TYPE_CHECKING:
-    from accord.config.job import JobSpec
 
 
 class _Bounded(RewardSpec):
     """A reward of sound and picture whose range ends at 1."""
 
-    highest: ClassVar[float | None] = 1.0
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     route: Route = "both"
 
 
@@ -45,37 +35,18 @@ class _Seen(_Bounded):
 class SyncReward(_Bounded):
     """Offset between sound onsets and visible contacts, corrected for matches by chance."""
 
-    impl: ClassVar[str] = "reward_servers.models.sync:SyncModel"
+    impl: ClassVar[str] = "reward_servers.panel.sync:SyncModel"
     about: ClassVar[str] = "sound onsets fall on visible contacts more than chance would have them"
+    range: ClassVar[tuple[float, float]] = (-0.25, 1.0)
+    floor: ClassVar[float] = -0.25
     offset_component: ClassVar[str] = "offset_s"
     name: Literal["sync"] = "sync"
-
-
-class ClapReward(_Heard):
-    """Text-audio cosine similarity of a CLAP checkpoint."""
-
-    impl: ClassVar[str] = "reward_servers.models.clap:ClapRewardModel"
-    about: ClassVar[str] = "the sound is the one the text names"
-    prompt_anchored: ClassVar[bool] = True
-    name: Literal["clap"] = "clap"
-    path: Annotated[str, InputPath("directory")] = Field(default="builtin:tiny-clap", min_length=1, max_length=4096)
-    """Directory of a transformers `ClapModel`, or `builtin:tiny-clap`."""
-    num_cpus: float = Field(default=0.2, ge=0, le=64)
-
-    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
-        """The checkpoint's files, see `accord.config.clap_dir`."""
-        del job
-        if facts is not None:
-            try:
-                remembered(inspect_clap_dir, self.path)
-            except UserError as error:
-                yield "path", str(error)
 
 
 class AudioAestheticsReward(_Heard):
     """Cleanliness of the sound."""
 
-    impl: ClassVar[str] = "reward_servers.models.audio_aesthetics:AudioAestheticsModel"
+    impl: ClassVar[str] = "reward_servers.panel.audio_aesthetics:AudioAestheticsModel"
     about: ClassVar[str] = "events stand clear of the noise floor"
     name: Literal["audio_aesthetics"] = "audio_aesthetics"
 
@@ -83,7 +54,7 @@ class AudioAestheticsReward(_Heard):
 class VideoAestheticsReward(_Seen):
     """Technical frame quality."""
 
-    impl: ClassVar[str] = "reward_servers.models.video_aesthetics:VideoAestheticsModel"
+    impl: ClassVar[str] = "reward_servers.panel.video_aesthetics:VideoAestheticsModel"
     about: ClassVar[str] = "frames are sharp, well exposed and free of noise"
     name: Literal["video_aesthetics"] = "video_aesthetics"
 
@@ -91,7 +62,7 @@ class VideoAestheticsReward(_Seen):
 class TextVideoReward(_Seen):
     """Text-video agreement by a closed-vocabulary verifier (colour and motion words)."""
 
-    impl: ClassVar[str] = "reward_servers.models.text_video:TextVideoModel"
+    impl: ClassVar[str] = "reward_servers.panel.text_video:TextVideoModel"
     about: ClassVar[str] = "the moving thing has the colour and the motion that the text names"
     prompt_anchored: ClassVar[bool] = True
     name: Literal["text_video"] = "text_video"
@@ -100,7 +71,7 @@ class TextVideoReward(_Seen):
 class TemporalFlickerReward(_Seen):
     """VBench-style temporal flicker."""
 
-    impl: ClassVar[str] = "reward_servers.models.vbench:TemporalFlickerModel"
+    impl: ClassVar[str] = "reward_servers.panel.vbench:TemporalFlickerModel"
     about: ClassVar[str] = "what stands still keeps its brightness"
     smallest_effect: ClassVar[float] = 0.002
     name: Literal["temporal_flicker"] = "temporal_flicker"
@@ -109,7 +80,7 @@ class TemporalFlickerReward(_Seen):
 class MotionSmoothnessReward(_Seen):
     """VBench-style motion smoothness."""
 
-    impl: ClassVar[str] = "reward_servers.models.vbench:MotionSmoothnessModel"
+    impl: ClassVar[str] = "reward_servers.panel.vbench:MotionSmoothnessModel"
     about: ClassVar[str] = "a frame lies between its neighbours"
     smallest_effect: ClassVar[float] = 0.002
     name: Literal["motion_smoothness"] = "motion_smoothness"
@@ -118,6 +89,6 @@ class MotionSmoothnessReward(_Seen):
 class DynamicDegreeReward(_Seen):
     """VBench-style dynamic degree."""
 
-    impl: ClassVar[str] = "reward_servers.models.vbench:DynamicDegreeModel"
+    impl: ClassVar[str] = "reward_servers.panel.vbench:DynamicDegreeModel"
     about: ClassVar[str] = "something moves"
     name: Literal["dynamic_degree"] = "dynamic_degree"
