@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from typing import final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from accord.config.contract import RewardSpec
 from accord.plugins import load_impl
@@ -46,6 +47,18 @@ class Score:
     def invalid(cls, reason: ScoreReason) -> Score:
         """No value, for the given reason."""
         return cls(math.nan, {}, False, reason)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Curve:
+    """A course of time that a score came from, to be looked at."""
+
+    label: str
+    times_s: NDArray[np.float64]
+    """Rising [N], seconds from the clip's start."""
+    values: NDArray[np.float64]
+    """[N]; NaN where there is none."""
+    unit: str = ""
 
 
 class RewardModel:
@@ -76,13 +89,25 @@ class RewardModel:
         """
         return [self._alone(prompt, clip) for prompt, clip in zip(prompts, clips, strict=True)]
 
+    def curves(self, prompt: Prompt, clip: Clip) -> Sequence[Curve]:
+        """What the score of a clip that can be measured came from, over time: for people, never for a value.
+
+        Default: none. `accord rewards score --plot` draws them, each with its own axis.
+        """
+        del prompt, clip
+        return ()
+
     @final
     def score(self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Clip]]) -> list[list[Score]]:
-        """Score groups of clips, one prompt per group. Lengths and order are kept, and nothing is raised."""
+        """Score groups of clips, one prompt per group. Lengths and order are kept, and nothing is raised.
+
+        Models see arrays without gaps: a sum over a view may differ in its last bit.
+        """
         pairs = [(prompt, clip) for prompt, clips in zip(prompts, groups, strict=True) for clip in clips]
         scores = [self._unmeasured(prompt, clip) for prompt, clip in pairs]
         rest = [place for place, score in enumerate(scores) if score is None]
-        for place, score in zip(rest, self._guarded([pairs[place] for place in rest]), strict=True):
+        seen = [(prompt, contiguous(clip)) for prompt, clip in (pairs[place] for place in rest)]
+        for place, score in zip(rest, self._guarded(seen), strict=True):
             scores[place] = score
         found = iter([score for score in scores if score is not None])
         return [[next(found) for _ in clips] for clips in groups]
@@ -166,6 +191,15 @@ class RewardModel:
             "reward %s could not score a clip of prompt %s: %r", self.spec.name, prompt.id, error, exc_info=first
         )
         return Score.invalid("model_error")
+
+
+def contiguous(clip: Clip) -> Clip:
+    """The clip with its arrays in C order, the very same ones where they are; what is no array is left alone."""
+    video, audio = (
+        np.ascontiguousarray(media) if isinstance(media, np.ndarray) else media
+        for media in (clip.video_FHWC, clip.audio_CS)
+    )
+    return replace(clip, video_FHWC=video, audio_CS=audio)
 
 
 def unusable(clip: Clip, spec: RewardSpec) -> ScoreReason | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
 
-from accord.config.rewards.panel import AudioAestheticsReward, SyncReward, VideoAestheticsReward
-from accord.types import Clip, Prompt
+from accord.config.contract import RewardSpec
+from accord.config.rewards.panel import AudioAestheticsReward, VideoAestheticsReward
+from accord.types import Clip, Prompt, Route
 from reward_servers.base import RewardModel, Score, score_groups, unusable
 
 PROMPT = Prompt("p", "av", "v", "a")
@@ -20,13 +22,27 @@ def clip(frames: int = 4, samples: int = 8000, level: float = 0.5) -> Clip:
     return Clip(video, 12.0, np.full((1, samples), level, np.float32), 16_000)
 
 
+class ScriptedReward(RewardSpec):
+    """What the models of these tests declare: sound and picture, values from 0 to 1."""
+
+    version: ClassVar[str] = "7"
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    name: Literal["scripted"] = "scripted"
+    route: Route = "both"
+
+
+class UnboundedReward(ScriptedReward):
+    """One whose values end nowhere."""
+
+    range: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
+    floor: ClassVar[float] = -1.0
+
+
 class Model(RewardModel):
     """Answers with what the test says, clip by clip."""
 
-    version, range, floor = "7", (0.0, 1.0), 0.0
-
     def __init__(self, answers):
-        super().__init__(SyncReward())
+        super().__init__(ScriptedReward())
         self.answers = iter(answers)
 
     def score_clip(self, prompt, clip):
@@ -44,7 +60,7 @@ def test_a_clip_that_raises_leaves_its_neighbours_alone():
     assert scores.values[0] == 0.25 and scores.values[2] == 0.75
     assert math.isnan(scores.values[1])
     assert math.isnan(scores.components["part"][0]) and scores.components["part"][2] == 3.0
-    assert (scores.reward, scores.version) == ("sync", "7")
+    assert (scores.reward, scores.version) == ("scripted", "7")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -77,10 +93,8 @@ def test_a_model_that_raises_makes_all_groups_invalid():
 class Batching(RewardModel):
     """Scores all clips at once by their loudness; an odd number of samples is too much for it."""
 
-    version, range, floor = "1", (-math.inf, math.inf), -1.0
-
     def __init__(self):
-        super().__init__(SyncReward())
+        super().__init__(UnboundedReward())
         self.batches = []
 
     def score_batch(self, prompts, clips):
@@ -127,10 +141,10 @@ def test_a_component_that_is_no_number_stays_with_its_clip(components):
 
 def test_a_model_scores_clips_or_batches():
     class Neither(RewardModel):
-        version, range, floor = "1", (0.0, 1.0), 0.0
+        pass
 
     with pytest.raises(TypeError, match="Neither overrides neither score_clip nor score_batch"):
-        Neither(SyncReward())
+        Neither(ScriptedReward())
 
 
 def test_what_is_no_score_costs_that_clip_alone():
@@ -173,13 +187,13 @@ INF_AUDIO = np.array([[0.1] * 7999 + [np.inf]], np.float32)
         (broken(video_FHWC=np.zeros((4, 16, 16, 3), np.float32)), "bad_media"),
         (broken(video_FHWC=np.zeros((4, 16, 16), np.uint8)), "bad_media"),
         (broken(video_FHWC=np.zeros((4, 16, 16, 4), np.uint8)), "bad_media"),
-        (broken(video_FHWC=np.zeros((4, 0, 16, 3), np.uint8)), "bad_media"),
+        (broken(video_FHWC=np.zeros((4, 0, 16, 3), np.uint8)), "too_small"),
         (broken(video_FHWC="frames"), "bad_media"),
         (broken(fps=-1.0), "bad_media"),
     ],
 )
 def test_what_cannot_be_measured_is_invalid_for_a_reason(bad, reason):
-    assert unusable(bad, SyncReward()) == reason
+    assert unusable(bad, ScriptedReward()) == reason
     (scores,) = score_groups(Model([Score(0.5)]), [PROMPT], [[bad, clip()]])
     assert scores.valid == (False, True)
     assert scores.reasons == (reason, "ok")
@@ -187,10 +201,11 @@ def test_what_cannot_be_measured_is_invalid_for_a_reason(bad, reason):
 
 
 def test_how_short_a_clip_may_be_is_the_rewards_own_affair():
-    class Patient(SyncReward):
-        min_frames, min_audio_s = 5, 0.6
+    class Patient(ScriptedReward):
+        min_frames: ClassVar[int] = 5
+        min_audio_s: ClassVar[float] = 0.6
 
-    assert unusable(clip(), SyncReward()) is None
+    assert unusable(clip(), ScriptedReward()) is None
     assert unusable(clip(), Patient()) == unusable(clip(frames=5), Patient()) == "too_short"
     assert unusable(clip(frames=5, samples=9600), Patient()) is None
 
@@ -198,3 +213,24 @@ def test_how_short_a_clip_may_be_is_the_rewards_own_affair():
 def test_only_the_needed_modality_is_judged():
     assert unusable(broken(audio_CS=NAN_AUDIO), VideoAestheticsReward()) is None
     assert unusable(broken(fps=-1.0), AudioAestheticsReward()) is None
+
+
+def test_a_model_sees_arrays_without_gaps_and_of_what_is_in_order_no_copy():
+    seen = []
+
+    class Looks(Model):
+        def score_clip(self, prompt, clip):
+            seen.append(clip)
+            return super().score_clip(prompt, clip)
+
+    dense = clip()
+    gaps = Clip(dense.video_FHWC[:, ::-1], 12.0, np.full((8000, 2), 0.5, np.float32).T, 16_000)
+    (scores,) = score_groups(Looks([Score(0.5)] * 2), [PROMPT], [[gaps, dense]])
+    assert scores.reasons == ("ok", "ok")
+    assert all(one.video_FHWC.flags.c_contiguous and one.audio_CS.flags.c_contiguous for one in seen)
+    assert np.array_equal(seen[0].video_FHWC, gaps.video_FHWC) and np.array_equal(seen[0].audio_CS, gaps.audio_CS)
+    assert seen[1].video_FHWC is dense.video_FHWC and seen[1].audio_CS is dense.audio_CS
+
+
+def test_a_model_has_no_curves_unless_it_says_so():
+    assert list(Model([]).curves(PROMPT, clip())) == []

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from accord.config.contract import ModelFacts, Problem, RewardSpec
+from accord.config.contract import Component, ModelFacts, Problem, RewardSpec
 from accord.config.files import read_bytes
 from accord.config.paths import InputPath
 from accord.types import Modality, Route
@@ -35,6 +35,9 @@ class PaletteReward(RewardSpec):
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
     about: ClassVar[str] = "the picture has the wanted colour"
     range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    components: ClassVar[Mapping[str, Component]] = {
+        "away": Component("distance from the wanted colour, 1 = the cube's diagonal", low=0.0, high=1.0, better="lower")
+    }
     min_frames: ClassVar[int] = 1
 
     name: Literal["palette"] = "palette"
