@@ -72,6 +72,7 @@ TABLE: tuple[Metric, ...] = (
     _shown("accord_train_reward_mean", "reward/{reward}/mean", "Mean valid reward of the last step."),
     _shown("accord_train_reward_std", "reward/{reward}/std", "Spread of the reward in the last step."),
     _shown("accord_train_reward_valid_ratio", "reward/{reward}/valid_ratio", "Share of valid scores."),
+    _shown("accord_train_reward_dropped", "reward/{reward}/dropped", "1 when the last step was trained without it."),
     _shown("accord_train_loss", "loss/{modality}", "Loss per modality."),
     _shown("accord_train_reference_distance", "loss/reference/{modality}", "Distance to the base policy."),
     _shown("accord_train_policy_ratio", "ratio/{modality}", "Mean ratio to the policy that sampled."),
@@ -89,6 +90,7 @@ TABLE: tuple[Metric, ...] = (
     Metric("accord_weights_version", "gauge", "Last published policy version.", ("job_id",)),
     # rewards
     Metric("accord_reward_scores_total", "counter", "Scores by validity.", ("reward", "outcome")),
+    Metric("accord_reward_invalid_total", "counter", "Scores without a value, by reason.", ("reward", "reason")),
     # checkpoints
     Metric("accord_checkpoint_write_seconds", "histogram", "Time to write a checkpoint.", (), _SECONDS),
     Metric("accord_checkpoint_bytes", "gauge", "Size of the last checkpoint.", ("job_id",)),

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from accord.backbones.adapters import export_lora
 from accord.config.job import JobSpec
 from accord.disk import WAIT_S, patiently
-from accord.errors import RolloutError
+from accord.errors import RewardError, RolloutError
 from accord.events import CheckpointSaved, Event, EventSink, Phase, Progress, StepCompleted, Warned
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version
@@ -66,6 +66,8 @@ class Run:
         self.evaluator = Evaluator(job, self.folder, source, held_out, self._emit, self.patiently)
         self.states: deque[PolicyState] = deque(maxlen=job.cluster.policy_lag + 1)
         """The versions that groups in flight may be sampled with, oldest first: what the next steps measure from."""
+        self.saved = 0
+        """The step of the last checkpoint."""
         self.clock = PhaseClock(began)
 
     def restore(self) -> int:
@@ -77,7 +79,7 @@ class Run:
             self.states.extend(found.states)
             self.engine.load_adapters(found.states[-1].adapters)
             self.engine.load_optimizer_state(found.optimizer)
-        step = found.step if found else 0
+        step = self.saved = found.step if found else 0
         if self.ranks.first:
             self.patiently(partial(self.folder.cut, step))
         return step
@@ -105,6 +107,23 @@ class Run:
         if seen != [(step, index, wanted) for index in range(self.job.prompts.per_step)]:
             raise RolloutError(f"step {step} needs version {wanted} of each prompt; got (step, prompt, version) {seen}")
         return groups
+
+    def credit(self, step: int, groups: Sequence[ScoredGroup]) -> Credit:
+        """Scores to advantages; says which reward the step does without.
+
+        Raises RewardError when a required reward is down, once a checkpoint holds every step before this one.
+        """
+        try:
+            credit = self.algorithm.credit(groups, self.job.rewards, self.modalities)
+        except RewardError:
+            if self.saved < step - 1:  # every rank has the same groups, so every rank comes here
+                self.save(step - 1)
+            raise
+        for reward in self.job.rewards:
+            if credit.metrics.get(f"reward/{reward.name}/dropped"):
+                why = ", ".join(_reasons(credit.metrics, reward.name))
+                self._warn("reward_dropped", f"step {step} is trained without reward {reward.name!r}: {why}")
+        return credit
 
     def update(self, step: int, groups: Sequence[ScoredGroup], credit: Credit) -> dict[str, float]:
         """One optimizer step, measured from the version that sampled the groups."""
@@ -136,6 +155,7 @@ class Run:
     def save(self, step: int) -> None:
         """Write a checkpoint."""
         saved = self.checkpoints.save(step, list(self.states), self.engine.optimizer_state())
+        self.saved = step
         self.clock.carry("checkpoint", saved.seconds)
         self._emit(CheckpointSaved(step=step, path=str(saved.path), bytes=saved.bytes, seconds=round(saved.seconds, 4)))
 
@@ -171,6 +191,11 @@ class Run:
     def _emit(self, event: Event) -> None:
         if self.ranks.first and self.events is not None:
             self.events.emit(event)
+
+
+def _reasons(metrics: Mapping[str, float | None], reward: str) -> list[str]:
+    prefix = f"reward/{reward}/invalid/"
+    return [f"{value:g} × {key.removeprefix(prefix)}" for key, value in metrics.items() if key.startswith(prefix)]
 
 
 def policy_state(engine: Engine, version: int) -> PolicyState:

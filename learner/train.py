@@ -27,7 +27,7 @@ def train(run: Run) -> TrainResult:
 
     for step in range(start + 1, job.steps + 1):
         groups = run.take(step)
-        credit = run.algorithm.credit(groups, job.rewards, run.modalities)
+        credit = run.credit(step, groups)
         metrics = run.update(step, groups, credit)
         run.publish(step)
         run.record(step, groups, {**credit.metrics, **metrics})

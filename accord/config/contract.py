@@ -304,7 +304,8 @@ class RewardSpec(PluginSpec):
     weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of its normalised advantage; 0 = measured but not trained on."""
     required: bool = True
-    """True: a step in which no sample of any group got a valid score stops the attempt. False: it is left out."""
+    """True: a step in which no sample of any group got a valid score stops the attempt. False: a step in which its
+    server fails for any sample is trained without it."""
     deadline_s: float = Field(default=120.0, gt=0, le=3600)
     """Wall time for one group, retries included; what is not scored by then is invalid (`timeout`)."""
     num_cpus: float = Field(default=0.1, ge=0, le=64)

@@ -19,14 +19,20 @@ An invalid sample has no part in a statistic and gets 0 for that reward. A group
 than two of its scores are valid, or their standard deviation is no more than epsilon times that of the step or epsilon
 times the largest of them; it gets 0 for that reward and is counted. So the unit of a reward changes nothing.
 
+A reward that is not required and whose server failed for one sample of the step (no answer in time, none at all, no
+room, an error in the model) is dropped for the whole step: for some samples it is left out for none of their doing, and
+a group in which it counts for some only would be compared by unlike sums. What a clip itself causes (too short, not
+finite) drops nothing.
+
 What rounding leaves of rewards that cancel is no credit either: a group in which every sum is within epsilon of what
 was added up gets 0, before a second normalisation could make it large. Nothing stands in for a reward that is missing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,8 +40,13 @@ from torch import Tensor
 from accord.config.algorithm_parts import CreditSpec
 from accord.config.contract import RewardSpec
 from accord.errors import RewardError
-from accord.types import Modality, Route, ScoredGroup
+from accord.types import Modality, RewardScores, Route, ScoredGroup, ScoreReason
 from learner.algorithms.base import Credit
+
+_SERVERS_FAULT: frozenset[ScoreReason] = frozenset(
+    {"timeout", "unreachable", "backpressure", "circuit_open", "model_error"}
+)
+"""Why a sample has no score through no fault of its clip."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,6 +62,10 @@ class ScoreTable:
     """Sum of the magnitudes that each value was added up from."""
     valid_PG: Tensor
     """bool"""
+    invalid: Mapping[ScoreReason, int] = field(default_factory=dict)
+    """How many samples have no value, by reason."""
+    dropped: bool = False
+    """It takes no part in this step."""
 
 
 def tabulate(groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec]) -> list[ScoreTable]:
@@ -70,8 +85,18 @@ def tabulate(groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec]) -> li
                 f"({', '.join(reasons)}); see its server, or set required = false to train without it"
             )
         values = torch.where(valid, values, torch.zeros_like(values))
-        tables.append(ScoreTable(reward.name, reward.route, reward.weight, values, values.abs(), valid))
+        invalid = _invalid(scores)
+        dropped = not reward.required and not _SERVERS_FAULT.isdisjoint(invalid)
+        tables.append(
+            ScoreTable(reward.name, reward.route, reward.weight, values, values.abs(), valid, invalid, dropped)
+        )
     return tables
+
+
+def _invalid(scores: Sequence[RewardScores]) -> Counter[ScoreReason]:
+    """How many samples have no value, by reason; a value that is no number and does not say why is `non_finite`."""
+    pairs = [pair for score in scores for pair in zip(score.valid, score.reasons, strict=True)]
+    return Counter("non_finite" if reason == "ok" else reason for valid, reason in pairs if not valid)
 
 
 def normalised(table: ScoreTable, spec: CreditSpec) -> tuple[Tensor, Tensor, Tensor]:
@@ -98,18 +123,19 @@ def _centre(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def assign_credit(tables: Sequence[ScoreTable], spec: CreditSpec, modalities: Sequence[Modality]) -> Credit:
     """Return the advantages [P, G] per modality.
 
-    Metrics: `reward/<name>/{mean,std,valid_ratio}` over valid scores, `advantage/<modality>/{std,zero_ratio}` and
-    `credit/degenerate_groups`, the number of (trained reward, prompt) pairs without credit.
+    Metrics: `reward/<name>/{mean,std,valid_ratio}` over valid scores, `reward/<name>/dropped` (1 or 0),
+    `reward/<name>/invalid/<reason>` (samples without a value, by reason), `advantage/<modality>/{std,zero_ratio}`
+    and `credit/degenerate_groups`, the number of (trained reward, prompt) pairs without credit.
     """
-    trained = [table for table in tables if table.weight > 0 and table.valid_PG.any()]
-    # A trained reward without a valid score takes part in nothing, and each of its groups counts as degenerate.
-    silent = sum(table.valid_PG.shape[0] for table in tables if table.weight > 0 and not table.valid_PG.any())
+    weighted = [table for table in tables if table.weight > 0]
+    trained = [table for table in weighted if table.valid_PG.any() and not table.dropped]
+    # A trained reward that takes part in nothing: each of its groups counts as degenerate.
+    degenerate_groups = sum(table.valid_PG.shape[0] for table in weighted if table not in trained)
     if spec.mode == "sum" and trained:
         trained = [_summed(trained)]
     shape = tables[0].values_PG.shape
     advantages = {modality: torch.zeros(shape, dtype=torch.float64) for modality in modalities}
     sizes = {modality: torch.zeros(shape, dtype=torch.float64) for modality in modalities}
-    degenerate_groups = silent
     earned = {modality: torch.zeros(shape, dtype=torch.bool) for modality in modalities}
     for table in trained:
         advantage, usable, degenerate = normalised(table, spec)
@@ -157,4 +183,6 @@ def _reward_metrics(table: ScoreTable) -> Mapping[str, float | None]:
         f"reward/{table.reward}/mean": float(scores.mean()) if known else None,
         f"reward/{table.reward}/std": float(scores.std(unbiased=False)) if known else None,
         f"reward/{table.reward}/valid_ratio": float(table.valid_PG.double().mean()),
+        f"reward/{table.reward}/dropped": float(table.dropped),
+        **{f"reward/{table.reward}/invalid/{reason}": float(count) for reason, count in sorted(table.invalid.items())},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 
@@ -14,6 +15,8 @@ from services.registry import Metrics
 KEPT_S = 15 * 60
 """How long the gauges of a finished job stay."""
 
+_INVALID = re.compile(r"reward/([^/]+)/invalid/([a-z_]+)")
+"""Reward and reason in the name of a number."""
 _GAUGES = tuple(metric for metric in TABLE if metric.number)
 
 
@@ -71,6 +74,8 @@ class TrainingMetrics:
                 self._number(job_id, key, number, event.samples)
 
     def _number(self, job_id: str, key: str, value: float, samples: int) -> None:
+        if invalid := _INVALID.fullmatch(key):
+            self._metrics.counter("accord_reward_invalid_total").labels(*invalid.groups()).inc(value)
         for metric in _GAUGES:
             labels = metric.labels_in(key)
             if labels is None:

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -261,6 +262,35 @@ def test_optional_reward_that_is_down_is_left_out_and_counted():
         assign_credit(tabulate(scored(values), rewards), CreditSpec(mode="routed"), BOTH).advantages["audio"],
         torch.zeros(2, 2, dtype=torch.float64),
     )
+
+
+@pytest.mark.parametrize("mode", ["routed", "sum", "gdpo"])
+def test_an_optional_reward_whose_server_fails_one_sample_is_dropped_for_the_whole_step(mode):
+    """Bit for bit the step without it: also the samples, and the groups, that it did score do without."""
+    spec = CreditSpec(mode=mode, batch_norm=mode == "gdpo")
+    kept = {"text_video": [[0.0, 1.0, 4.0], [1.0, 0.0, 2.0]]}
+    values = {"sync": [[0.3, 0.1, 0.9], [0.5, None, 0.2]], **kept}
+    alone = assign_credit(tabulate(scored(kept), REWARDS[2:]), spec, BOTH)
+    rewards = (SyncReward(required=False), REWARDS[2])
+    beside = assign_credit(tabulate(scored(values), rewards), spec, BOTH)
+    for modality in BOTH:
+        assert torch.equal(alone.advantages[modality], beside.advantages[modality])
+        assert torch.equal(alone.earned[modality], beside.earned[modality])
+    assert beside.metrics["reward/sync/dropped"] == 1.0 and beside.metrics["reward/text_video/dropped"] == 0.0
+    assert beside.metrics["reward/sync/invalid/timeout"] == 1.0
+    assert beside.metrics["reward/sync/mean"] == pytest.approx((0.3 + 0.1 + 0.9 + 0.5 + 0.2) / 5)
+    required = assign_credit(tabulate(scored(values), (SyncReward(), REWARDS[2])), spec, BOTH)
+    assert required.metrics["reward/sync/dropped"] == 0.0
+    assert not torch.equal(alone.advantages["video"], required.advantages["video"])
+
+
+def test_what_a_clip_causes_drops_no_reward():
+    groups = scored({"sync": [[0.3, 0.1, None]], "text_video": [[0.0, 1.0, 4.0]]})
+    told = RewardScores("sync", "1", (0.3, 0.1, math.nan), ("ok", "ok", "too_short"))
+    groups = [replace(group, scores={**group.scores, "sync": told}) for group in groups]
+    credit = assign_credit(tabulate(groups, (SyncReward(required=False), REWARDS[2])), CreditSpec(), BOTH)
+    assert credit.metrics["reward/sync/dropped"] == 0.0 and credit.metrics["reward/sync/invalid/too_short"] == 1.0
+    assert credit.advantages["audio"].abs().max() > 0
 
 
 def test_required_reward_that_is_down_stops_the_step():

@@ -43,10 +43,16 @@ def test_undefined_numbers_set_nothing_and_valid_scores_are_counted():
     assert value("accord_reward_scores_total", {"reward": "sync", "outcome": "invalid"}) == 2
 
 
+def test_scores_without_a_value_are_counted_by_reason():
+    value = observed(**{"reward/sync/invalid/timeout": 3.0, "reward/sync/invalid/too_short": 1.0}).registry
+    assert value.get_sample_value("accord_reward_invalid_total", {"reward": "sync", "reason": "timeout"}) == 3
+    assert value.get_sample_value("accord_reward_invalid_total", {"reward": "sync", "reason": "too_short"}) == 1
+
+
 def test_what_credit_reports_is_what_is_read():
     values = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     table = ScoreTable("sync", "both", 1.0, values, values.abs(), values.isfinite())
     reported = assign_credit([table], CreditSpec(mode="routed"), ("video", "audio")).metrics
     read = {name for name in reported if any(metric.labels_in(name) is not None for metric in TABLE)}
     assert set(reported) - read == {"credit/degenerate_groups"}
-    assert len(read) == 3 + 2 * 2
+    assert len(read) == 4 + 2 * 2
