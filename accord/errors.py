@@ -23,6 +23,7 @@
     ├── MediaError                a clip cannot be written or read as a file
     ├── RewardError               a whole reward is down (one bad clip is an invalid score, never this)
     ├── RolloutError              a group could not be sampled within its tries
+    ├── GuardError                the policy pleases its rewards and loses what it made
     ├── NonFiniteError            loss or gradient is NaN or infinite
     └── DeadlineExceeded          a wait ended at its deadline
 
@@ -134,6 +135,10 @@ class RewardError(AccordError, reason="reward"):
 
 class RolloutError(AccordError, reason="rollout"):
     """A group could not be sampled."""
+
+
+class GuardError(AccordError, reason="guard"):
+    """A guard of the job stopped it: trained rewards rise while what nobody trains on leaves its band."""
 
 
 class NonFiniteError(AccordError, reason="nonfinite"):

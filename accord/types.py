@@ -227,6 +227,8 @@ class SampleGroup:
     """Handle to GroupData: an object reference in a cluster, the object itself in one process."""
     clips: Any
     """Handle to list[Clip], length G."""
+    features: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """What the clips look and sound like, by name [G], see accord/clip_features.py."""
 
 
 @dataclass(frozen=True, slots=True)

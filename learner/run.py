@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import partial
 from typing import Any, TypeVar
 
 from accord.backbones.adapters import export_lora
 from accord.config.job import JobSpec
 from accord.disk import WAIT_S, patiently
-from accord.errors import RewardError, RolloutError
+from accord.errors import AccordError, GuardError, RewardError, RolloutError
 from accord.events import CheckpointSaved, Event, EventSink, Phase, Progress, StepCompleted, Warned
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version
@@ -23,6 +24,7 @@ from learner.checkpoint import Checkpoints
 from learner.collectives import Ranks
 from learner.engine import Engine
 from learner.evaluate import Evaluator
+from learner.guards import Controls, Verdict, Watch, feature_metrics
 from learner.outcome import TrainResult
 from learner.phase_clock import PhaseClock
 
@@ -69,6 +71,12 @@ class Run:
         self.saved = 0
         """The step of the last checkpoint."""
         self.clock = PhaseClock(began)
+        self.controls = Controls(job, source) if job.guards.controls and self.ranks.first else None
+        self._watch: Watch | None = None
+        self._sampled: PolicyState | None = None
+        self._best: PolicyState | None = None
+        """The latest version whose samples were within the bands."""
+        self._gaps: Future[dict[str, float | None]] | None = None
 
     def restore(self) -> int:
         """Load the latest whole checkpoint and cut the run folder back to it. Returns its step, 0 = fresh."""
@@ -106,6 +114,10 @@ class Run:
         ]
         if seen != [(step, index, wanted) for index in range(self.job.prompts.per_step)]:
             raise RolloutError(f"step {step} needs version {wanted} of each prompt; got (step, prompt, version) {seen}")
+        # Before the update, which no rank leaves until all have come here: the lines are those of earlier steps.
+        self._watch = self._watch or Watch(self.job, self.folder.steps())
+        self._sampled = next(state for state in self.states if state.version == wanted)
+        self._gaps = self.controls.begin(groups) if self.controls is not None else None
         return groups
 
     def credit(self, step: int, groups: Sequence[ScoredGroup]) -> Credit:
@@ -143,14 +155,22 @@ class Run:
                 self.source.publish(self.states[-1])
 
     def record(self, step: int, groups: Sequence[ScoredGroup], metrics: Mapping[str, float | None]) -> None:
-        """Write the step's line and emit it."""
+        """Write the step's line and emit it. Raises GuardError when a guard stops the run."""
+        assert self._watch is not None, "take comes before record"
+        numbers = {**metrics, **feature_metrics(groups)}
+        verdict = self._watch.see(numbers)
+        if self._watch.streak == 0:
+            self._best = self._sampled
+        elif self.ranks.first and self._best is not None:
+            self.patiently(partial(self._export, self._best))
         event = StepCompleted(
-            step=step, policy_version=step, metrics=dict(metrics), phase_seconds=self.clock.seconds,
+            step=step, policy_version=step, metrics=numbers | self._control_gaps(), phase_seconds=self.clock.seconds,
             samples=sum(len(group.group.request.seeds) for group in groups),
         )  # fmt: skip
         if self.ranks.first:
             self.patiently(partial(self.folder.append_step, event))
         self._emit(event)
+        self._heed(step, self._watch, verdict)
 
     def save(self, step: int) -> None:
         """Write a checkpoint."""
@@ -180,6 +200,24 @@ class Run:
     def _export(self, state: PolicyState) -> None:
         with self.folder.writing(ADAPTER) as draft:
             export_lora(state.adapters["policy"], self.job.backbone, draft)
+
+    def _control_gaps(self) -> dict[str, float | None]:
+        """What the controls of this step found; nothing where they could not be scored."""
+        try:
+            return self._gaps.result() if self._gaps is not None else {}
+        except AccordError as error:
+            self._warn("controls", f"the controls of this step were not scored: {error}")
+            return {}
+
+    def _heed(self, step: int, watch: Watch, verdict: Verdict) -> None:
+        if not watch.raised:
+            return
+        told = watch.told(step, verdict)
+        if self.job.guards.divergence.action == "stop":
+            kept = f"kept: {ADAPTER}, version {self._best.version}" if self._best is not None else f"see {ADAPTER}"
+            raise GuardError(f"{told}; {kept}")
+        if watch.streak == self.job.guards.divergence.patience:
+            self._warn("divergence", told)
 
     def _progress(self, phase: Phase, step: int, done: int, total: int) -> None:
         if self.clock.due(done, total):

@@ -11,6 +11,7 @@ from torch import Tensor
 from accord.backbones.adapters import ADAPTER_ROLES, load_adapter_state, reset_adapters, role, starting_adapter
 from accord.backbones.base import Backbone, Conditions
 from accord.backbones.region import capture_region
+from accord.clip_features import features
 from accord.config.contract import BackboneSpec
 from accord.config.sampling import SamplingSpec
 from accord.errors import NonFiniteError, RolloutError
@@ -65,7 +66,8 @@ class RolloutWorker:
             data, latents = self._denoise(request)
         except NonFiniteError as error:
             raise NonFiniteError(f"prompt {request.prompt.id!r}, version {self.version}: {error}") from error
-        return SampleGroup(request, self.version, data, self.backbone.decode(latents))
+        clips = self.backbone.decode(latents)
+        return SampleGroup(request, self.version, data, clips, features(clips))
 
     def _denoise(self, request: RolloutRequest) -> tuple[GroupData, Mapping[Modality, Tensor]]:
         """The group's data, with token weights and stochastic steps if the plan wants them; latents [G, T, C]."""

@@ -303,6 +303,13 @@ class RewardSpec(PluginSpec):
     """Which branch's loss it drives: video, audio or both."""
     weight: float = Field(default=1.0, ge=0, le=1000)
     """Weight of its normalised advantage; 0 = measured but not trained on."""
+    shadow_steps: int = Field(default=0, ge=0)
+    """First steps in which it is measured and not trained on, whatever its weight."""
+    clip: tuple[float, float] | None = None
+    """Values beyond these bounds earn no more than the bounds do. None: no bounds."""
+    band: tuple[float, float] | None = None
+    """Values within earn alike, and others less by how far they lie outside: for what has a right amount rather than a
+    right direction. None: higher is better all the way."""
     required: bool = True
     """True: a step in which no sample of any group got a valid score stops the attempt. False: a step in which its
     server fails for any sample is trained without it."""
@@ -326,6 +333,9 @@ class RewardSpec(PluginSpec):
     def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
         """Besides its parts': terms that the job does not accept."""
         yield from super().problems(job, facts)
+        for field, bounds in (("clip", self.clip), ("band", self.band)):
+            if bounds is not None and not bounds[0] < bounds[1]:
+                yield field, f"{list(bounds)} holds nothing; give the lower bound first"
         if self.noncommercial and not self.allow_noncommercial:
             yield "allow_noncommercial", f"{self.name} is {self.licence}; set it to true where that licence is kept"
         if self.weight and not self.train_allowed:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from accord.config.base import Problems, Spec, pointer, problems_of
 from accord.config.contract import AlgorithmSpec, BackboneSpec, ModelFacts, PluginSpec, Problem, RewardSpec
+from accord.config.guards import GuardsSpec
 from accord.config.paths import PROMPT_BYTES, InputPath, NamedPath, Place, input_paths
 from accord.config.plans import planned
 from accord.config.sampling import SamplingSpec
@@ -104,6 +105,7 @@ class JobSpec(Spec):
     cluster: ClusterSpec = ClusterSpec()
     checkpoint: CheckpointSpec = CheckpointSpec()
     evaluate: EvaluateSpec = EvaluateSpec()
+    guards: GuardsSpec = GuardsSpec()
     max_attempts: int = Field(default=3, ge=1, le=100)
     """Attempts before the job fails; only lost processes and infrastructure use them up."""
     max_runtime_s: float = Field(default=86_400.0, gt=0, le=31_536_000)
@@ -188,6 +190,8 @@ class JobSpec(Spec):
                 below = f"/{where}" if where and not where.startswith("/") else where
                 found.append((where if where.startswith("/") else pointer(place) + below, message))
             self._require_fields(plugin, "problems", (where for where, _ in found))
+        for where, message in self.guards.problems(self, facts):
+            found.append((where if where.startswith("/") else f"/guards/{where}", message))
         return found
 
     def files(self) -> list[NamedPath]:

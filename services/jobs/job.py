@@ -65,6 +65,8 @@ class Reason(StrEnum):
     """The attempt's process died of a signal (out of memory, an operator); retried."""
     LEASE_LOST = "lease_lost"
     """The owner stopped reporting; retried."""
+    GUARD = "guard"
+    """A guard of the job saw its policy diverge; not retried."""
     TIMEOUT = "timeout"
     """`max_runtime_s` was over; not retried."""
     DRAINED = "drained"

@@ -251,7 +251,7 @@ class Attempt:
             return self._give_back(self._stop.value)
         if status == ExitStatus.SUCCEEDED:
             return lambda: store.finish(*key, JobState.SUCCEEDED, Reason.NONE)
-        if status == ExitStatus.USER_ERROR:
+        if status in (ExitStatus.USER_ERROR, ExitStatus.GUARD):
             return lambda: store.finish(*key, JobState.FAILED, reason_of(status), said)
         if self._stop is Stop.CANCEL:
             return lambda: store.finish(*key, JobState.CANCELLED, Reason.CANCELLED)

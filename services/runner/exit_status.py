@@ -6,6 +6,7 @@ from enum import IntEnum
 
 from accord.errors import (
     Fenced,
+    GuardError,
     IncompatibleSpec,
     NonFiniteError,
     RewardError,
@@ -33,6 +34,8 @@ class ExitStatus(IntEnum):
     """Something it needs is away (store, Ray, room on the disk): the job is given back."""
     REWARD = 15
     """A reward is down; worth another attempt."""
+    GUARD = 16
+    """A guard of the job stopped it: it would do the same again."""
 
     @classmethod
     def of(cls, error: Exception) -> ExitStatus:
@@ -43,6 +46,8 @@ class ExitStatus(IntEnum):
             return cls.USER_ERROR
         if isinstance(error, VolumeFull | StoreUnavailable | Unreachable | IncompatibleSpec):
             return cls.UNAVAILABLE
+        if isinstance(error, GuardError):
+            return cls.GUARD
         return cls.REWARD if isinstance(error, RewardError) else cls.RETRYABLE
 
 
@@ -50,6 +55,7 @@ _REASONS: dict[int, Reason] = {
     ExitStatus.USER_ERROR: Reason.USER_ERROR,
     ExitStatus.RETRYABLE: Reason.INFRASTRUCTURE,
     ExitStatus.REWARD: Reason.REWARD,
+    ExitStatus.GUARD: Reason.GUARD,
 }
 
 

@@ -84,8 +84,9 @@ def _ended(sink: EventSink, error: Exception) -> ExitStatus:
     log.error("attempt failed", exc_info=found)
     reason = found.reason if isinstance(found, AccordError) else AccordError.reason
     message = f"{type(found).__name__}: {found}"
+    retryable = status not in (ExitStatus.USER_ERROR, ExitStatus.GUARD)
     try:
-        sink.emit(Failed(reason=reason, message=message[:2000], retryable=status is not ExitStatus.USER_ERROR))
+        sink.emit(Failed(reason=reason, message=message[:2000], retryable=retryable))
     except AccordError as refused:
         log.warning("the failure could not be reported: %s", refused)
     return status

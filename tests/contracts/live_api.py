@@ -75,7 +75,8 @@ def spec_in(root: Path) -> dict[str, Any]:
     return {
         "name": "a job", "steps": 3, "backbone": {"name": "ltx2"},
         "prompts": {"train": str(root / "train.jsonl"), "held_out": str(root / "held.jsonl")},
-        "rewards": [{"name": "sync"}, {"name": "clap", "weight": 0.5}], "algorithm": {"name": "omninft"},
+        "guards": {"allow_prompt_blind": True},
+            "rewards": [{"name": "sync"}, {"name": "clap", "weight": 0.5}], "algorithm": {"name": "omninft"},
     }  # fmt: skip
 
 

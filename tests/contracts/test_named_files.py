@@ -47,6 +47,7 @@ def spec(settings: Settings, tmp_path: Path) -> dict[str, Any]:
         "steps": 1,
         "backbone": {"name": "ltx2"},
         "prompts": {"train": str(tmp_path / "in/train.jsonl"), "held_out": str(tmp_path / "in/held.jsonl")},
+        "guards": {"allow_prompt_blind": True},
         "rewards": [{"name": "sync"}, {"name": "clap"}],
         "algorithm": {"name": "omninft"},
     }

@@ -37,6 +37,7 @@ def job() -> JobSpec:
             "backbone": {"name": "ltx2", "lora": {"rank": 3, "alpha": 4.0}},
             "sampling": {"num_steps": STEPS},
             "prompts": {"train": "t", "held_out": "h"},
+            "guards": {"allow_prompt_blind": True},
             "rewards": ({"name": "sync"},),
             "algorithm": {"name": "omninft"},
             "checkpoint": {"keep": 5},

@@ -26,6 +26,8 @@ train = "t"
 held_out = "h"
 per_step = 4
 group_size = 3
+[guards]
+allow_prompt_blind = true
 [[rewards]]
 name = "sync"
 [algorithm]
@@ -97,6 +99,7 @@ def test_stochastic_steps_count_as_draws():
         "backbone": {"name": "ltx2"},
         "sampling": {"num_steps": 6},
         "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 4},
+        "guards": {"allow_prompt_blind": True},
         "rewards": ({"name": "sync"},),
         "algorithm": {"name": "flow_grpo", "preset": "fast_grpo"},
         "cluster": {"learner_ranks": 1},

@@ -22,7 +22,8 @@ TINY = Path(accord.__file__).parent / "world" / "pretrained" / "tiny-ltx2"
 def job_of(lag: int, algorithm: str) -> JobSpec:
     tree = {
         "seed": 5, "steps": lag + 3, "backbone": {"name": "ltx2", "lora": {"rank": 4, "alpha": 8.0}},
-        "sampling": {"frames": 9, "num_steps": 3}, "rewards": [{"name": "sync"}],
+        "sampling": {"frames": 9, "num_steps": 3}, "guards": {"allow_prompt_blind": True},
+            "rewards": [{"name": "sync"}],
         "prompts": {"train": "t", "held_out": "h", "per_step": 1, "group_size": 3},
         "algorithm": {"name": algorithm, "sigmas": {"per_sample": 1}, "old_policy": {"start": 0.5}},
         "optimizer": {"learning_rate": 1e-2, "micro_batch": 3},

@@ -81,6 +81,7 @@ def job() -> JobSpec:
             "backbone": {"name": "ltx2", "lora": {"rank": 4, "alpha": 8.0}},
             "sampling": {"num_steps": 4},
             "prompts": {"train": str(PROMPTS), "held_out": str(PROMPTS), "per_step": 3, "group_size": 4},
+            "guards": {"allow_prompt_blind": True},
             "rewards": ({"name": "sync"},),
             "algorithm": {"name": "omninft"},
             "cluster": {"rollout_workers": 2, "rollout_cpus": 0.5, "learner_ranks": 1},

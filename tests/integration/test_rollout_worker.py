@@ -28,6 +28,7 @@ def job() -> JobSpec:
             "backbone": {"name": "ltx2", "lora": {"rank": 4, "alpha": 8.0}},
             "sampling": {"num_steps": 3},
             "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 2},
+            "guards": {"allow_prompt_blind": True},
             "rewards": ({"name": "sync"},),
             "algorithm": {"name": "omninft"},
         }

@@ -94,6 +94,8 @@ name = "ltx2"
 [prompts]
 train = "train.jsonl"
 held_out = "held.jsonl"
+[guards]
+allow_prompt_blind = true
 [[rewards]]
 name = "sync"
 [algorithm]

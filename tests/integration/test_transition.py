@@ -35,7 +35,8 @@ def job(micro_batch=GROUP, **algorithm) -> JobSpec:
         json.dumps(
             {
                 "steps": 4, "backbone": {"name": "ltx2", "lora": {"rank": 4, "alpha": 8.0}},
-                "sampling": {"num_steps": 3, "frames": 9}, "rewards": [{"name": "sync"}],
+                "sampling": {"num_steps": 3, "frames": 9}, "guards": {"allow_prompt_blind": True},
+            "rewards": [{"name": "sync"}],
                 "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": GROUP},
                 "algorithm": {"name": "flow_grpo", **algorithm}, "optimizer": {"micro_batch": micro_batch},
                 "cluster": {"engine": "torch", "learner_ranks": 1},

@@ -30,6 +30,7 @@ def job_tree(tmp_path) -> dict:
             "train": str(tmp_path / "train.jsonl"), "held_out": str(tmp_path / "held_out.jsonl"), "per_step": 2,
             "group_size": 2,
         },
-        "rewards": [{"name": "sync"}],
+        "guards": {"allow_prompt_blind": True},
+            "rewards": [{"name": "sync"}],
         "algorithm": {"name": "omninft"},
     }  # fmt: skip

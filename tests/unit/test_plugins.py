@@ -223,6 +223,7 @@ def job(**parts: Any) -> JobSpec:
                 "steps": 1,
                 "backbone": {"name": "ltx2"},
                 "prompts": {"train": "/p/train", "held_out": "/p/held_out"},
+                "guards": {"allow_prompt_blind": True},
                 "rewards": [{"name": "sync"}],
                 "algorithm": {"name": "awm"},
             }

@@ -49,6 +49,7 @@ def job(directory, file, **lora) -> JobSpec:
             },
             "sampling": {"frames": 9, "num_steps": 2},
             "prompts": {"train": "t", "held_out": "h"},
+            "guards": {"allow_prompt_blind": True},
             "rewards": ({"name": "sync"},),
             "algorithm": {"name": "omninft"},
         }

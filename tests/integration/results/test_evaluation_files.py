@@ -54,7 +54,8 @@ def test_the_summary_reads_what_the_evaluator_writes(tmp_path: Path) -> None:
     job = JobSpec.model_validate(
         {
             "steps": 2, "backbone": {"name": "ltx2", "path": "/models/other"}, "algorithm": {"name": "omninft"},
-            "prompts": {"train": "train.jsonl", "held_out": str(held_out)}, "rewards": ({"name": "sync"},),
+            "prompts": {"train": "train.jsonl", "held_out": str(held_out)}, "guards": {"allow_prompt_blind": True},
+            "rewards": ({"name": "sync"},),
             "evaluate": {"samples_per_prompt": 2, "clips": 2},
         }
     )  # fmt: skip

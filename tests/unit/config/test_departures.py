@@ -12,7 +12,8 @@ from accord.errors import SpecError
 def job(algorithm: dict, sampling: dict | None = None) -> JobSpec:
     tree = {
         "steps": 2, "backbone": {"name": "ltx2"}, "prompts": {"train": "t", "held_out": "h"},
-        "rewards": [{"name": "sync"}], "algorithm": algorithm,
+        "guards": {"allow_prompt_blind": True},
+            "rewards": [{"name": "sync"}], "algorithm": algorithm,
     }  # fmt: skip
     return JobSpec.parse(json.dumps(tree | ({} if sampling is None else {"sampling": sampling})))
 

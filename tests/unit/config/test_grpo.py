@@ -18,7 +18,8 @@ def job(seed=0, steps=4, num_steps=8, guidance=1.0, name="flow_grpo", **algorith
     return JobSpec.parse(
         json.dumps(
             {
-                "steps": steps, "seed": seed, "backbone": {"name": "ltx2"}, "rewards": [{"name": "sync"}],
+                "steps": steps, "seed": seed, "backbone": {"name": "ltx2"}, "guards": {"allow_prompt_blind": True},
+            "rewards": [{"name": "sync"}],
                 "sampling": {"num_steps": num_steps, "guidance": guidance},
                 "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 2},
                 "algorithm": {"name": name, **algorithm},

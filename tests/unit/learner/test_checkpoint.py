@@ -20,6 +20,7 @@ def job(**changes) -> JobSpec:
         "steps": 9,
         "backbone": {"name": "ltx2"},
         "prompts": {"train": "t", "held_out": "h"},
+        "guards": {"allow_prompt_blind": True},
         "rewards": [{"name": "sync"}],
         "algorithm": {"name": "omninft"},
         "checkpoint": {"every": 1, "keep": 2},

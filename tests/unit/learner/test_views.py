@@ -34,7 +34,8 @@ class Batches(list):
 def batches(*, share=range(2), micro_batch=3, step=1, region=None, per_sample=2, name="omninft"):
     tree = {
         "steps": 4, "seed": 5, "backbone": {"name": "ltx2"}, "optimizer": {"micro_batch": micro_batch},
-        "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 3}, "rewards": [{"name": "sync"}],
+        "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 3},
+        "guards": {"allow_prompt_blind": True}, "rewards": [{"name": "sync"}],
         "algorithm": {"name": name},
     }  # fmt: skip
     job = JobSpec.model_validate_json(json.dumps(tree))

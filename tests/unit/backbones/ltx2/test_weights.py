@@ -167,7 +167,8 @@ def test_no_value_of_a_config_is_more_than_a_problem_of_its_field(tmp_path: Path
         line = {"id": name, "prompt_av": f"a {color} ball", "prompt_v": "a ball", "prompt_a": "a beep"}
         (tmp_path / name).write_text(json.dumps(line))
     tree = {
-        "steps": 1, "backbone": {"name": "ltx2", "path": str(model)}, "rewards": [{"name": "sync"}],
+        "steps": 1, "backbone": {"name": "ltx2", "path": str(model)}, "guards": {"allow_prompt_blind": True},
+            "rewards": [{"name": "sync"}],
         "prompts": {"train": str(tmp_path / "train"), "held_out": str(tmp_path / "held")},
         "algorithm": {"name": "omninft"},
     }  # fmt: skip

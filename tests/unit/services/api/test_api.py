@@ -49,6 +49,7 @@ def spec(tmp_path: Path) -> dict[str, Any]:
         "steps": 3,
         "backbone": {"name": "ltx2"},
         "prompts": {"train": str(tmp_path / "train.jsonl"), "held_out": str(tmp_path / "held.jsonl")},
+        "guards": {"allow_prompt_blind": True},
         "rewards": [{"name": "sync"}, {"name": "clap", "weight": 0.5}],
         "algorithm": {"name": "omninft"},
     }

@@ -28,6 +28,8 @@ name = "ltx2"
 [prompts]
 train = "train.jsonl"
 held_out = "/abs/held.jsonl"
+[guards]
+allow_prompt_blind = true
 [[rewards]]
 name = "sync"
 [[rewards]]

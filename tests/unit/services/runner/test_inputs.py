@@ -23,6 +23,7 @@ def job(tmp_path) -> JobSpec:
         "steps": 1,
         "backbone": {"name": "ltx2", "init_lora": str(tmp_path / "lora")},
         "prompts": {"train": str(tmp_path / "train"), "held_out": str(tmp_path / "held_out")},
+        "guards": {"allow_prompt_blind": True},
         "rewards": [{"name": "sync"}],
         "algorithm": {"name": "omninft"},
     }

@@ -25,7 +25,8 @@ class Silent:
 
 def job(seed: int = 0) -> JobSpec:
     tree = {
-        "steps": 1, "seed": seed, "backbone": {"name": "ltx2"}, "rewards": [{"name": "sync"}],
+        "steps": 1, "seed": seed, "backbone": {"name": "ltx2"}, "guards": {"allow_prompt_blind": True},
+            "rewards": [{"name": "sync"}],
         "prompts": {"train": "/p/train", "held_out": "/p/held_out"}, "algorithm": {"name": "awm"},
     }  # fmt: skip
     return JobSpec.parse(json.dumps(tree))

@@ -85,7 +85,8 @@ def job(tmp_path: Path) -> JobSpec:
                     "train": str(tmp_path / "train.jsonl"), "held_out": str(tmp_path / "held.jsonl"), "per_step": 2,
                     "group_size": 3,
                 },
-                "rewards": [{"name": "sync"}],
+                "guards": {"allow_prompt_blind": True},
+            "rewards": [{"name": "sync"}],
                 "algorithm": {"name": "flow_grpo"},
                 "cluster": {"learner_ranks": 1},
             }
