@@ -5,6 +5,7 @@ Every constant that papers and published code disagree about is a field. A part 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Literal, Self
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from accord.config.base import Spec
-from accord.config.contract import Crossing, ModelFacts, PartSpec, Problem
+from accord.config.contract import Crossing, ModelFacts, PartName, PartSpec, Problem
 from accord.types import Capture
 
 if TYPE_CHECKING:
@@ -20,6 +21,20 @@ if TYPE_CHECKING:
 
 _ROUNDING = 1e-6
 """A schedule is computed in float32; a bound that was read off it is no bound for its own rounding."""
+
+
+class EnsembleSpec(PartSpec):
+    """Rewards of one route that judge the same thing, combined to one after each is standardised within its prompt.
+
+    Members that agree by chance are rare, so a policy that plays one of them earns less than by pleasing all.
+    """
+
+    name: PartName = Field(pattern=r"^[\w-]+$")
+    members: tuple[PartName, ...] = Field(min_length=2, max_length=16, strict=False)
+    """Names of rewards of the job with a weight; the ensemble's weight is the sum of theirs."""
+    combine: Literal["mean", "min", "lower_confidence", "rank"] = "lower_confidence"
+    k: float = Field(default=1.0, ge=0, le=10)
+    """`lower_confidence`: how many standard deviations of the members are taken off their mean."""
 
 
 class CreditSpec(PartSpec):
@@ -35,6 +50,9 @@ class CreditSpec(PartSpec):
     the largest score in the group."""
     batch_norm: bool = False
     """`gdpo` only: normalise the summed advantage over the step again (arXiv 2601.05242)."""
+
+    ensembles: tuple[EnsembleSpec, ...] = Field(default=(), max_length=16, strict=False)
+    """Rewards that are combined before they are routed."""
 
     @model_validator(mode="after")
     def _second_normalisation_fits(self) -> Self:
@@ -56,6 +74,24 @@ class CreditSpec(PartSpec):
                 f"branch would learn nothing; add one, set a route to 'both', or algorithm/credit/mode to 'gdpo'"
             )
             yield "/rewards", why
+        yield from self._misfits(job)
+
+    def _misfits(self, job: JobSpec) -> Iterable[Problem]:
+        """Ensembles whose members cannot be combined."""
+        if self.ensembles and self.mode == "sum":
+            yield "ensembles", "mode = 'sum' adds raw rewards; use 'routed' or 'gdpo' with ensembles"
+        weighted = {reward.name: reward for reward in job.rewards if reward.weight > 0}
+        places = Counter(name for ensemble in self.ensembles for name in ensemble.members)
+        names = Counter([ensemble.name for ensemble in self.ensembles] + [reward.name for reward in job.rewards])
+        for index, ensemble in enumerate(self.ensembles):
+            if names[ensemble.name] > 1:
+                yield f"ensembles/{index}/name", f"{ensemble.name!r} is taken; give it a name of its own"
+            known = [weighted[name] for name in ensemble.members if name in weighted]
+            if len(known) < len(ensemble.members) or any(places[name] > 1 for name in ensemble.members):
+                why = "each is a reward of this job with a weight, and a member of one ensemble, once"
+                yield f"ensembles/{index}/members", why
+            elif len({reward.route for reward in known}) > 1:
+                yield f"ensembles/{index}/members", "their routes differ; combine rewards of one route"
 
 
 class SigmaSpec(PartSpec):

@@ -30,6 +30,7 @@ was added up gets 0, before a second normalisation could make it large. Nothing 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from accord.config.algorithm_parts import CreditSpec
+from accord.config.algorithm_parts import CreditSpec, EnsembleSpec
 from accord.config.contract import RewardSpec
 from accord.errors import RewardError
 from accord.types import Modality, RewardScores, Route, ScoredGroup, ScoreReason
@@ -58,14 +59,18 @@ class ScoreTable:
     weight: float
     values_PG: Tensor
     """float64; 0 where invalid, so that arithmetic never meets a NaN."""
+    earning_PG: Tensor
+    """What credit is made of: the values, but for the reward's `clip` and `band`."""
     sizes_PG: Tensor
-    """Sum of the magnitudes that each value was added up from."""
+    """Sum of the magnitudes that each of those was added up from."""
     valid_PG: Tensor
     """bool"""
     invalid: Mapping[ScoreReason, int] = field(default_factory=dict)
     """How many samples have no value, by reason."""
     dropped: bool = False
     """It takes no part in this step."""
+    top: float = math.inf
+    """Values from here on stand at the end of the reward's range."""
 
 
 def tabulate(groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec]) -> list[ScoreTable]:
@@ -85,12 +90,25 @@ def tabulate(groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec]) -> li
                 f"({', '.join(reasons)}); see its server, or set required = false to train without it"
             )
         values = torch.where(valid, values, torch.zeros_like(values))
+        weight = 0.0 if groups[0].group.request.step <= reward.shadow_steps else reward.weight
         invalid = _invalid(scores)
         dropped = not reward.required and not _SERVERS_FAULT.isdisjoint(invalid)
+        earning = _earning(values, reward) * valid
+        top = reward.range[1] - reward.smallest_effect / 2
+        sizes = earning.abs()
         tables.append(
-            ScoreTable(reward.name, reward.route, reward.weight, values, values.abs(), valid, invalid, dropped)
+            ScoreTable(reward.name, reward.route, weight, values, earning, sizes, valid, invalid, dropped, top)
         )
     return tables
+
+
+def _earning(values: Tensor, reward: RewardSpec) -> Tensor:
+    """What credit is made of: a score within the reward's `clip`, or minus its distance to the reward's `band`."""
+    if reward.clip is not None:
+        values = values.clamp(*reward.clip)
+    if reward.band is not None:
+        values = -(values - values.clamp(*reward.band)).abs()
+    return values
 
 
 def _invalid(scores: Sequence[RewardScores]) -> Counter[ScoreReason]:
@@ -101,7 +119,7 @@ def _invalid(scores: Sequence[RewardScores]) -> Counter[ScoreReason]:
 
 def normalised(table: ScoreTable, spec: CreditSpec) -> tuple[Tensor, Tensor, Tensor]:
     """Return one reward's advantages float64 [P, G], who may have one, bool [P, G], and degenerate groups, bool [P]."""
-    values, valid = table.values_PG, table.valid_PG
+    values, valid = table.earning_PG, table.valid_PG
     centred, group_std = _centre(values, valid)
     _, step_std = _centre(values.reshape(1, -1), valid.reshape(1, -1))
     least = spec.epsilon * torch.maximum(step_std, table.sizes_PG.amax(1))
@@ -123,14 +141,16 @@ def _centre(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
 def assign_credit(tables: Sequence[ScoreTable], spec: CreditSpec, modalities: Sequence[Modality]) -> Credit:
     """Return the advantages [P, G] per modality.
 
-    Metrics: `reward/<name>/{mean,std,valid_ratio}` over valid scores, `reward/<name>/dropped` (1 or 0),
-    `reward/<name>/invalid/<reason>` (samples without a value, by reason), `advantage/<modality>/{std,zero_ratio}`
+    Metrics: `reward/<name>/{mean,std,valid_ratio}` over valid scores, `reward/<name>/saturated` (share of them at the
+    end of the range), `reward/<name>/flat_groups` (prompts whose scores are all alike), `reward/<name>/dropped` (1 or
+    0), `reward/<name>/invalid/<reason>` (samples without a value, by reason), `advantage/<modality>/{std,zero_ratio}`
     and `credit/degenerate_groups`, the number of (trained reward, prompt) pairs without credit.
     """
     weighted = [table for table in tables if table.weight > 0]
     trained = [table for table in weighted if table.valid_PG.any() and not table.dropped]
     # A trained reward that takes part in nothing: each of its groups counts as degenerate.
     degenerate_groups = sum(table.valid_PG.shape[0] for table in weighted if table not in trained)
+    trained = ensembled(trained, spec.ensembles)
     if spec.mode == "sum" and trained:
         trained = [_summed(trained)]
     shape = tables[0].values_PG.shape
@@ -160,12 +180,51 @@ def assign_credit(tables: Sequence[ScoreTable], spec: CreditSpec, modalities: Se
     return Credit(advantages, metrics, earned)
 
 
+def ensembled(tables: Sequence[ScoreTable], ensembles: Sequence[EnsembleSpec]) -> list[ScoreTable]:
+    """Put one table in the place of the members of each ensemble, of those that take part in this step.
+
+    z_k[p, i] is member k's score in standard deviations within its prompt; a sample counts where all members have one.
+    `lower_confidence` is mean_k z_k - k std_k z_k: a sample that the members disagree about earns less.
+    """
+    found = list(tables)
+    for ensemble in ensembles:
+        members = [table for table in found if table.reward in ensemble.members]
+        if len(members) < 2:
+            continue
+        valid = torch.stack([member.valid_PG for member in members]).all(0)
+        z_KPG = torch.stack([_standardised(member.earning_PG * valid, valid) for member in members])
+        place = found.index(members[0])
+        found = [table for table in found if table not in members]
+        weight = math.fsum(member.weight for member in members)
+        values = _combined(z_KPG, ensemble) * valid
+        table = ScoreTable(ensemble.name, members[0].route, weight, values, values, values.abs(), valid)
+        found.insert(place, table)
+    return found
+
+
+def _combined(z_KPG: Tensor, spec: EnsembleSpec) -> Tensor:
+    """The members' scores as one, [P, G]."""
+    if spec.combine == "min":
+        return z_KPG.amin(0)
+    if spec.combine == "rank":  # members that are alike share their place
+        below = (z_KPG.unsqueeze(3) > z_KPG.unsqueeze(2)).sum(3) + (z_KPG.unsqueeze(3) == z_KPG.unsqueeze(2)).sum(3) / 2
+        return below.double().mean(0)
+    mean = z_KPG.mean(0)
+    return mean - spec.k * z_KPG.std(0, unbiased=False) if spec.combine == "lower_confidence" else mean
+
+
+def _standardised(values: Tensor, valid: Tensor) -> Tensor:
+    """Per row: in standard deviations from the mean of its valid values; 0 where invalid, or where all are alike."""
+    centred, std = _centre(values, valid)
+    return torch.where(std.unsqueeze(1) > 0, centred / std.unsqueeze(1), torch.zeros_like(values))
+
+
 def _summed(tables: Sequence[ScoreTable]) -> ScoreTable:
     """The weighted raw sum as one reward; a sample that lacks one of the scores has no sum."""
-    values = torch.stack([table.weight * table.values_PG for table in tables]).sum(0)
+    values = torch.stack([table.weight * table.earning_PG for table in tables]).sum(0)
     sizes = torch.stack([table.weight * table.sizes_PG for table in tables]).sum(0)
     valid = torch.stack([table.valid_PG for table in tables]).all(0)
-    return ScoreTable("sum", "both", 1.0, values * valid, sizes * valid, valid)
+    return ScoreTable("sum", "both", 1.0, values * valid, values * valid, sizes * valid, valid)
 
 
 def _batch_normalised(advantage: Tensor, earned: Tensor) -> Tensor:
@@ -179,9 +238,12 @@ def _batch_normalised(advantage: Tensor, earned: Tensor) -> Tensor:
 def _reward_metrics(table: ScoreTable) -> Mapping[str, float | None]:
     scores = table.values_PG[table.valid_PG]
     known = scores.numel() > 0
+    _, spread = _centre(table.values_PG, table.valid_PG)
     return {
         f"reward/{table.reward}/mean": float(scores.mean()) if known else None,
         f"reward/{table.reward}/std": float(scores.std(unbiased=False)) if known else None,
+        f"reward/{table.reward}/saturated": float((scores >= table.top).double().mean()) if known else None,
+        f"reward/{table.reward}/flat_groups": float((spread == 0).sum()),
         f"reward/{table.reward}/valid_ratio": float(table.valid_PG.double().mean()),
         f"reward/{table.reward}/dropped": float(table.dropped),
         **{f"reward/{table.reward}/invalid/{reason}": float(count) for reason, count in sorted(table.invalid.items())},

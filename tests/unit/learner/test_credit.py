@@ -3,15 +3,16 @@
 import math
 import random
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
 
-from accord.config.algorithm_parts import CreditSpec
+from accord.config.algorithm_parts import CreditSpec, EnsembleSpec
 from accord.config.rewards.panel import AudioAestheticsReward, SyncReward, TextVideoReward
 from accord.errors import RewardError
 from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
-from learner.algorithms.credit import assign_credit, tabulate
+from learner.algorithms.credit import assign_credit, ensembled, tabulate
 
 REWARDS = (SyncReward(weight=1.0), AudioAestheticsReward(weight=0.5), TextVideoReward(weight=1.5))
 ROUTES = {"sync": ("video", "audio"), "audio_aesthetics": ("audio",), "text_video": ("video",)}
@@ -329,3 +330,74 @@ def test_who_earned_credit_is_known_per_branch():
     assert {m: earned.tolist() for m, earned in credit.earned.items()} == {
         "video": [[True, False, True]], "audio": [[False, True, True]],
     }  # fmt: skip
+
+
+class TestShaping:
+    def credit(self, reward, rows, spec=None):
+        tables = tabulate(scored({reward.name: rows}), (reward,))
+        return assign_credit(tables, spec or CreditSpec(), BOTH)
+
+    def test_beyond_a_bound_nothing_more_is_earned(self):
+        rows = [[0.0, 2.0, 9.0, 100.0]]
+        found = self.credit(TextVideoReward(clip=(0.5, 2.0)), rows)
+        plain = self.credit(TextVideoReward(), [[0.5, 2.0, 2.0, 2.0]])
+        assert torch.equal(found.advantages["video"], plain.advantages["video"])
+        assert found.metrics["reward/text_video/mean"] == mean(rows[0])
+
+    def test_within_a_band_all_earn_alike_and_outside_by_distance(self):
+        found = self.credit(TextVideoReward(band=(1.0, 2.0)), [[0.5, 1.0, 1.7, 2.0, 3.0, None]])
+        plain = self.credit(TextVideoReward(), [[-0.5, 0.0, 0.0, 0.0, -1.0, None]])
+        assert torch.equal(found.advantages["video"], plain.advantages["video"])
+
+    def test_a_shadow_is_measured_and_earns_nothing_until_it_is_over(self):
+        rows = random_values(3)["text_video"]
+        shadow, plain = self.credit(TextVideoReward(shadow_steps=1), rows), self.credit(TextVideoReward(), rows)
+        assert not shadow.advantages["video"].any() and plain.advantages["video"].any()
+        assert shadow.metrics["reward/text_video/mean"] == plain.metrics["reward/text_video/mean"]
+
+    def test_who_stands_at_the_end_of_the_range_and_which_groups_are_flat_is_counted(self):
+        found = self.credit(TextVideoReward(), [[1.0, 0.996, 0.9, 0.2], [0.3, 0.3, 0.3, None]]).metrics
+        assert found["reward/text_video/saturated"] == 2 / 7
+        assert found["reward/text_video/flat_groups"] == 1.0
+
+    def test_bounds_that_hold_nothing_are_refused(self):
+        told = dict(TextVideoReward(clip=(1.0, 0.0)).problems(None, None))
+        assert "lower bound first" in told["clip"]
+
+
+class TestEnsembles:
+    ROWS: ClassVar = {"a": [[0.0, 1.0, 2.0, 9.0]], "b": [[5.0, 7.0, 6.0, None]]}
+
+    def combined(self, combine, k=1.0):
+        rewards = [TextVideoReward.model_construct(**(TextVideoReward().model_dump() | {"name": n})) for n in "ab"]
+        ensemble = EnsembleSpec(name="both", members=("a", "b"), combine=combine, k=k)
+        (table,) = ensembled(tabulate(scored(self.ROWS), rewards), (ensemble,))
+        assert table.reward == "both" and table.weight == 2.0 and table.valid_PG.tolist() == [[True, True, True, False]]
+        return table.values_PG[0].tolist()
+
+    def expected(self, fold):
+        members = []
+        for rows in self.ROWS.values():
+            row = rows[0][:3]
+            members.append([(value - mean(row)) / deviation(row) for value in row])
+        return [*(fold(pair) for pair in zip(*members, strict=True)), 0.0]
+
+    @pytest.mark.parametrize(
+        ("combine", "fold"),
+        [("mean", mean), ("min", min), ("lower_confidence", lambda pair: mean(pair) - 1.5 * deviation(pair))],
+    )
+    def test_members_are_combined_in_standard_deviations(self, combine, fold):
+        assert self.combined(combine, 1.5) == pytest.approx(self.expected(fold))
+
+    def test_ranks_are_those_within_the_prompt(self):
+        # a: 0 < 1 < 2, b: 5 < 6 < 7; the sample without a score of b lies at the mean of either
+        first, second, third, _ = self.combined("rank")
+        assert first < second == third
+
+    def test_the_credit_of_members_that_agree_is_that_of_one(self):
+        rewards = [TextVideoReward.model_construct(**(TextVideoReward().model_dump() | {"name": n})) for n in "ab"]
+        rows = [[0.0, 1.0, 2.0, 9.0], [4.0, 1.0, 1.0, 0.0]]
+        spec = CreditSpec(std="prompt", ensembles=(EnsembleSpec(name="both", members=("a", "b")),))
+        found = assign_credit(tabulate(scored({"a": rows, "b": rows}), rewards), spec, BOTH).advantages["video"]
+        alone = assign_credit(tabulate(scored({"a": rows}), rewards[:1]), CreditSpec(std="prompt"), BOTH)
+        assert found == pytest.approx(2 * alone.advantages["video"])
