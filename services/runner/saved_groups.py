@@ -82,9 +82,12 @@ class _Folder:
         return f"evaluation-{requests[0].policy_version:06d}-{requests[0].prompt_index:06d}"
 
     @staticmethod
-    def rescored(version: int, prompt: Prompt, rewards: Sequence[str]) -> str:
-        digest = hashlib.blake2b("\x1f".join((prompt.id, *rewards)).encode(), digest_size=8).hexdigest()
-        return f"rescored-{version:06d}-{digest}"
+    def rescored(version: int, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> str:
+        digest = hashlib.blake2b("\x1f".join((prompt.id, *rewards)).encode(), digest_size=8)
+        for clip in clips:
+            digest.update(clip.video_FHWC.tobytes())
+            digest.update(clip.audio_CS.tobytes())
+        return f"rescored-{version:06d}-{digest.hexdigest()}"
 
     def write(self, name: str, found: Any) -> None:
         tensors: dict[str, Tensor] = {}
@@ -125,7 +128,7 @@ class SavingSource(GroupSource):
 
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
         """The source's scores."""
-        name = _Folder.rescored(self._version, prompt, rewards)
+        name = _Folder.rescored(self._version, prompt, clips, rewards)
         return self._kept(name, self.source.rescore(prompt, clips, rewards))
 
     def _kept(self, name: str, found: _Found) -> _Found:
@@ -160,9 +163,8 @@ class ReplayedSource(GroupSource):
         return found
 
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
-        """The scores of a control, whose clips nobody puts together again. Raises UserError when they are missing."""
-        del clips
-        scores: Mapping[str, RewardScores] = self.folder.read(_Folder.rescored(self._version, prompt, rewards))
+        """The scores of a control. Raises UserError when they are missing."""
+        scores: Mapping[str, RewardScores] = self.folder.read(_Folder.rescored(self._version, prompt, clips, rewards))
         return scores
 
     def _check(
