@@ -8,6 +8,7 @@ from ray.exceptions import RayTaskError
 from accord.errors import (
     AccordError,
     Fenced,
+    GuardError,
     ModelError,
     NonFiniteError,
     RewardError,
@@ -27,6 +28,7 @@ ENDS = [
     (SpecError([("/rewards/1", "reward clap could not be started")]), ExitStatus.USER_ERROR, "invalid_spec"),
     (ModelError("no such directory"), ExitStatus.USER_ERROR, "invalid_model"),
     (NonFiniteError("step 3: loss/video is nan"), ExitStatus.USER_ERROR, "nonfinite"),
+    (GuardError("step 7: the policy pleases its rewards"), ExitStatus.GUARD, "guard"),
     (RewardError("sync is down"), ExitStatus.REWARD, "reward"),
     (AccordError("the learner ranks failed"), ExitStatus.RETRYABLE, "internal"),
     (KeyError("x"), ExitStatus.RETRYABLE, "internal"),
@@ -55,7 +57,7 @@ def test_an_error_ends_the_attempt_by_its_class_however_it_came(
     assert _ended(told, arrived) is code
     (event,) = told
     assert isinstance(event, Failed)
-    assert (event.reason, event.retryable) == (reason, code != ExitStatus.USER_ERROR)
+    assert (event.reason, event.retryable) == (reason, code not in (ExitStatus.USER_ERROR, ExitStatus.GUARD))
     if isinstance(error, AccordError):
         assert event.message == f"{type(error).__name__}: {error}"
 
@@ -66,6 +68,7 @@ def test_an_error_ends_the_attempt_by_its_class_however_it_came(
         (ExitStatus.USER_ERROR, Reason.USER_ERROR),
         (ExitStatus.RETRYABLE, Reason.INFRASTRUCTURE),
         (ExitStatus.REWARD, Reason.REWARD),
+        (ExitStatus.GUARD, Reason.GUARD),
         (ExitStatus.TERMINATED, Reason.CRASHED),
         (1, Reason.CRASHED),
         (-9, Reason.KILLED),

@@ -29,6 +29,9 @@ from accord.types import (
 )
 from services.runner.saved_groups import ReplayedSource, SavingSource
 
+CONTROL = [Clip(np.full((2, 8, 8, 3), grey, np.uint8), 8.0, np.zeros((1, 9), np.float32), 8000) for grey in (1, 2)]
+"""Clips that were put together for a control."""
+
 
 class Made:
     """A source of made-up groups."""
@@ -100,7 +103,7 @@ def saved(job: JobSpec, tmp_path: Path) -> Path:
     source.take(1)
     held_out = load_prompts(job.prompts.held_out)
     source.evaluate(evaluation_requests(job, held_out, 0), ["sync"])  # type: ignore[arg-type]
-    source.rescore(held_out[0], [1, 2], ["sync"])  # type: ignore[list-item]
+    source.rescore(held_out[0], CONTROL, ["sync"])
     return tmp_path / "groups"
 
 
@@ -125,7 +128,9 @@ def test_they_come_back_to_the_bit(job: JobSpec, saved: Path) -> None:
     held_out = load_prompts(job.prompts.held_out)
     requests = evaluation_requests(job, held_out, 0)  # type: ignore[arg-type]
     assert same(replayed.evaluate(requests, ["sync"]), Made(job).evaluate(requests, ["sync"]))
-    assert replayed.rescore(held_out[0], [], ["sync"])["sync"].values == (0.5, 0.5)
+    with pytest.raises(UserError, match="is not there"):
+        replayed.rescore(held_out[0], CONTROL[::-1], ["sync"])
+    assert replayed.rescore(held_out[0], CONTROL, ["sync"])["sync"].values == (0.5, 0.5)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,11 @@ def observed(**numbers: float | None) -> Metrics:
 
 @pytest.mark.parametrize("metric", SHOWN, ids=lambda metric: metric.name)
 def test_every_number_of_the_table_reaches_its_gauge(metric):
-    labels = {label: {"reward": "sync", "modality": "audio"}[label] for label in metric.labels if label != "job_id"}
+    labels = {
+        label: {"reward": "sync", "modality": "audio", "feature": "luma"}[label]
+        for label in metric.labels
+        if label != "job_id"
+    }
     registry = observed(**{metric.named(**labels): 0.25}).registry
     assert registry.get_sample_value(metric.name, {"job_id": "a", **labels}) == 0.25
     assert metric.labels_in(metric.named(**labels)) == tuple(labels.values())
@@ -51,8 +55,8 @@ def test_scores_without_a_value_are_counted_by_reason():
 
 def test_what_credit_reports_is_what_is_read():
     values = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
-    table = ScoreTable("sync", "both", 1.0, values, values.abs(), values.isfinite())
+    table = ScoreTable("sync", "both", 1.0, values, values, values.abs(), values.isfinite())
     reported = assign_credit([table], CreditSpec(mode="routed"), ("video", "audio")).metrics
     read = {name for name in reported if any(metric.labels_in(name) is not None for metric in TABLE)}
     assert set(reported) - read == {"credit/degenerate_groups"}
-    assert len(read) == 4 + 2 * 2
+    assert len(read) == 6 + 2 * 2
