@@ -37,6 +37,8 @@ def _report(job_id, training, metrics, step):
         numbers |= {f"loss/{modality}": 1.0, f"loss/reference/{modality}": 0.1}
         numbers |= {f"ratio/{modality}": 1.0, f"clipped/{modality}": 0.0}
         numbers |= {f"advantage/{modality}/std": 1.0, f"advantage/{modality}/zero_ratio": 0.1}
+    numbers |= {"feature/luma/mean": 0.5, "control/sync/prompt_gap": 0.1, "control/sync/sound_gap": 0.2}
+    numbers |= {"reward/sync/saturated": 0.1, "reward/sync/flat_groups": 1.0}
     for field, value in {"mean": 0.4, "std": 0.2, "valid_ratio": 0.9, "dropped": 0.0, "invalid/timeout": 1.0}.items():
         numbers[f"reward/sync/{field}"] = value
     phases = {"rollout": 0.5, "reward": 0.2, "learn": 0.2, "publish": 0.05}
