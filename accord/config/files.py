@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, Literal, TypeVar
 
 import accord
 from accord.config.paths import MIB
@@ -148,6 +148,18 @@ def files_below(folder: str | Path) -> list[Path]:
             os.close(handle)
         _note(place, found)
     return sorted(files)
+
+
+def kind_of(path: str | Path) -> Literal["file", "directory"] | None:
+    """What a path leads to; None for what is not there, may not be read, or is neither."""
+    try:
+        handle, found = _hold(path)
+    except InputError:
+        return None
+    os.close(handle)
+    if stat.S_ISDIR(found.st_mode):
+        return "directory"
+    return "file" if stat.S_ISREG(found.st_mode) else None
 
 
 def _names(handle: int, place: Path) -> list[str]:
