@@ -217,7 +217,7 @@ def _application(spec: RewardSpec, low: int, high: int) -> serve.Application:
         _internal=True,
         ray_actor_options={"num_cpus": spec.num_cpus, "num_gpus": spec.num_gpus},
         max_ongoing_requests=_BATCHES_HELD * batch,
-        max_queued_requests=-1,
+        max_queued_requests=spec.queue_bound,
         autoscaling_config={
             "min_replicas": low,
             "max_replicas": max(low, high),

@@ -69,6 +69,9 @@ class RewardServer:
         scores: RewardScores = await self._together(prompt, clips)
         return scores
 
+    def ready(self) -> None:
+        """Answers where a replica runs and has room."""
+
     def spec_json(self) -> str:
         """The spec this server was started with."""
         text: str = self._spec.model_dump_json()

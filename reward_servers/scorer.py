@@ -1,7 +1,12 @@
 """What every scorer does: ask for scores until the reward's deadline, and answer whole whatever happens on the way.
 
-A score is a pure function of clip and prompt, so asking again is safe and gives the same bits. The deadline and the
-length of an answer are looked at here and nowhere else; that values are finite is the model's wrapper's (base.py).
+A score is a pure function of clip and prompt, so asking again is safe and gives the same bits. It is asked again at
+most twice, and only when the call was lost on its way or found no room; a clip that takes its server down with it does
+so three times and not until the deadline. Waiting until there is a server is no asking: one that is started again after
+a death takes the time it takes.
+
+The deadline, the length of an answer, and whether a reward that failed again and again is asked at all (breaker.py) are
+looked at here and nowhere else; that values are finite is the model's wrapper's (base.py).
 """
 
 from __future__ import annotations
@@ -12,19 +17,21 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
 from accord.config.contract import RewardSpec
-from accord.errors import RewardError
+from accord.errors import AccordError, RewardError
 from accord.plugins import answering
 from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, Prompt, RewardScores, ScoreReason
 from reward_servers.base import build, score_groups
+from reward_servers.breaker import Breaker
 
 log = logging.getLogger(__name__)
 
+RETRIES = 2
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
 _ASK_AGAIN: frozenset[ScoreReason] = frozenset({"unreachable", "backpressure"})
@@ -33,17 +40,35 @@ _ASK_AGAIN: frozenset[ScoreReason] = frozenset({"unreachable", "backpressure"})
 class Scorer(ABC):
     """A RewardScorer for the rewards of a job. Subclasses say how one is asked. Picklable: it carries specs.
 
-    Each call has the spec's `deadline_s` for everything: waiting, scoring, trying again after growing pauses.
+    Each call has the spec's `deadline_s` for everything: waiting, scoring, asking again after growing pauses.
     """
+
+    breaks: ClassVar[bool] = True
+    """Whether a reward that failed `break_after` times in a row is left alone for a while."""
 
     def __init__(self, specs: Sequence[RewardSpec]) -> None:
         self._specs = {spec.name: spec for spec in specs}
+        self._forget()
+
+    def _forget(self) -> None:
         self._reached: dict[str, Any] = {}
         """What is asked, by reward, as this process found or built it."""
+        self._breakers: dict[str, Breaker] = {}
+        self._probes: set[asyncio.Task[None]] = set()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Specs travel, what is asked does not."""
-        return {"_specs": self._specs, "_reached": {}}
+        """Specs travel, what is asked and how that went does not."""
+        return {"_specs": self._specs}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As new."""
+        self._specs = state["_specs"]
+        self._forget()
+
+    async def reach(self, spec: RewardSpec, again: bool) -> None:
+        """Wait until there is somebody to ask; `again`: the last one asked was lost, or had no room. Cancelled when the
+        deadline has passed. Default: there always is."""
+        del spec, again
 
     @abstractmethod
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
@@ -59,30 +84,61 @@ class Scorer(ABC):
         if reward not in self._specs:
             raise RewardError(f"no reward {reward!r} here; there are {', '.join(sorted(self._specs)) or 'none'}")
         spec = self._specs[reward]
+        breaker = self._breakers.setdefault(reward, Breaker(spec.break_after))
+        if breaker.open and self.breaks:
+            if breaker.take_probe():
+                probe = asyncio.create_task(self._probe(breaker, spec, prompt, clips))
+                self._probes.add(probe)
+                probe.add_done_callback(self._probes.discard)
+            return RewardScores.failed(reward, count, "circuit_open")
         started = time.monotonic()
-        deadline = started + spec.deadline_s
-        reason: ScoreReason = "timeout"
-        attempt = 0
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                async with asyncio.timeout(left):
+        outcome = await self._by_deadline(spec, prompt, clips)
+        seconds = time.monotonic() - started
+        if isinstance(outcome, RewardScores):
+            breaker.answered()
+            return _checked(outcome, reward, count, seconds)
+        log.error("reward %s gave no score for prompt %s: %s after %.1f s", reward, prompt.id, outcome, seconds)
+        if breaker.failed() and self.breaks:
+            log.error("reward %s failed %d times in a row; it is probed now and then", reward, spec.break_after)
+        return RewardScores.failed(reward, count, outcome, seconds)
+
+    async def _by_deadline(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
+        """Ask, at most 1 + RETRIES times."""
+        reason: ScoreReason = "unreachable"
+        try:
+            async with asyncio.timeout(spec.deadline_s):
+                for attempt in range(1 + RETRIES):
+                    if attempt:
+                        await asyncio.sleep(_pause(spec.name, prompt, attempt))
+                    await self.reach(spec, again=attempt > 0)
+                    if attempt == 0:  # of later ones, that the time was over says less than why the first was lost
+                        reason = "timeout"
                     outcome = await self.ask(spec, prompt, clips)
-            except TimeoutError:
-                outcome = "timeout"
+                    if isinstance(outcome, RewardScores) or outcome not in _ASK_AGAIN:
+                        return outcome
+                    reason = outcome
+        except TimeoutError:
+            pass
+        return reason
+
+    async def _probe(self, breaker: Breaker, spec: RewardSpec, prompt: Prompt, clips: Any) -> None:
+        """Ask for a step that does not wait for it."""
+        try:
+            outcome = await self._by_deadline(spec, prompt, clips)
+        except AccordError as error:
+            log.info("the probe of reward %s came to nothing: %s", spec.name, error)
+        else:
             if isinstance(outcome, RewardScores):
-                return _checked(outcome, reward, count, time.monotonic() - started)
-            if attempt == 0 or outcome != "timeout":  # what was left for asking again says less than the first answer
-                reason = outcome
-            if outcome not in _ASK_AGAIN:
-                break
-            attempt += 1
-            await asyncio.sleep(min(_pause(reward, prompt, attempt), max(0.0, deadline - time.monotonic())))
-        log.error("reward %s gave no score for prompt %s within %.1f s: %s", reward, prompt.id, spec.deadline_s, reason)
-        return RewardScores.failed(reward, count, reason, time.monotonic() - started)
+                breaker.answered()
+                log.warning("reward %s answers again", spec.name)
+        finally:
+            breaker.probe_failed()
 
 
 class LocalScorer(Scorer):
     """Scores in this process, off the event loop: no cluster. Handles are the objects themselves."""
+
+    breaks: ClassVar[bool] = False
 
     @override
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:

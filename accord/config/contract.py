@@ -315,6 +315,9 @@ class RewardSpec(PluginSpec):
     server fails for any sample is trained without it."""
     deadline_s: float = Field(default=120.0, gt=0, le=3600)
     """Wall time for one group, retries included; what is not scored by then is invalid (`timeout`)."""
+    break_after: int = Field(default=5, ge=1, le=10_000)
+    """Groups in a row without an answer, after which the others do not wait for it (`circuit_open`) until a probe has
+    succeeded."""
     num_cpus: float = Field(default=0.1, ge=0, le=64)
     num_gpus: float = Field(default=0.0, ge=0, le=8)
     min_replicas: int = Field(default=1, ge=0, le=1000)
@@ -322,8 +325,16 @@ class RewardSpec(PluginSpec):
     max_batch_groups: int = Field(default=4, ge=1, le=256)
     """Groups that one call of the model may batch."""
     batch_wait_s: float = Field(default=0.02, ge=0, le=10)
+    max_queued: int = Field(default=0, ge=0, le=100_000)
+    """Groups that each caller may have waiting at its server; more are refused (`backpressure`). 0 = four batches for
+    each of `max_replicas`."""
     allow_noncommercial: bool = False
     """Says that the terms of a reward whose licence forbids commercial use are kept."""
+
+    @property
+    def queue_bound(self) -> int:
+        """Groups that one job has under way at its server at most; the others wait in the job."""
+        return self.max_queued or 4 * self.max_batch_groups * self.max_replicas
 
     @property
     def highest(self) -> float | None:

@@ -12,6 +12,7 @@ import httpx
 import pytest
 import ray
 from ray import serve
+from ray._private import state as ray_state
 from ray.serve.context import _get_global_client
 
 from accord.config.rewards.panel import AudioAestheticsReward, SyncReward
@@ -78,6 +79,14 @@ def replicas(name: str) -> dict[str, int]:
     client = _get_global_client()
     deployment = client.get_serve_details()["applications"][name]["deployments"]["RewardServer"]
     return {entry["replica_id"]: entry["pid"] for entry in deployment["replicas"] if entry["state"] == "RUNNING"}
+
+
+def pids_of(*classes: str) -> list[int]:
+    """Process ids of Serve's own actors."""
+    alive = [actor for actor in ray_state.actors().values() if actor["State"] == "ALIVE"]
+    found = [actor for actor in alive if actor["ActorClassName"] in classes]
+    assert {actor["ActorClassName"] for actor in found} == set(classes)
+    return [actor["Pid"] for actor in found]
 
 
 def one(name: str) -> app.RewardStatus:
@@ -178,6 +187,37 @@ def test_a_killed_replica_comes_back_and_the_scores_are_the_same(groups, expecte
         time.sleep(0.2)
     assert alive and not set(alive) & set(victim)
     assert {name: replicas(name) for name in others} == others
+
+
+def test_serve_itself_killed_costs_no_score(groups, expected):
+    """The proxy and the controller die under traffic, and right after it the replica that it would replace."""
+
+    async def traffic(stop: asyncio.Event):
+        scorer, found = ServeScorer(SPECS), []
+        while not stop.is_set():
+            for index, (prompt, clips) in enumerate(groups):
+                found.append((index, await scorer.score("sync", prompt, clips, len(clips))))
+        return found
+
+    async def kill_under_traffic():
+        stop = asyncio.Event()
+        stream = asyncio.create_task(traffic(stop))
+        await asyncio.sleep(0.3)
+        for pid in pids_of("ProxyActor", "ServeController"):
+            os.kill(pid, signal.SIGKILL)
+        for pid in victims.values():
+            os.kill(pid, signal.SIGKILL)
+        began = time.monotonic()
+        while not (alive := await asyncio.to_thread(replicas, "sync")) or set(alive) & set(victims):
+            assert time.monotonic() - began < 60
+            await asyncio.sleep(0.2)
+        stop.set()
+        return await stream
+
+    victims = replicas("sync")
+    found = asyncio.run(kill_under_traffic())
+    assert len(found) > 3
+    assert all(scores.values == expected["sync", index] for index, scores in found)
 
 
 def test_what_cannot_be_done_says_so(groups):

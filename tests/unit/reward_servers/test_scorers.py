@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 from ray import serve
@@ -17,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from accord.config.rewards.panel import SyncReward, TemporalFlickerReward
 from accord.errors import RewardError, RolloutError
 from accord.types import Prompt, RewardScores
+from reward_servers import breaker, serve_handles
 from reward_servers import scorer as scorers
 from reward_servers.scorer import LocalScorer
 from reward_servers.serve_handles import ServeScorer
@@ -28,13 +30,19 @@ GOOD = RewardScores("sync", "1", (0.5, 0.25), ("ok", "ok"))
 class Handle:
     """A deployment handle that plays a script: an exception, an answer, or seconds to wait."""
 
-    def __init__(self, script):
+    def __init__(self, script, waits=()):
         self.script, self.asked, self.cancelled = list(script), 0, 0
+        self.waits, self.waited = list(waits), 0
         self.score = self
+        self.ready = SimpleNamespace(remote=self._ready)
 
     def remote(self, prompt, clips):
         self.asked += 1
         return Response(self, self.script.pop(0) if len(self.script) > 1 else self.script[0])
+
+    def _ready(self):
+        self.waited += 1
+        return Response(self, self.waits.pop(0) if self.waits else GOOD)
 
 
 class Response:
@@ -60,10 +68,12 @@ class Response:
 def served(monkeypatch):
     monkeypatch.setattr(scorers, "FIRST_PAUSE_S", 0.01)
 
-    def start(*script, deadline_s=5.0):
-        handle = Handle(script)
+    monkeypatch.setattr(serve_handles, "_POLL_S", 0.01)
+
+    def start(*script, waits=(), **fields):
+        handle = Handle(script, waits)
         monkeypatch.setattr(serve, "get_app_handle", lambda name: handle)
-        return handle, ServeScorer([SyncReward(deadline_s=deadline_s)])
+        return handle, ServeScorer([SyncReward(**{"deadline_s": 5.0, **fields})])
 
     return start
 
@@ -78,13 +88,70 @@ def test_a_dead_replica_is_asked_again(served):
     assert handle.asked == 3
 
 
-def test_a_reward_that_stays_down_is_unreachable_and_no_number(served):
-    handle, scorer = served(ActorDiedError(), deadline_s=0.3)
+def test_a_reward_that_loses_every_call_is_asked_three_times_and_gives_no_number(served):
+    handle, scorer = served(ActorDiedError())
     scores = score(scorer)
     assert scores.valid == (False, False) and scores.reasons == ("unreachable",) * 2
     assert all(math.isnan(value) for value in scores.values)
-    assert handle.asked > 2
-    assert scores.seconds < 1.0
+    assert handle.asked == 3
+
+
+def test_waiting_until_there_is_a_replica_is_no_retry(served):
+    gone = [ActorDiedError(), RayServeException("no replica"), BackPressureError(1, 1)] * 4
+    handle, scorer = served(ActorDiedError(), GOOD, waits=gone)
+    assert score(scorer).values == GOOD.values
+    assert (handle.asked, handle.waited) == (2, 13)
+
+
+def test_a_server_that_does_not_come_back_keeps_the_first_reason(served):
+    handle, scorer = served(ActorDiedError(), waits=[30.0], deadline_s=0.3)
+    assert score(scorer).reasons == ("unreachable",) * 2
+    assert handle.asked == 1
+
+
+def test_a_job_waits_for_room_of_itself(served):
+    """With room for two, the third call is not made until one of them has come back."""
+    handle, scorer = served(0.2, max_queued=2)
+
+    async def three():
+        calls = [asyncio.create_task(scorer.score("sync", PROMPT, object(), 2)) for _ in range(3)]
+        await asyncio.sleep(0.05)
+        under_way = handle.asked
+        return under_way, await asyncio.gather(*calls)
+
+    under_way, found = asyncio.run(three())
+    assert under_way == 2 and handle.asked == 3
+    assert all(all(scores.valid) for scores in found)
+
+
+def test_a_reward_that_fails_in_a_row_is_left_alone_until_a_probe_succeeds(served, monkeypatch):
+    monkeypatch.setattr(breaker, "FIRST_PAUSE_S", 0.1)
+    bug = RayTaskError("score", "trace", ValueError("bug"))
+    handle, scorer = served(bug, bug, bug, bug, GOOD, break_after=3)
+
+    async def ask():
+        return (await scorer.score("sync", PROMPT, object(), 2)).reasons[0]
+
+    async def play():
+        told = [await ask() for _ in range(5)]
+        assert (told, handle.asked) == (["model_error"] * 3 + ["circuit_open"] * 2, 3)
+        await asyncio.sleep(0.15)
+        assert [await ask() for _ in range(3)] == ["circuit_open"] * 3, "the step does not wait for the probe"
+        await asyncio.sleep(0.05)
+        assert handle.asked == 4, "one probe, which failed"
+        await asyncio.sleep(0.25)
+        assert await ask() == "circuit_open"
+        await asyncio.sleep(0.05)
+        assert handle.asked == 5, "the second probe"
+        assert await ask() == "ok"
+
+    asyncio.run(play())
+
+
+def test_one_answer_between_failures_keeps_a_reward_in(served):
+    bug = RayTaskError("score", "trace", ValueError("bug"))
+    _, scorer = served(bug, bug, GOOD, bug, bug, GOOD, break_after=3)
+    assert [score(scorer).reasons[0] for _ in range(6)] == ["model_error", "model_error", "ok"] * 2
 
 
 def test_no_server_at_all_is_unreachable(monkeypatch):
