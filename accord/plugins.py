@@ -55,6 +55,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "temporal_flicker": "accord.config.rewards.panel:TemporalFlickerReward",
         "motion_smoothness": "accord.config.rewards.panel:MotionSmoothnessReward",
         "dynamic_degree": "accord.config.rewards.panel:DynamicDegreeReward",
+        "hpsv3": "accord.config.rewards.preference:HPSv3Reward",
     },
 }
 

@@ -21,7 +21,7 @@ NAMES = {"utils", "util", "common", "helpers", "helper", "core", "misc"}
 WORDS = {
     r"\b(TODO|FIXME|XXX|HACK)\b": "unfinished work has no place in a comment",
     r"\bNotImplementedError\b": "nothing a user can reach may be a stub",
-    r"\btorch\.load\(": "safetensors and JSON only",
+    r"\btorch\.load\((?![^()\n]*weights_only=True)": "with weights_only=True on one line, or safetensors and JSON",
     r"\b(pickle|cloudpickle|dill|joblib)\.loads?\(": "safetensors and JSON only",
     r"\byaml\.(load|unsafe_load)\(": "yaml.safe_load",
     r"trust_remote_code\s*=\s*True": "code of a model directory is never run",

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from accord.config.contract import RewardSpec
 from accord.config.paths import InputPath
 from accord.errors import ModelError
-from accord.plugins import BUILT_IN, names, spec_class
+from accord.plugins import BUILT_IN, names
 from accord.types import Clip, Prompt, Route
 from accord.world.scene import FPS, IMPERFECT, SAMPLE_RATE, make_clips
-from reward_servers.base import RewardModel, Score, build, score_groups
+from reward_servers.base import RewardModel, Score, build, score_groups, unusable
+from tests.tiny_checkpoints import spec_with_weights
 
 PROMPT = Prompt("red-bouncing-bell", "a red ball bouncing with a bell sound", "a red ball bouncing", "a bell sound")
 
@@ -57,14 +58,15 @@ REWARDS = [*names("rewards"), "judge"]
 @pytest.fixture(scope="module")
 def spec_of(tmp_path_factory):
     """A spec of each reward by name: with its defaults; one of a third party that has none cannot be tried here."""
-    weights = tmp_path_factory.mktemp("judge") / "weights.npy"
+    folder = tmp_path_factory.mktemp("weights")
+    weights = folder / "weights.npy"
     np.save(weights, np.random.default_rng(4).standard_normal(8) * 1e3)
 
     def make(name: str) -> RewardSpec:
         if name == "judge":
             return JudgeReward(path=str(weights))
         try:
-            return spec_class("rewards", name)()
+            return spec_with_weights(name, folder / name)
         except ValidationError as error:
             assert name not in BUILT_IN["rewards"], error
             pytest.skip(f"{name} has fields without a default: {error}")
@@ -160,14 +162,19 @@ UNUSABLE = {
 }
 
 
+def near(values: tuple[float, ...], model: RewardModel) -> object:
+    """Equal to these within what the reward declares, which is to the bit unless it says otherwise."""
+    return pytest.approx(values, abs=model.spec.batch_tolerance, rel=0)
+
+
 @pytest.mark.parametrize("name", REWARDS)
 def test_whatever_can_be_measured_gets_a_number_in_range(name, models):
     model = models[name]
     (scores,) = score_groups(model, [PROMPT], [list(MEASURABLE.values())])
     low, high = model.spec.range
     for kind, value, valid, reason in zip(MEASURABLE, scores.values, scores.valid, scores.reasons, strict=True):
-        assert valid, (kind, reason)
-        assert low <= value <= high, (kind, value)
+        assert valid or reason == unusable(MEASURABLE[kind], model.spec) == "too_small", (kind, reason)
+        assert not valid or low <= value <= high, (kind, value)
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -177,11 +184,11 @@ def test_what_cannot_be_measured_is_invalid_and_spoils_nothing(name, models, cli
     group = [clips[0], *(clip for _, clip in bad), clips[1]]
     (scores,) = score_groups(model, [PROMPT], [group])
     (alone,) = score_groups(model, [PROMPT], [clips[:2]])
-    assert (scores.values[0], scores.values[-1]) == alone.values
+    assert (scores.values[0], scores.values[-1]) == near(alone.values, model)
     for kind, (modality, _), value, valid, reason in zip(
         UNUSABLE, bad, scores.values[1:-1], scores.valid[1:-1], scores.reasons[1:-1], strict=True
     ):
-        if modality in model.spec.needs:
+        if modality in model.spec.needs and unusable(UNUSABLE[kind][1], model.spec):
             assert not valid and math.isnan(value), kind
             assert reason in {"too_short", "non_finite", "bad_media"}, kind
         else:
@@ -204,7 +211,8 @@ def test_a_score_has_the_same_bits_in_any_company(name, models, clips, spec_of):
     backwards = score_groups(model, [PROMPT], [clips[::-1]])[0].values[::-1]
     batched = score_groups(model, [other, PROMPT, PROMPT], [clips[2:4], clips[:3], clips[3:]])
     fresh = score_groups(build(spec_of(name)), [PROMPT], [clips])[0].values
-    assert tuple(alone) == together == backwards == batched[1].values + batched[2].values == fresh
+    for other_way in (tuple(alone), backwards, batched[1].values + batched[2].values, fresh):
+        assert other_way == near(together, model)
 
 
 @pytest.mark.parametrize("name", REWARDS)

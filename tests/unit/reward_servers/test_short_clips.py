@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
-from accord.plugins import load_impl, names, spec_class
+from accord.plugins import load_impl, names
 from accord.types import Clip, Prompt
+from tests.tiny_checkpoints import spec_with_weights
 
 RATE = 16000
 PROMPT = Prompt("short", "a red ball bounces with a beep", "a red ball", "a beep")
 
 
 @pytest.mark.parametrize("name", names("rewards"))
-def test_the_shortest_clip_that_is_accepted_is_scored(name):
-    spec = spec_class("rewards", name)()
+def test_the_shortest_clip_that_is_accepted_is_scored(name, tmp_path):
+    spec = spec_with_weights(name, tmp_path)
     samples = round(spec.min_audio_s * RATE)
     rng = np.random.default_rng(3)
     clip = Clip(

@@ -1,0 +1,31 @@
+"""Fields that let a reward without defaults be built: tiny checkpoints in the published forms, written on demand.
+
+A reward whose weights have no default has a line here; the suites that try every reward read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from accord.config.contract import RewardSpec
+from accord.plugins import spec_class
+from tests.unit.reward_servers import tiny_qwen
+
+
+def _hpsv3(folder: Path) -> dict[str, Any]:
+    bundle, base = folder / "OmniNFT-Reward-Series", folder / "Qwen2-VL-7B-Instruct"
+    tiny_qwen.write_hpsv3(bundle, base)
+    return {"path": str(bundle), "base": str(base), "pixels": 16 * 28**2, "dtype": "float32"}
+
+
+WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "hpsv3": _hpsv3,
+}
+
+
+def spec_with_weights(name: str, folder: Path) -> RewardSpec:
+    """The spec of a registered reward with its defaults; where it has none, with a tiny checkpoint below `folder`."""
+    fields: dict[str, Any] = WRITERS[name](folder) if name in WRITERS else {}
+    return spec_class("rewards", name)(**fields)
