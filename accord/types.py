@@ -294,6 +294,15 @@ class PolicyState:
     """float32 arrays for `policy` and `old`."""
 
 
+@dataclass(frozen=True, slots=True)
+class RewardIdentity:
+    """What decides, beside clip and prompt, which score a reward gives."""
+
+    version: str
+    weights_digest: str
+    """"" = it has no weights."""
+
+
 class RewardScorer(Protocol):
     """Scores one group with one reward. Never raises for a bad clip: that sample comes back invalid."""
 

@@ -25,8 +25,8 @@ from accord.config.contract import RewardSpec
 from accord.errors import AccordError, RewardError
 from accord.plugins import answering
 from accord.seeds import Purpose, derive_seed
-from accord.types import Clip, Prompt, RewardScores, ScoreReason
-from reward_servers.base import build, score_groups
+from accord.types import Clip, Prompt, RewardIdentity, RewardScores, ScoreReason
+from reward_servers.base import RewardModel, build, score_groups
 from reward_servers.breaker import Breaker
 
 log = logging.getLogger(__name__)
@@ -73,6 +73,31 @@ class Scorer(ABC):
     @abstractmethod
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
         """Ask once: scores, or why there are none. Cancelled when the deadline has passed."""
+
+    @abstractmethod
+    async def identify(self, spec: RewardSpec) -> RewardIdentity:
+        """What the model that answers for a reward says it is. Cancelled when the deadline has passed."""
+
+    async def roster(self) -> dict[str, RewardIdentity]:
+        """Who answers for each reward.
+
+        Raises:
+            RewardError: one does not answer by its deadline, or runs another version than this release has.
+        """
+        found = {}
+        for name, spec in self._specs.items():
+            try:
+                async with asyncio.timeout(spec.deadline_s):
+                    await self.reach(spec, again=False)
+                    found[name] = identity = await self.identify(spec)
+            except TimeoutError as error:
+                raise RewardError(f"reward {name!r} did not say what it is within {spec.deadline_s:g} s") from error
+            if identity.version != spec.version:
+                raise RewardError(
+                    f"the server of reward {name!r} runs version {identity.version!r}, this release has "
+                    f"{spec.version!r}; it ends by itself once no job of the other release uses it"
+                )
+        return found
 
     async def score(self, reward: str, prompt: Prompt, clips: Any, count: int) -> RewardScores:
         """Score the `count` clips behind the handle `clips`.
@@ -144,11 +169,19 @@ class LocalScorer(Scorer):
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
         return await asyncio.to_thread(self._score, spec, prompt, clips)
 
+    @override
+    async def identify(self, spec: RewardSpec) -> RewardIdentity:
+        return RewardIdentity(spec.version, (await asyncio.to_thread(self._model, spec)).weights_digest)
+
     def _score(self, spec: RewardSpec, prompt: Prompt, clips: Sequence[Clip]) -> RewardScores:
+        return score_groups(self._model(spec), [prompt], [clips])[0]
+
+    def _model(self, spec: RewardSpec) -> RewardModel:
         if spec.name not in self._reached:
             with answering(spec, spec.impl):
                 self._reached[spec.name] = build(spec)
-        return score_groups(self._reached[spec.name], [prompt], [clips])[0]
+        model: RewardModel = self._reached[spec.name]
+        return model
 
 
 def _checked(scores: RewardScores, reward: str, count: int, seconds: float) -> RewardScores:

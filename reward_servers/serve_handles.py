@@ -12,8 +12,8 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from typing_extensions import override
 
 from accord.config.contract import RewardSpec
-from accord.errors import RolloutError
-from accord.types import Prompt, RewardScores, ScoreReason
+from accord.errors import RewardError, RolloutError
+from accord.types import Prompt, RewardIdentity, RewardScores, ScoreReason
 from reward_servers.app import app_name
 from reward_servers.scorer import Scorer
 
@@ -61,6 +61,14 @@ class ServeScorer(Scorer):
             if isinstance(cause, BackPressureError):
                 return "backpressure"
             return "unreachable" if isinstance(cause, RayError | RayServeException) else "model_error"
+
+    @override
+    async def identify(self, spec: RewardSpec) -> RewardIdentity:
+        try:
+            card = await (await self._handle(spec)).card.remote()
+        except (RayError, RayServeException) as error:
+            raise RewardError(f"the server of reward {spec.name!r} does not answer: {_first_line(error)}") from error
+        return RewardIdentity(card["version"], card["weights_digest"])
 
     async def _handle(self, spec: RewardSpec) -> Any:
         if spec.name not in self._reached:

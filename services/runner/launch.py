@@ -8,6 +8,7 @@ the job's events; unblocked by: SIGTERM, which ends the attempt in an orderly wa
 from __future__ import annotations
 
 import argparse
+import asyncio
 import logging
 import signal
 import sys
@@ -29,6 +30,7 @@ from accord.run_folder import RunFolder
 from services.connections import ray_address
 from services.runner.exit_status import ExitStatus
 from services.runner.inputs import prepare
+from services.runner.roster import hold_roster
 from services.runner.sink import QueuedEventSink, StoreEventSink
 
 if TYPE_CHECKING:
@@ -97,9 +99,7 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     job = sink.spec()
     preflight(job, settings.roots)
     folder = settings.run_folder(job_id)
-    write = partial(
-        patiently, warn=lambda code, message: sink.emit(Warned(code=code, message=message)), wait_s=settings.disk_wait_s
-    )
+    write = _patient(settings, sink)
     write(partial(prepare, settings, job, folder)).complete_in_background()
     _begin("connecting to Ray", sink)
     address = ray_address(settings)  # before Ray is imported: it also tells Ray its token
@@ -121,6 +121,13 @@ def _attempt(settings: Settings, sink: StoreEventSink, job_id: str, epoch: int) 
     log.info("version %d, adapter %s", result.policy_version, result.adapter_sha256)
 
 
+def _patient(settings: Settings, sink: StoreEventSink) -> Any:
+    """How the attempt writes: it waits while the volume has no room, and says so."""
+    return partial(
+        patiently, warn=lambda code, message: sink.emit(Warned(code=code, message=message)), wait_s=settings.disk_wait_s
+    )
+
+
 def _begin(stage: str, sink: StoreEventSink) -> None:
     """Say in the start-up bar which stage begins."""
     sink.emit(Progress(phase="startup", step=0, done=STAGES.index(stage), total=len(STAGES), detail=stage))
@@ -138,8 +145,11 @@ def _train(
     deadline = started + job.max_runtime_s
     _begin("starting reward servers", sink)
     app.deploy(job.rewards, idle_s=settings.reward_idle_s)
+    scorer = ServeScorer(job.rewards)
+    roster = asyncio.run(scorer.roster())
+    _patient(settings, sink)(partial(hold_roster, job, folder, roster))
     _begin("loading models into rollout workers and learner ranks", sink)
-    stream = start_stream(job, load_prompts(Path(job.prompts.train)), ServeScorer(job.rewards), QueuedEventSink(sink))
+    stream = start_stream(job, load_prompts(Path(job.prompts.train)), scorer, QueuedEventSink(sink))
     return workers.run(
         job,
         folder,

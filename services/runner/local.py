@@ -40,6 +40,7 @@ from reward_servers.scorer import LocalScorer
 from rollout_workers.worker import RolloutWorker
 from services.results.conclude import conclude
 from services.runner.inputs import prepare
+from services.runner.roster import hold_roster
 from services.runner.saved_groups import ReplayedSource, SavingSource
 
 
@@ -174,6 +175,8 @@ def run_here(
         _require_same(job, folder)
         prepare(settings, job, folder).complete_in_background()
         source: GroupSource = ReplayedSource(job, replay) if replay else LocalSource(job, events)
+        if isinstance(source, LocalSource):
+            hold_roster(job, folder, asyncio.run(source.scorer.roster()))
         train_here(job, folder, SavingSource(source, save) if save else source, events, began)
         conclude(settings, folder, folder.job_id, job, state="succeeded", wall_seconds=time.time() - began, alone=True)
 

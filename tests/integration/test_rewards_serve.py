@@ -109,6 +109,10 @@ def test_scores_by_handle_have_the_bits_of_this_process(groups, expected):
         assert scores.values == expected[key], key
 
 
+def test_a_roster_by_handle_is_that_of_this_process():
+    assert asyncio.run(ServeScorer(SPECS).roster()) == asyncio.run(LocalScorer(SPECS).roster())
+
+
 def test_people_are_served_over_http(port, groups, expected):
     prompt, clips = groups[0]
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:

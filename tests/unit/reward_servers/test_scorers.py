@@ -17,9 +17,10 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 
 from accord.config.rewards.panel import SyncReward, TemporalFlickerReward
 from accord.errors import RewardError, RolloutError
-from accord.types import Prompt, RewardScores
+from accord.types import Prompt, RewardIdentity, RewardScores
 from reward_servers import breaker, serve_handles
 from reward_servers import scorer as scorers
+from reward_servers.base import RewardModel, Score
 from reward_servers.scorer import LocalScorer
 from reward_servers.serve_handles import ServeScorer
 
@@ -35,6 +36,7 @@ class Handle:
         self.waits, self.waited = list(waits), 0
         self.score = self
         self.ready = SimpleNamespace(remote=self._ready)
+        self.card = SimpleNamespace(remote=lambda: Response(self, {"version": "0", "weights_digest": "ab"}))
 
     def remote(self, prompt, clips):
         self.asked += 1
@@ -246,3 +248,36 @@ def test_an_unknown_reward_is_an_error_that_names_the_known():
     for scorer in (ServeScorer([SyncReward()]), LocalScorer([SyncReward()])):
         with pytest.raises(RewardError, match="sync"):
             asyncio.run(scorer.score("clap", PROMPT, [], 0))
+
+
+class WeightyReward(SyncReward):
+    """A reward with weights."""
+
+    impl = "tests.unit.reward_servers.test_scorers:Weighty"
+    version = "7"
+
+
+class Weighty(RewardModel):
+    weights_digest = "ab" * 32
+
+    def score_clip(self, prompt, clip):
+        return Score(0.5)
+
+
+def test_a_roster_says_version_and_weights():
+    assert asyncio.run(LocalScorer([SyncReward()]).roster()) == {"sync": RewardIdentity(SyncReward.version, "")}
+    assert asyncio.run(LocalScorer([WeightyReward()]).roster()) == {"sync": RewardIdentity("7", "ab" * 32)}
+
+
+def test_a_server_of_another_release_is_refused(served):
+    with pytest.raises(RewardError, match=r"'sync' runs version '0', this release has '\d+'"):
+        asyncio.run(served(GOOD)[1].roster())
+
+
+def test_a_server_that_does_not_say_what_it_is_is_refused(monkeypatch):
+    def absent(name):
+        raise RayServeException(f"no application {name}")
+
+    monkeypatch.setattr(serve, "get_app_handle", absent)
+    with pytest.raises(RewardError, match=r"'sync' did not say what it is within 0\.2 s"):
+        asyncio.run(ServeScorer([SyncReward(deadline_s=0.2)]).roster())
