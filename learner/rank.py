@@ -15,7 +15,7 @@ from accord.backbones.base import Backbone
 from accord.backbones.surgery import audio_to_video, gradient_surgery
 from accord.config.job import JobSpec
 from accord.errors import NonFiniteError
-from accord.types import GroupData, Modality, ScoredGroup
+from accord.types import GroupData, Modality, Role, ScoredGroup
 from learner.algorithms.base import Algorithm, Credit, LossTerms, View
 from learner.collectives import Ranks
 from learner.engine import AdapterState, Engine
@@ -121,11 +121,13 @@ class Rank:
 
     def _evaluate(self, micro: MicroBatch) -> LossTerms:
         """Anchors without gradient, then the policy, on the very same micro-batch."""
-        predictions = {}
+        predictions: dict[Role, Mapping[Modality, Tensor]] = {}
         for anchor in self.algorithm.anchors:
             with torch.no_grad(), role(self.engine.module, anchor):
                 predictions[anchor] = self.engine.velocity(micro.latents, micro.sigmas, micro.conditions)
         predictions["policy"] = self.engine.velocity(micro.latents, micro.sigmas, micro.conditions)
+        if micro.anchored and "ref" in predictions:
+            predictions["ref"] = _released(micro.anchored, predictions["policy"], predictions["ref"])
         return self.algorithm.loss(micro.batch, predictions)
 
     def _reduced(self, sums: Mapping[str, Tensor], count: int) -> dict[str, float]:
@@ -134,6 +136,18 @@ class Rank:
         totals = torch.stack([sums[name] for name in names] + [torch.tensor(float(count)).to(sums[names[0]])])
         *values, samples = self.ranks.sum(totals).tolist()
         return {name: value / samples for name, value in zip(names, values, strict=True)}
+
+
+def _released(
+    anchored: Mapping[Modality, Tensor], policy: Mapping[Modality, Tensor], ref: Mapping[Modality, Tensor]
+) -> dict[Modality, Tensor]:
+    """The reference [B, T, C] where a sample is held to it; elsewhere the policy itself, from which no distance is."""
+    return {
+        modality: torch.where(anchored[modality].view(-1, 1, 1), value, policy[modality].detach())
+        if modality in anchored
+        else value
+        for modality, value in ref.items()
+    }
 
 
 def _require_finite(step: int, metrics: Mapping[str, float]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from learner.algorithms.base import Algorithm, Credit
 from learner.assembly import make_rank
 from learner.checkpoint import Checkpoints
 from learner.collectives import Ranks
+from learner.doubt import doubtful
 from learner.engine import Engine
 from learner.evaluate import Evaluator
 from learner.guards import Controls, Verdict, Watch, feature_metrics
@@ -131,6 +133,11 @@ class Run:
             if self.saved < step - 1:  # every rank has the same groups, so every rank comes here
                 self.save(step - 1)
             raise
+        gate = self.job.guards.gated_reference
+        if gate is not None:
+            anchored = doubtful(groups, self.job.rewards, credit, gate)
+            shares = {f"doubt/{modality}": float(held.double().mean()) for modality, held in anchored.items()}
+            credit = replace(credit, anchored=anchored, metrics={**credit.metrics, **shares})
         for reward in self.job.rewards:
             if credit.metrics.get(f"reward/{reward.name}/dropped"):
                 why = ", ".join(_reasons(credit.metrics, reward.name))

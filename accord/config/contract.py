@@ -101,6 +101,8 @@ class AlgorithmSpec(PluginSpec):
     by_group: ClassVar[bool] = False
     """True: the loss compares the samples of a prompt. They share noise and noise levels, and micro-batches hold whole
     groups."""
+    judges_by_reference: ClassVar[bool] = False
+    """True: the loss weighs samples by what the reference says of them, beyond a penalty on the distance to it."""
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Fields that a preset fills where the job leaves them out, by name of the preset. A spec with presets inherits
     `PresetSpec`."""

@@ -174,6 +174,7 @@ class DGPOSpec(ShapedSpec):
     """Direct group preference: samples are pulled or pushed by their advantage while the group is not told apart."""
 
     impl: ClassVar[str] = "learner.algorithms.dgpo:DGPO"
+    judges_by_reference: ClassVar[bool] = True
     by_group: ClassVar[bool] = True
 
     name: Literal["dgpo"] = "dgpo"

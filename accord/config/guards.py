@@ -34,6 +34,30 @@ class DivergenceSpec(PartSpec):
     """Features and rewards that may go where they like, by name."""
 
 
+class GatedReferenceSpec(PartSpec):
+    """Hold to the reference only the samples whose reward is doubtful (GARDO, arXiv 2512.24138), and set others free.
+
+    A sample is doubtful when the trained rewards rank it above what light rewards, which nobody trains on, say of it:
+    its rank by advantage minus its mean rank by `auxiliaries`, among the samples of the step, both in 0..1.
+    """
+
+    auxiliaries: tuple[Annotated[str, Field(max_length=100)], ...] = Field(min_length=1, max_length=16)
+    """Names of rewards of weight 0; each speaks for the branches of its route."""
+    share: float = Field(default=0.1, gt=0, le=1)
+    """Share of the step's samples that is held to the reference, the most doubtful first."""
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its parts': auxiliaries that are trained on, and losses that have no penalty to gate."""
+        yield from super().problems(job, facts)
+        measured = {reward.name for reward in job.rewards if reward.weight == 0}
+        for index, name in enumerate(self.auxiliaries):
+            if name not in measured:
+                there = ", ".join(sorted(measured)) or "none"
+                yield f"auxiliaries/{index}", f"{name!r} is no reward of weight 0 in this job; there are {there}"
+        if job.algorithm.judges_by_reference:
+            yield "", f"{job.algorithm.name} weighs samples by what the reference says; it has no penalty alone to gate"
+
+
 class GuardsSpec(PartSpec):
     """What watches over a run, whatever its algorithm."""
 
@@ -43,6 +67,8 @@ class GuardsSpec(PartSpec):
     """Score one clip of each group with the prompt, and with the sound, of another group in every step, and report the
     gaps: a reward that no longer tells the right one is being played."""
     divergence: DivergenceSpec = DivergenceSpec()
+    gated_reference: GatedReferenceSpec | None = None
+    """None: every sample is held to the reference, as far as the loss has a penalty."""
 
     def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
         """Besides its parts': names that are no feature or reward; and, when a job is submitted or begins, branches

@@ -33,6 +33,8 @@ class Credit:
     """Flat names, see `assign_credit`; None where undefined."""
     earned: Mapping[Modality, Tensor] = field(default_factory=dict)
     """bool [P, G] per modality: a valid score of a group that was told apart stands behind the number, 0 or not."""
+    anchored: Mapping[Modality, Tensor] = field(default_factory=dict)
+    """bool [P, G] per modality: which samples are held to the reference; a modality that is missing: all are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

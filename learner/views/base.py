@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,6 +29,8 @@ class MicroBatch:
     """[B] per modality."""
     conditions: Conditions
     batch: LossBatch
+    anchored: Mapping[Modality, Tensor] = field(default_factory=dict)
+    """bool [B] per modality: the samples that are held to the reference; a modality that is missing: all are."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,6 +44,8 @@ class Share:
     """A row per group."""
     advantages: Mapping[Modality, Tensor]
     """float32 [P, G] per modality, or [P, G, K] as in `Credit`."""
+    anchored: Mapping[Modality, Tensor] = field(default_factory=dict)
+    """bool [P, G] per modality, as in `Credit`."""
 
     @classmethod
     def of(
@@ -52,7 +56,8 @@ class Share:
         data = [fetch(group.data) for group in mine]
         advantages = {modality: value[list(places)].float() for modality, value in credit.advantages.items()}
         conditions = Conditions.joined([part.conditions for part in data])
-        return cls(step, [group.request for group in mine], data, conditions, advantages)
+        anchored = {modality: value[list(places)] for modality, value in credit.anchored.items()}
+        return cls(step, [group.request for group in mine], data, conditions, advantages, anchored)
 
 
 class ShareView(ABC):
@@ -73,6 +78,11 @@ class ShareView(ABC):
     def conditions_of(self, share: Share, items: Sequence[Item]) -> Conditions:
         """The prompts' conditions, a row per item."""
         return share.conditions.select(torch.tensor([place for place, _, _ in items])).to(self.device)
+
+    def anchored_of(self, share: Share, items: Sequence[Item]) -> dict[Modality, Tensor]:
+        """[B] per modality: whether the sample is held to the reference."""
+        places, samples, _ = (torch.tensor(part) for part in zip(*items, strict=True))
+        return {modality: value[places, samples].to(self.device) for modality, value in share.anchored.items()}
 
     def advantages_of(self, share: Share, items: Sequence[Item]) -> dict[Modality, Tensor]:
         """[B] per modality: the sample's advantage, or that of its step where there is one per step."""

@@ -77,6 +77,7 @@ class ForwardView(ShareView):
             sigmas=dict.fromkeys(noised, sigma_B),
             conditions=self.conditions_of(share, items),
             batch=ForwardBatch(noised, advantages, token_weights, group_size),
+            anchored=self.anchored_of(share, items),
         )
 
     def _parts(self, purpose: Purpose, share: Share, place: int, sample: int) -> tuple[int | str, ...]:

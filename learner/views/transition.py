@@ -52,6 +52,7 @@ class TransitionView(ShareView):
             sigmas=dict.fromkeys(transitions, sigma_B),
             conditions=self.conditions_of(share, items),
             batch=TransitionBatch(transitions, self.advantages_of(share, items)),
+            anchored=self.anchored_of(share, items),
         )
 
     def _transition(
