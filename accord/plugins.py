@@ -49,7 +49,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     "rewards": {
         "sync": "accord.config.rewards.panel:SyncReward",
         "clap": "accord.config.rewards.sound:ClapReward",
-        "audio_aesthetics": "accord.config.rewards.panel:AudioAestheticsReward",
+        "sound": "accord.config.rewards.panel:SoundReward",
         "video_aesthetics": "accord.config.rewards.panel:VideoAestheticsReward",
         "text_video": "accord.config.rewards.panel:TextVideoReward",
         "temporal_flicker": "accord.config.rewards.panel:TemporalFlickerReward",

@@ -96,7 +96,7 @@ def job_of(leg: dict) -> JobSpec:
                 },
                 "sampling": {"num_steps": 4},
                 "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 3},
-                "rewards": [{"name": "sync"}, {"name": "text_video"}, {"name": "audio_aesthetics"}],
+                "rewards": [{"name": "sync"}, {"name": "text_video"}, {"name": "sound"}],
                 "algorithm": leg.get("algorithm", {"name": "omninft"}),
                 "optimizer": {
                     "micro_batch": leg["micro_batch"], "max_grad_norm": leg["max_grad_norm"],

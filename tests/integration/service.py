@@ -156,7 +156,7 @@ def small_job(**changes: Any) -> dict[str, Any]:
             "per_step": 2,
             "group_size": 4,
         },
-        "rewards": [{"name": "audio_aesthetics"}, {"name": "text_video"}, {"name": "sync"}],
+        "rewards": [{"name": "sound"}, {"name": "text_video"}, {"name": "sync"}],
         "algorithm": {"name": "omninft"},
         "cluster": {"rollout_workers": 1, "learner_ranks": 2, "zero_stage": 2},
         "checkpoint": {"every": 1},

@@ -15,7 +15,7 @@ from ray import serve
 from ray._private import state as ray_state
 from ray.serve.context import _get_global_client
 
-from accord.config.rewards.panel import AudioAestheticsReward, SyncReward
+from accord.config.rewards.panel import SoundReward, SyncReward
 from accord.config.rewards.sound import ClapReward
 from accord.errors import RewardError, SpecError
 from accord.types import Clip, Prompt
@@ -25,7 +25,7 @@ from reward_servers.scorer import LocalScorer
 from reward_servers.serve_handles import ServeScorer
 from reward_servers.wire import write_body
 
-SPECS = [SyncReward(num_cpus=0.1), AudioAestheticsReward(num_cpus=0.1), ClapReward(num_cpus=0.1)]
+SPECS = [SyncReward(num_cpus=0.1), SoundReward(num_cpus=0.1), ClapReward(num_cpus=0.1)]
 GROUPS = 3
 
 
@@ -41,7 +41,7 @@ def cluster(port):
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     try:
         names = app.deploy(SPECS, http_port=port)
-        assert names == ["sync", "audio_aesthetics", "clap"]
+        assert names == ["sync", "sound", "clap"]
         yield
     finally:
         serve.shutdown()
@@ -161,33 +161,33 @@ def test_deploying_again_and_scaling_leave_running_replicas_alone(groups, expect
     assert len(found) > 10
     assert all(scores.values == expected["sync", index] for index, scores in found)
     assert one("sync").replicas_ready == 1
-    for name in ("audio_aesthetics", "clap"):
+    for name in ("sound", "clap"):
         assert replicas(name) == before[name]
 
 
 def test_a_killed_replica_comes_back_and_the_scores_are_the_same(groups, expected):
-    victim = replicas("audio_aesthetics")
+    victim = replicas("sound")
     others = {name: replicas(name) for name in ("sync", "clap")}
 
     async def ask():
         scorer = ServeScorer(SPECS)
         prompt, clips = groups[0]
-        await scorer.score("audio_aesthetics", prompt, clips, len(clips))
+        await scorer.score("sound", prompt, clips, len(clips))
         calls = [
-            asyncio.create_task(scorer.score("audio_aesthetics", prompt, clips, len(clips)))
+            asyncio.create_task(scorer.score("sound", prompt, clips, len(clips)))
             for prompt, clips in groups
             for _ in range(3)
         ]
         await asyncio.sleep(0)
         for pid in victim.values():
             os.kill(pid, signal.SIGKILL)
-        return await asyncio.gather(*calls, scorer.score("audio_aesthetics", prompt, clips, len(clips)))
+        return await asyncio.gather(*calls, scorer.score("sound", prompt, clips, len(clips)))
 
     found = asyncio.run(ask())
-    wanted = [expected["audio_aesthetics", index] for index in range(GROUPS) for _ in range(3)]
-    assert [scores.values for scores in found] == [*wanted, expected["audio_aesthetics", 0]]
+    wanted = [expected["sound", index] for index in range(GROUPS) for _ in range(3)]
+    assert [scores.values for scores in found] == [*wanted, expected["sound", 0]]
     deadline = time.monotonic() + 60
-    while not (alive := replicas("audio_aesthetics")) and time.monotonic() < deadline:
+    while not (alive := replicas("sound")) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert alive and not set(alive) & set(victim)
     assert {name: replicas(name) for name in others} == others

@@ -46,7 +46,7 @@ def job_of(algorithm: dict, micro_batch: int = 6, **optimizer) -> JobSpec:
                 "backbone": {"name": "ltx2", "lora": {"rank": 4, "alpha": 8.0}},
                 "sampling": {"frames": 9, "num_steps": 4},
                 "prompts": {"train": "t", "held_out": "h", "per_step": 2, "group_size": 3},
-                "rewards": [{"name": "text_video"}, {"name": "audio_aesthetics"}],
+                "rewards": [{"name": "text_video"}, {"name": "sound"}],
                 "algorithm": {"sigmas": {"per_sample": 1}, **algorithm},
                 "optimizer": {"learning_rate": 1e-3, "micro_batch": micro_batch, **optimizer},
                 "cluster": {"engine": "torch", "learner_ranks": 1},

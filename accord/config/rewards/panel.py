@@ -5,9 +5,10 @@ A job lists rewards by name with a weight; everything else has a default here, w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-from accord.config.contract import RewardSpec
+from accord.config.contract import Component, RewardSpec
 from accord.types import Modality, Route
 
 
@@ -43,12 +44,21 @@ class SyncReward(_Bounded):
     name: Literal["sync"] = "sync"
 
 
-class AudioAestheticsReward(_Heard):
-    """Cleanliness of the sound."""
+class SoundReward(_Heard):
+    """Technical quality of the sound."""
 
-    impl: ClassVar[str] = "reward_servers.panel.audio_aesthetics:AudioAestheticsModel"
-    about: ClassVar[str] = "events stand clear of the noise floor"
-    name: Literal["audio_aesthetics"] = "audio_aesthetics"
+    impl: ClassVar[str] = "reward_servers.panel.sound:SoundModel"
+    about: ClassVar[str] = "the sound is free of noise, full, unclipped, without gaps, and loud enough to hear"
+    components: ClassVar[Mapping[str, Component]] = {
+        "snr_db": Component("sound over the white noise that may be in it", "dB", 0.0, 80.0, "higher"),
+        "bandwidth": Component("share of the third-octaves up to the highest that is heard", "", 0.0, 1.0, "higher"),
+        "clipped_share": Component("share of samples that stand at the peak", "", 0.0, 1.0, "lower"),
+        "active_share": Component("share of time in which more than noise is heard", "", 0.0, 1.0, "higher"),
+        "loudness_db": Component("level of the mean amplitude, without the loudest tenth of the time", "dBFS"),
+        "steady_share": Component("share of the power in tones that never pause", "", 0.0, 1.0, "lower"),
+        "dc_share": Component("share of the power in a constant offset", "", 0.0, 1.0, "lower"),
+    }
+    name: Literal["sound"] = "sound"
 
 
 class VideoAestheticsReward(_Seen):

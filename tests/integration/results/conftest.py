@@ -20,7 +20,7 @@ from accord.world.scene import CLEAN, HELD_OUT_PROMPTS, Imperfections, make_clip
 RUN_JOB_ID = "job-01jdemo0000example0000000"
 BROKEN = Imperfections(offset=1.0, hiss=1.0, flicker=0.8, wrong_colour=0.5, wrong_sound=0.3)
 REWARDS = {
-    "audio_aesthetics": (0.48, 0.80, 0.24),
+    "sound": (0.48, 0.80, 0.24),
     "clap": (0.75, 0.96, 0.34),
     "text_video": (0.58, 0.90, 0.40),
     "sync": (0.21, 0.33, 0.20),

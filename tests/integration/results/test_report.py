@@ -85,7 +85,7 @@ def test_all_parts_are_there_and_small(text: str) -> None:
     assert page.tags.count("video") == page.tags.count("img") == 6
     assert len(text) < 600_000  # about 90 kB a pair
     for name in (
-        "audio_aesthetics",
+        "sound",
         "sync_gap",
         "a red ball bouncing with a drum sound",
         "Gradient norm",

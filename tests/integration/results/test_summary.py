@@ -128,7 +128,7 @@ def rows_of(summary: Summary, **held_out: Change) -> dict[str, object]:
 
 def test_rows_hold_difference_and_standard_errors(finished_run: Path) -> None:
     rows = {row.name: row for row in summary_rows(summarise(finished_run))}
-    assert list(rows)[:2] == ["audio_aesthetics", "clap"]
+    assert list(rows)[:2] == ["sound", "clap"]
     paired, independent = rows["clap"], rows["video_distance"]
     assert paired.paired and paired.delta == pytest.approx(0.21) and paired.error == pytest.approx(0.34 / 6)
     assert paired.z == pytest.approx(0.21 / (0.34 / 6))
@@ -210,7 +210,7 @@ def test_the_headline_tells_what_got_worse_beside_what_got_better(finished_run: 
     text = told(
         summarise(finished_run),
         {
-            "clap": change(0.5, 0.7, difference=0.2), "audio_aesthetics": change(0.6, 1.0, difference=0.4),
+            "clap": change(0.5, 0.7, difference=0.2), "sound": change(0.6, 1.0, difference=0.4),
             "text_video": change(0.8, 0.70, difference=-0.1), "sync": change(0.1, 0.105, difference=0.03),
             "temporal_flicker": change(0.99, 0.842, difference=-0.148),
         },
@@ -222,14 +222,14 @@ def test_the_headline_tells_what_got_worse_beside_what_got_better(finished_run: 
         "video_distance (+7.1 standard errors, not trained on). "
         "Perhaps or slightly worse: audio_diversity (−7.1 standard errors, not trained on). "
         "Rose too little to count: sync (+1.5 standard errors). "
-        "Saturated, at the top of the range: audio_aesthetics."
+        "Saturated, at the top of the range: sound."
     )
 
 
 def test_the_headline_says_when_nothing_got_worse_or_nothing_was_compared(finished_run: Path) -> None:
     summary = summarise(finished_run)
-    text = told(summary, {"clap": change(0.5, 0.7), "audio_aesthetics": change(0.998, 0.9985, sem=0.0001)})
-    assert text.endswith("Nothing that was measured got worse. Saturated, at the top of the range: audio_aesthetics.")
+    text = told(summary, {"clap": change(0.5, 0.7), "sound": change(0.998, 0.9985, sem=0.0001)})
+    assert text.endswith("Nothing that was measured got worse. Saturated, at the top of the range: sound.")
     assert text.startswith("1 of 2 trained rewards rose")
     assert told(summary, {}).startswith("Nothing was compared")
 
@@ -238,8 +238,8 @@ def test_a_metric_at_its_ceiling_is_saturated_but_a_certain_fall_from_it_is_told
     summary = summarise(finished_run)
 
     def verdict(before: float, after: float, sem: float) -> tuple[str, bool]:
-        known = summary.rewards["audio_aesthetics"].model_copy(update=dict(change(before, after, sem)))
-        (row,) = summary_rows(summary.model_copy(update={"rewards": {"audio_aesthetics": known}, "held_out": {}}))
+        known = summary.rewards["sound"].model_copy(update=dict(change(before, after, sem)))
+        (row,) = summary_rows(summary.model_copy(update={"rewards": {"sound": known}, "held_out": {}}))
         return row.verdict, row.saturated
 
     assert verdict(1.0, 1.0, 0.0) == ("saturated", True)

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from accord.config.algorithm_parts import CreditSpec, EnsembleSpec
-from accord.config.rewards.panel import AudioAestheticsReward, SyncReward, TextVideoReward
+from accord.config.rewards.panel import SoundReward, SyncReward, TextVideoReward
 from accord.errors import RewardError
 from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.credit import assign_credit, ensembled, tabulate
 
-REWARDS = (SyncReward(weight=1.0), AudioAestheticsReward(weight=0.5), TextVideoReward(weight=1.5))
-ROUTES = {"sync": ("video", "audio"), "audio_aesthetics": ("audio",), "text_video": ("video",)}
+REWARDS = (SyncReward(weight=1.0), SoundReward(weight=0.5), TextVideoReward(weight=1.5))
+ROUTES = {"sync": ("video", "audio"), "sound": ("audio",), "text_video": ("video",)}
 BOTH = ("video", "audio")
 
 
@@ -141,7 +141,7 @@ def test_the_second_normalisation_is_over_those_who_earned_credit():
 def test_the_unit_of_a_reward_changes_nothing(mode, batch_norm, std, factor):
     spec = CreditSpec(mode=mode, std=std, batch_norm=batch_norm)
     values = random_values(1) | {"text_video": [[0.3, 0.3, 0.3, None, 0.3], *random_values(1)["text_video"][1:]]}
-    factors = {"sync": factor, "text_video": factor, "audio_aesthetics": factor if mode == "sum" else 1 / factor}
+    factors = {"sync": factor, "text_video": factor, "sound": factor if mode == "sum" else 1 / factor}
     scaled = {
         name: [[None if v is None else v * factors[name] for v in row] for row in rows] for name, rows in values.items()
     }
@@ -210,7 +210,7 @@ def test_epsilon_is_a_share():
 def test_routing_keeps_branches_apart():
     values = {
         "sync": [[1.0, 1.0, 1.0]],
-        "audio_aesthetics": [[0.0, 1.0, 2.0]],
+        "sound": [[0.0, 1.0, 2.0]],
         "text_video": [[5.0, 3.0, 1.0]],
     }
     credit = assign_credit(tabulate(scored(values), REWARDS), CreditSpec(mode="routed"), BOTH)
@@ -324,7 +324,7 @@ def test_a_reward_without_weight_changes_nothing(mode):
 
 
 def test_who_earned_credit_is_known_per_branch():
-    values = {"text_video": [[0.0, None, 2.0]], "audio_aesthetics": [[None, 1.0, 1.5]], "sync": [[None] * 3]}
+    values = {"text_video": [[0.0, None, 2.0]], "sound": [[None, 1.0, 1.5]], "sync": [[None] * 3]}
     rewards = (REWARDS[1], REWARDS[2], SyncReward(required=False))
     credit = assign_credit(tabulate(scored(values), rewards), CreditSpec(mode="routed"), BOTH)
     assert {m: earned.tolist() for m, earned in credit.earned.items()} == {

@@ -16,7 +16,7 @@ from accord.config.forward import (
     FlowRWRSpec,
     MatchingSpec,
 )
-from accord.config.rewards.panel import AudioAestheticsReward, TextVideoReward
+from accord.config.rewards.panel import SoundReward, TextVideoReward
 from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.awm import AWM, awm_loss
 from learner.algorithms.base import ForwardBatch, Noised
@@ -312,7 +312,7 @@ def test_dgpo_rests_once_a_group_is_told_apart():
 
 # ---- credit of Flow-RWR -------------------------------------------------------------------------------------------
 
-REWARDS = (TextVideoReward(), AudioAestheticsReward())
+REWARDS = (TextVideoReward(), SoundReward())
 
 
 def scored(values) -> list[ScoredGroup]:
@@ -334,7 +334,7 @@ def scored(values) -> list[ScoredGroup]:
 def test_rwr_credit_is_a_softmax_over_those_who_earned_it():
     values = {
         "text_video": [[0.0, 2.0, 1.0], [1.0, None, 3.0], [2.0, 2.0, 2.0]],
-        "audio_aesthetics": [[5.0, 5.0, 5.0], [0.0, 1.0, 0.0], [None, 4.0, None]],
+        "sound": [[5.0, 5.0, 5.0], [0.0, 1.0, 0.0], [None, 4.0, None]],
     }
     spec = FlowRWRSpec(temperature=0.5, credit=CreditSpec(mode="routed", std="prompt", epsilon=1e-9))
     credit = FlowRWR(spec).credit(scored(values), REWARDS, ("video", "audio"))

@@ -7,7 +7,7 @@ import torch
 
 from accord.config.algorithm_parts import OldPolicySpec
 from accord.config.grpo import DynamicsSpec, FlowGRPOSpec, GRPOLossSpec
-from accord.config.rewards.panel import AudioAestheticsReward, TextVideoReward
+from accord.config.rewards.panel import SoundReward, TextVideoReward
 from accord.types import Prompt, RewardScores, RolloutPlan, RolloutRequest, SampleGroup, ScoredGroup
 from learner.algorithms.base import Transition, TransitionBatch
 from learner.algorithms.grpo import FlowGRPO, best_and_worst, grpo_loss
@@ -172,9 +172,9 @@ def scored(values: dict[str, tuple[float, ...]]) -> ScoredGroup:
 
 
 def test_a_reward_of_the_sound_gives_the_pictures_log_probability_no_weight():
-    rewards = [AudioAestheticsReward(name="audio_aesthetics"), TextVideoReward(name="text_video", weight=0.0)]
+    rewards = [SoundReward(name="sound"), TextVideoReward(name="text_video", weight=0.0)]
     algorithm = FlowGRPO(FlowGRPOSpec(loss=GRPOLossSpec(kl_weight=0.0, clip_range=0.5)))
-    group = scored({"audio_aesthetics": (0.1, 0.9, 0.3, 0.5, 0.2, 0.4), "text_video": (0.3, 0.1, 0.8, 0.2, 0.9, 0.5)})
+    group = scored({"sound": (0.1, 0.9, 0.3, 0.5, 0.2, 0.4), "text_video": (0.3, 0.1, 0.8, 0.2, 0.9, 0.5)})
     credit = algorithm.credit([group], rewards, ("video", "audio"))
     advantages = {modality: value[0] for modality, value in credit.advantages.items()}
     batch, predictions = batch_of(FLOW, advantages)
@@ -202,9 +202,9 @@ def test_the_best_and_the_worst_of_a_group_are_trained():
 
 
 def test_only_the_recipe_that_selects_selects():
-    rewards = [TextVideoReward(name="text_video"), AudioAestheticsReward(name="audio_aesthetics")]
+    rewards = [TextVideoReward(name="text_video"), SoundReward(name="sound")]
     values = (0.1, 0.9, 0.3, 0.5, 0.2, 0.4)
-    group = scored({"audio_aesthetics": values, "text_video": values[::-1]})
+    group = scored({"sound": values, "text_video": values[::-1]})
     for preset, trained in (("flow_grpo", 6), ("dance_grpo", 2)):
         credit = FlowGRPO(FlowGRPOSpec.model_validate({"preset": preset})).credit([group], rewards, ("video", "audio"))
         assert [int((credit.advantages[m] != 0).sum()) for m in ("video", "audio")] == [trained, trained]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from accord.config.contract import RewardSpec
-from accord.config.rewards.panel import AudioAestheticsReward, VideoAestheticsReward
+from accord.config.rewards.panel import SoundReward, VideoAestheticsReward
 from accord.types import Clip, Prompt, Route
 from reward_servers.base import RewardModel, Score, score_groups, unusable
 
@@ -212,7 +212,7 @@ def test_how_short_a_clip_may_be_is_the_rewards_own_affair():
 
 def test_only_the_needed_modality_is_judged():
     assert unusable(broken(audio_CS=NAN_AUDIO), VideoAestheticsReward()) is None
-    assert unusable(broken(fps=-1.0), AudioAestheticsReward()) is None
+    assert unusable(broken(fps=-1.0), SoundReward()) is None
 
 
 def test_a_model_sees_arrays_without_gaps_and_of_what_is_in_order_no_copy():
