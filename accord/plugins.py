@@ -56,6 +56,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "motion_smoothness": "accord.config.rewards.panel:MotionSmoothnessReward",
         "dynamic_degree": "accord.config.rewards.panel:DynamicDegreeReward",
         "hpsv3": "accord.config.rewards.preference:HPSv3Reward",
+        "videoalign": "accord.config.rewards.preference:VideoAlignReward",
     },
 }
 

@@ -20,8 +20,15 @@ def _hpsv3(folder: Path) -> dict[str, Any]:
     return {"path": str(bundle), "base": str(base), "pixels": 16 * 28**2, "dtype": "float32"}
 
 
+def _videoalign(folder: Path) -> dict[str, Any]:
+    bundle, base = folder / "OmniNFT-Reward-Series", folder / "Qwen2-VL-2B-Instruct"
+    tiny_qwen.write_video_reward(bundle, base)
+    return {"path": str(bundle), "base": str(base), "pixels": 16 * 28**2, "dtype": "float32"}
+
+
 WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": _hpsv3,
+    "videoalign": _videoalign,
 }
 
 

@@ -56,16 +56,19 @@ def inspect_hpsv3(weights: Path, base: QwenBase, template: str) -> HPSv3Files:
     shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
     head = {name: shape for name, shape in shapes.items() if name.startswith(HEAD)}
     layers = head_layers(weights, head, int(base.text["hidden_size"]), 2)
-    refuse_other_backbone(weights, shapes, base)
+    refuse_other_backbone(weights, backbone_shapes(shapes), base)
     return HPSv3Files(weights, base, template, has_old_names(shapes), layers)
 
 
-def refuse_other_backbone(where: Path, shapes: Shapes, base: QwenBase) -> None:
-    """Raise ModelError for tensors that are not those of the base's Qwen2-VL; heads are passed over."""
+def backbone_shapes(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """What a file holds of a `Qwen2VLModel`, by the later names: no head, and nothing of the language head."""
     old = has_old_names(shapes)
-    found = {renamed(name, old=old): shape for name, shape in shapes.items() if not name.startswith((HEAD, LM_HEAD))}
-    rows = found.get(EMBEDDING, (0,))[0]
-    refuse_unlike(where, found, base_shapes(base, rows), base)
+    return {renamed(name, old=old): shape for name, shape in shapes.items() if not name.startswith((HEAD, LM_HEAD))}
+
+
+def refuse_other_backbone(where: Path, found: Shapes, base: QwenBase) -> None:
+    """Raise ModelError for tensors that are not those of the base's Qwen2-VL."""
+    refuse_unlike(where, found, base_shapes(base, found.get(EMBEDDING, (0,))[0]), base)
 
 
 def head_layers(where: Path, head: Shapes, wide: int, out: int) -> tuple[int, ...]:

@@ -27,8 +27,11 @@ def read_template(path: Path, tokens: Sequence[str]) -> str:
         ModelError: no such file, no such text in it, or one with other braces.
     """
     text = read_text(path)
-    if path.suffix == ".py":
-        text = _published(path, text, tokens)
+    return sound_template(path, _published(path, text, tokens) if path.suffix == ".py" else text, tokens)
+
+
+def sound_template(path: Path, text: str, tokens: Sequence[str]) -> str:
+    """Return the text, which stands in `path`, if it is a template. Raises ModelError that says what it lacks."""
     for part in (PLACE, *tokens):
         if text.count(part) != 1:
             raise ModelError(f"{path}: holds {part} {text.count(part)} times; the published template holds it once")

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import AutoConfig, AutoTokenizer, Qwen2VLModel
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from accord.backbones.components import refuse_partial
 from accord.config.qwen_dir import EMBEDDING, QwenBase
@@ -107,6 +107,17 @@ class QwenReader:
         grid = made["image_grid_thw"][0].tolist()
         return Look(text, "image", made["pixel_values"].float(), (grid[0], grid[1], grid[2]))
 
+    def video(self, frames_FHWC: NDArray[np.uint8], text: str, pixels: tuple[int, int]) -> Look:
+        """An even number of frames, resized bicubically to between so many pixels, sides multiples of 28."""
+        height, width = smart_resize(frames_FHWC.shape[1], frames_FHWC.shape[2], FACTOR, *pixels)
+        frames_FCHW = torch.from_numpy(np.array(frames_FHWC)).permute(0, 3, 1, 2).float()
+        sized = torch.nn.functional.interpolate(
+            frames_FCHW, (height, width), mode="bicubic", antialias=True, align_corners=False
+        )
+        mean, spread = (torch.tensor(part).view(1, 3, 1, 1) for part in (self.pixels.image_mean, self.pixels.image_std))
+        patches = video_patches((sized.round().clamp(0, 255) / 255 - mean) / spread)
+        return Look(text, "video", patches, (len(frames_FHWC) // 2, height // 14, width // 14))
+
     @torch.no_grad()
     def read(self, looks: Sequence[Look]) -> torch.Tensor:
         """Hidden states float32 [B, K, hidden] at the K tokens of the reward, in the order that the text has them."""
@@ -137,6 +148,17 @@ class QwenReader:
         if looks[0].kind == "image":
             return {"pixel_values": patches, "image_grid_thw": grid}
         return {"pixel_values_videos": patches, "video_grid_thw": grid}
+
+
+def video_patches(frames_FCHW: torch.Tensor) -> torch.Tensor:
+    """Patches [F/2 * H/14 * W/14, 3 * 2 * 14 * 14] of normalised frames, as the vision tower takes them.
+
+    Two frames make a patch. Patches go by time, then by visual token row by row, then by the four of a token; in each,
+    numbers go by channel, frame, row and column.
+    """
+    frames, _, height, width = frames_FCHW.shape
+    cut = frames_FCHW.reshape(frames // 2, 2, 3, height // 28, 2, 14, width // 28, 2, 14)
+    return cut.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 3 * 2 * 14 * 14)
 
 
 def plain_positions(ids_BL: torch.Tensor) -> torch.Tensor:

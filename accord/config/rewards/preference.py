@@ -15,9 +15,16 @@ from accord.config.files import kind_of
 from accord.config.paths import InputPath, NamedPath
 from accord.config.preference_dir import HPSv3Files, inspect_hpsv3, template_of
 from accord.config.qwen_dir import QwenBase, base_files, inspect_base
-from accord.config.reward_template import BESIDE
+from accord.config.reward_template import BESIDE, sound_template
 from accord.config.rewards.bundle import BundledReward
-from accord.errors import UserError
+from accord.config.video_reward_dir import (
+    CONFIG,
+    VideoRewardFiles,
+    base_weight_files,
+    inspect_video_reward,
+    own_template,
+)
+from accord.errors import ModelError, UserError
 from accord.types import Modality, Route
 
 if TYPE_CHECKING:
@@ -124,3 +131,63 @@ class HPSv3Reward(_QwenReward):
     def fits(self, base: QwenBase, template: str) -> HPSv3Files:
         """The weights against their base."""
         return inspect_hpsv3(self.weights, base, template)
+
+
+class VideoAlignReward(_QwenReward):
+    """Visual quality, motion quality and text alignment of a whole clip (VideoAlign's VideoReward)."""
+
+    impl: ClassVar[str] = "reward_servers.models.videoalign:VideoAlignModel"
+    about: ClassVar[str] = "people would call its picture good, and what the text asks for"
+    folder: ClassVar[str] = "VideoReward"
+    tokens: ClassVar[tuple[str, ...]] = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
+    min_frames: ClassVar[int] = 2
+    components: ClassVar[Mapping[str, Component]] = {
+        "vq": Component("visual quality", better="higher"),
+        "mq": Component("motion quality", better="higher"),
+        "ta": Component("alignment of text and picture", better="higher"),
+        "frames": Component("frames looked at", low=2.0),
+    }
+    batch_tolerance: ClassVar[float] = 0.05
+    smallest_effect: ClassVar[float] = 0.02
+    name: Literal["videoalign"] = "videoalign"
+    aggregate: Literal["vq_ta", "overall", "vq", "mq", "ta"] = "vq_ta"
+    """What the value is: (VQ + TA) / 2 as in OmniNFT, VQ + MQ + TA as its authors report, or one of the three."""
+    normalise: bool = True
+    """Whether values are brought to mean 0 and spread 1 by the constants of the checkpoint's config."""
+    step: int | None = Field(default=None, ge=0)
+    """Which `checkpoint-<step>`; None = the latest."""
+    fps: float = Field(default=2.0, gt=0, le=60)
+    """Frames looked at per second of clip, 4 at least; it was trained at 2."""
+    max_looked_at: int = Field(default=64, ge=2, le=768)
+    """Most frames looked at, however long the clip is."""
+    pixels: int = Field(default=256 * 28**2, ge=28**2, le=4096 * 28**2)
+    """Largest size that a frame is brought to; the smallest is half of the default."""
+    deadline_s: float = Field(default=300.0, gt=0, le=3600)
+
+    @override
+    def words(self) -> str:
+        """The template; that of the checkpoint's config before one that only lies beside it."""
+        own = None if self.template else own_template(self.home)
+        return super().words() if own is None else sound_template(self.home / CONFIG, own, self.tokens)
+
+    @override
+    def files(self) -> Iterable[NamedPath]:
+        """Besides its base's: the weights below a LoRA, where there are any."""
+        yield from super().files()
+        if self.base:
+            try:
+                for file in base_weight_files(inspect_base(self.base_root)):
+                    yield NamedPath(("base",), str(file), InputPath("file"))
+            except ModelError:
+                return  # whole weights need none; for a LoRA, `problems` tells
+
+    @override
+    def fits(self, base: QwenBase, template: str) -> VideoRewardFiles:
+        """The checkpoint's files against their base, and whether what is asked for is in them."""
+        found = inspect_video_reward(self.home, self.step, base, template)
+        if self.normalise and not found.norms:
+            raise ModelError(
+                f"{self.home / CONFIG}: has no inference_config to normalise by; copy the published one, or set "
+                "normalise = false"
+            )
+        return found

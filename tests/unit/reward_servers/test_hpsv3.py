@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
-from transformers import Qwen2Config, Qwen2Model, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 
 from accord.config.contract import ModelFacts
 from accord.config.rewards.preference import HPSv3Reward
@@ -60,48 +59,16 @@ def values(model, prompt: Prompt, clips: list[Clip]) -> tuple[float, ...]:
 # ------------------------------------------------ the same number by another way
 
 
-def patches_one_by_one(image: Image.Image) -> torch.Tensor:
-    """Patches of a picture whose sides are multiples of 28, each cut out by itself: in blocks of two by two, channels
-    first, the picture twice in time."""
-    mean, std = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
-    pixels_HWC = (np.asarray(image) / 255.0 - mean) / std
-    cut = []
-    for top in range(0, pixels_HWC.shape[0], 28):
-        for left in range(0, pixels_HWC.shape[1], 28):
-            for down, right in ((0, 0), (0, 14), (14, 0), (14, 14)):
-                patch_HWC = pixels_HWC[top + down : top + down + 14, left + right : left + right + 14]
-                cut.append(np.concatenate([channel for c in range(3) for channel in [patch_HWC[..., c].ravel()] * 2]))
-    return torch.tensor(np.stack(cut), dtype=torch.float32)
-
-
-def library_model(bundle: Path, folder: Path) -> Qwen2VLForConditionalGeneration:
-    """The checkpoint as a directory that transformers loads and renames by itself."""
-    base = bundle.parent / "Qwen2-VL-7B-Instruct"
-    state = load_file(bundle / "HPSv3" / "HPSv3.safetensors")
-    config = json.loads((base / "config.json").read_text()) | {"vocab_size": len(state["lm_head.weight"])}
-    folder.mkdir()
-    (folder / "config.json").write_text(json.dumps(config))
-    plain = {name: tensor for name, tensor in state.items() if not name.startswith("rm_head.")}
-    save_file(plain, folder / "model.safetensors", metadata={"format": "pt"})
-    return Qwen2VLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
-
-
-def one_dimensional(config: Qwen2VLConfig, weights: dict[str, torch.Tensor]) -> Qwen2Model:
-    """The language model as a plain Qwen2, which knows one position for each token and no other."""
-    text = config.text_config
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-             "num_key_value_heads", "rms_norm_eps", "max_position_embeddings")  # fmt: skip
-    plain = Qwen2Model(Qwen2Config(**{name: getattr(text, name) for name in names}, rope_theta=1e6)).eval()
-    plain.load_state_dict(weights)
-    return plain
-
-
 @torch.no_grad()
 def rated_by_hand(bundle: Path, folder: Path, frame: np.ndarray, size: tuple[int, int], prompt: str):
     """(mu, sigma) of a frame: by plain positions, and by those of transformers' own choice."""
-    library = library_model(bundle, folder)
+    state = load_file(bundle / "HPSv3" / "HPSv3.safetensors")
+    library = tiny_qwen.as_library_loads(state, bundle.parent / "Qwen2-VL-7B-Instruct", folder)
     image = Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC)
-    patches, grid = patches_one_by_one(image), torch.tensor([[1, size[1] // 14, size[0] // 14]])
+    patches, grid = (
+        tiny_qwen.patches_one_by_one(np.stack([image, image])),
+        torch.tensor([[1, size[1] // 14, size[0] // 14]]),
+    )
     tokenizer = Tokenizer.from_file(str(bundle.parent / "Qwen2-VL-7B-Instruct" / "tokenizer.json"))
     before, behind = tiny_qwen.HPS_TEMPLATE.replace("{text_prompt}", prompt).split("<|Reward|>")
     count = size[0] * size[1] // 28**2
@@ -113,13 +80,11 @@ def rated_by_hand(bundle: Path, folder: Path, frame: np.ndarray, size: tuple[int
     ids += [tokenizer.get_vocab_size(), *tokenizer.encode(f"{behind}<|im_end|>\n<|im_start|>assistant\n").ids]
     ids_BL = torch.tensor([ids])
     seen = library.model.visual(patches, grid_thw=grid).pooler_output
-    embedded = library.model.get_input_embeddings()(ids_BL)
-    embedded[ids_BL == tokenizer.token_to_id("<|image_pad|>")] = seen
-    plain = one_dimensional(library.config, library.model.language_model.state_dict())
-    hidden = plain(inputs_embeds=embedded).last_hidden_state[0, place]
-    kinds = (ids_BL == tokenizer.token_to_id("<|image_pad|>")).int()
+    image_token = tokenizer.token_to_id("<|image_pad|>")
+    whole = tiny_qwen.embedded(library, ids_BL, seen, image_token)
+    hidden = tiny_qwen.one_dimensional(library)(inputs_embeds=whole).last_hidden_state[0, place]
+    kinds = (ids_BL == image_token).int()
     other = library.model(ids_BL, pixel_values=patches, image_grid_thw=grid, mm_token_type_ids=kinds)
-    state = load_file(bundle / "HPSv3" / "HPSv3.safetensors")
 
     def head(x: torch.Tensor) -> np.ndarray:
         for layer in (0, 3):
