@@ -61,7 +61,8 @@ class TextVideoModel(RewardModel):
         frames = shrunk(clip.video_FHWC, SHORT_SIDE)
         parts = {}
         if colours:
-            parts["colour"] = float(np.mean([_named_share(frames, name) for name in colours]))
+            shares = {name: _named_share(frames, name) for name in set(colours)}
+            parts["colour"] = float(np.mean([shares[name] for name in colours]))
         if motions:
             parts["motion"] = _motion(frames, motions[0])
         if len(parts) == 1:
