@@ -76,7 +76,8 @@ def promised(promise: Promise, spec: RewardSpec) -> bool:
 
 def judged(trial: Trial, promise: Promise) -> Verdict:
     """Hold a reward to one promise. What a model raises past its guards is a breach, too."""
-    started, found = time.monotonic(), []
+    started = time.monotonic()
+    found: list[str] = []
     try:
         found.extend(promise.breaches(trial))
     except Exception as error:
@@ -223,22 +224,29 @@ def _draws_its_curves(trial: Trial) -> Breaches:
         times, values = np.asarray(curve.times_s), np.asarray(curve.values)
         if not curve.label or times.ndim != 1 or times.shape != values.shape:
             yield f"curve {curve.label!r}: label, times [N] and values [N], not {times.shape} and {values.shape}"
-        elif not np.isfinite(times).all() or (np.diff(times) < 0).any() or not (np.abs(times) <= 2 * _lasts(clip)).all():
+        elif (
+            not np.isfinite(times).all() or (np.diff(times) < 0).any() or not (np.abs(times) <= 2 * _lasts(clip)).all()
+        ):
             yield f"curve {curve.label!r}: its times are not rising seconds of the clip"
 
 
 def _leaves_chance_alone(trial: Trial) -> Breaches:
+    """A draw comes first, so that a model that seeds a generator, and has done so before, is found."""
+    kept = random.getstate(), np.random.get_state()
+    random.random(), np.random.random_sample()
     before = _chance()
-    trial.rebuild()
     trial.ask(trial.ordinary[:2])
-    for name, state in _chance().items():
+    after = _chance()
+    random.setstate(kept[0])
+    np.random.set_state(kept[1])
+    for name, state in after.items():
         if before.get(name, state) != state:
             yield f"the state of {name} is another after scoring; draw from a generator of its own"
 
 
 def _chance() -> dict[str, str]:
-    found = {"random": str(random.getstate()), "numpy.random": str(np.random.get_state()[1:])}  # noqa: NPY002
-    torch = sys.modules.get("torch")
+    numpy, torch = np.random.get_state(legacy=False)["state"], sys.modules.get("torch")
+    found = {"random": str(random.getstate()), "numpy.random": f"{numpy['pos']} {numpy['key'].tobytes()!r}"}
     return found | ({"torch": str(torch.get_rng_state().numpy().tobytes())} if torch is not None else {})
 
 
@@ -285,7 +293,7 @@ def _same(one: Answer, other: Answer) -> bool:
 
 
 def _moved(firsts: Sequence[Answer], others: Sequence[Answer], tolerance: float, how: str) -> Breaches:
-    """Pairs of answers to one clip that differ by more than the tolerance; by any bit of value or part where it is 0."""
+    """Pairs of answers to one clip that differ by more than the tolerance; by any bit where it is 0."""
     for first, other in zip(firsts, others, strict=True):
         if tolerance == 0.0 or not (first.valid and other.valid):
             kept = _same(first, other)

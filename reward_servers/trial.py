@@ -54,6 +54,7 @@ class Trial:
         """Put a fresh model in the place of this one; two are never held."""
         del self.model
         self.model = build(self.spec)
+        self.__dict__.pop("together", None)
 
     @cached_property
     def canaries(self) -> tuple[Canary, ...]:
@@ -81,10 +82,7 @@ class Trial:
 
     def ask(self, asked: Sequence[Asked]) -> list[Answer]:
         """Score clips in one call: a group each, or one group where the reward compares clips."""
-        if self.spec.scope == "clip":
-            groups = [[one] for one in asked]
-        else:
-            groups = [list(asked)] if asked else []
+        groups = [[one] for one in asked] if self.spec.scope == "clip" else [list(asked)] if asked else []
         prompts = [replace(group[0][1], id=group[0][0]) for group in groups]
         with _errors() as errors:
             scored = score_groups(self.model, prompts, [[clip for _, _, clip in group] for group in groups])

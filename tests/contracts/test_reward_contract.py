@@ -1,24 +1,36 @@
-"""What every registered reward promises: declared facts, an answer to any input, the same bits in any company."""
+"""Every registered reward is held to what all promise: `reward_servers/contract.py`.
+
+A reward with weights is tried on a tiny checkpoint: its writer stands in `tests/tiny_checkpoints.py::WRITERS`, a line
+each. A further promise is a line in `PROMISES`, and needs a model here below that breaks it.
+"""
 
 from __future__ import annotations
 
-import math
+import random
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from accord.config.contract import RewardSpec
+from accord.config.contract import Component, RewardSpec
 from accord.config.paths import InputPath
 from accord.errors import ModelError
 from accord.plugins import BUILT_IN, names
-from accord.types import Clip, Prompt, Route
-from accord.world.scene import FPS, IMPERFECT, SAMPLE_RATE, make_clips
-from reward_servers.base import RewardModel, Score, build, score_groups, unusable
+from accord.types import Clip, Modality, Prompt, Route
+from reward_servers.base import Curve, RewardModel, Score
+from reward_servers.contract import PROMISES, hold, judged, promised
+from reward_servers.trial import Trial
 from tests.tiny_checkpoints import spec_with_weights
 
-PROMPT = Prompt("red-bouncing-bell", "a red ball bouncing with a bell sound", "a red ball bouncing", "a bell sound")
+STEPS = {"level": Component("loudness of the sound", low=0.0, high=1e6)}
+NOT_YET_DECLARED = {
+    "sync", "audio_aesthetics", "video_aesthetics", "text_video", "temporal_flicker", "motion_smoothness",
+    "dynamic_degree",
+}  # fmt: skip
+"""Rewards whose specs do not say yet what their values are made of."""
 
 
 class JudgeReward(RewardSpec):
@@ -28,6 +40,7 @@ class JudgeReward(RewardSpec):
     about: ClassVar[str] = "the judge likes it"
     floor: ClassVar[float] = -10.0
     needs_sound: ClassVar[bool] = False
+    prompt_anchored: ClassVar[bool] = True
     name: Literal["judge"] = "judge"
     route: Route = "both"
     path: Annotated[str, InputPath("file")]
@@ -52,176 +65,164 @@ class Judge(RewardModel):
         return np.array([*found, float(len(prompt.prompt_av)), 1.0])
 
 
-REWARDS = [*names("rewards"), "judge"]
-
-
 @pytest.fixture(scope="module")
-def spec_of(tmp_path_factory):
-    """A spec of each reward by name: with its defaults; one of a third party that has none cannot be tried here."""
-    folder = tmp_path_factory.mktemp("weights")
-    weights = folder / "weights.npy"
-    np.save(weights, np.random.default_rng(4).standard_normal(8) * 1e3)
+def trial_of(tmp_path_factory):
+    """The trial of each reward by name; one of a third party that finds no weights cannot be tried here."""
+    folder, trials = tmp_path_factory.mktemp("weights"), {}
 
     def make(name: str) -> RewardSpec:
-        if name == "judge":
-            return JudgeReward(path=str(weights))
-        try:
+        if name != "judge":
             return spec_with_weights(name, folder / name)
-        except ValidationError as error:
-            assert name not in BUILT_IN["rewards"], error
-            pytest.skip(f"{name} has fields without a default: {error}")
+        np.save(folder / "judge.npy", np.random.default_rng(4).standard_normal(8) * 1e3)
+        return JudgeReward(path=str(folder / "judge.npy"))
 
-    return make
-
-
-@pytest.fixture(scope="module")
-def models(spec_of):
-    """Models by name, built when they are asked for."""
-
-    class Models(dict):
-        def __missing__(self, name: str) -> RewardModel:
+    def trial(name: str) -> Trial:
+        if name not in trials:
             try:
-                self[name] = build(spec_of(name))
-            except ModelError as error:
+                trials[name] = Trial(make(name))
+            except (ValidationError, ModelError) as error:
                 assert name not in BUILT_IN["rewards"], error
-                pytest.skip(f"{name} finds no weights where its defaults point: {error}")
-            return self[name]
+                pytest.skip(f"{name} has no weights here: {error}")
+        return trials[name]
 
-    return Models()
-
-
-@pytest.fixture(scope="module")
-def clips():
-    return [made.clip for made in make_clips(6, 5, IMPERFECT)]
+    return trial
 
 
-@pytest.mark.parametrize("name", REWARDS)
-def test_a_reward_says_what_it_is(name, spec_of):
-    spec = spec_of(name)
-    assert spec.name == name and spec.about and spec.__doc__
-    assert spec.route in {"video", "audio", "both"}
-    assert set(spec.needs) <= {"video", "audio"} and spec.needs
-    assert spec.route == "both" or spec.route in spec.needs
-    low, high = spec.range
-    assert spec.version and low <= spec.floor <= high
+@pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.name)
+@pytest.mark.parametrize("name", [*names("rewards"), "judge"])
+def test_a_reward_keeps_its_promises(name, promise, trial_of):
+    trial = trial_of(name)
+    if not promised(promise, trial.spec):
+        pytest.skip(f"{name} compares clips")
+    if promise.name in {"facts", "components"} and name in NOT_YET_DECLARED and not trial.spec.components:
+        pytest.skip(f"{name} does not declare its components")
+    assert judged(trial, promise).breaches == ()
 
 
-def _world() -> tuple[np.ndarray, np.ndarray]:
-    clip = next(make_clips(1, 5))
-    return clip.video, clip.audio[None]
+class LevelReward(RewardSpec):
+    """A reward that keeps every promise, for models that break one."""
+
+    impl: ClassVar[str] = f"{__name__}:Level"
+    about: ClassVar[str] = "the sound is loud"
+    range: ClassVar[tuple[float, float]] = (0.0, 1e6)
+    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
+    components: ClassVar[Mapping[str, Component]] = STEPS
+    name: Literal["level"] = "level"
+    route: Route = "audio"
+    breaks: str = ""
 
 
-VIDEO, AUDIO = _world()
-RNG = np.random.default_rng(0)
-NOISE_VIDEO = RNG.integers(0, 256, VIDEO.shape, dtype=np.uint8)
+class AnchoredReward(LevelReward):
+    """It says so, and its model reads no text."""
+
+    prompt_anchored: ClassVar[bool] = True
 
 
-def _with(video=VIDEO, audio=AUDIO, fps=FPS, rate=SAMPLE_RATE) -> Clip:
-    return Clip(video, fps, audio, rate)
+class TimidReward(LevelReward):
+    """Its components end too early."""
+
+    components: ClassVar[Mapping[str, Component]] = {"level": Component("loudness", low=0.0, high=1e-9)}
 
 
-def _audio(samples: int, channels: int = 1) -> np.ndarray:
-    return (0.1 * RNG.standard_normal((channels, samples))).astype(np.float32)
+class TornReward(LevelReward):
+    """What it declares contradicts itself."""
+
+    licence: ClassVar[str] = "CC-BY-NC-4.0"
+    route: Route = "video"
 
 
-MEASURABLE = {
-    "three frames": _with(video=VIDEO[:3]),
-    "black": _with(video=np.zeros_like(VIDEO)),
-    "one colour": _with(video=np.full_like(VIDEO, 200)),
-    "noise": _with(video=NOISE_VIDEO),
-    "odd size": _with(video=np.ascontiguousarray(VIDEO[:, :31, :29])),
-    "smallest": _with(video=np.ascontiguousarray(VIDEO[:, :8, :8])),
-    "wide": _with(video=np.repeat(VIDEO, 5, axis=2)),
-    "large": _with(video=np.repeat(np.repeat(VIDEO, 6, axis=1), 6, axis=2)),
-    "silence": _with(audio=np.zeros_like(AUDIO)),
-    "barely any sound": _with(audio=AUDIO * 1e-4),
-    "full scale": _with(audio=np.sign(AUDIO) * np.float32(1.0)),
-    "noise sound": _with(audio=_audio(AUDIO.shape[1])),
-    "short sound": _with(audio=_audio(1700)),
-    "long sound": _with(audio=_audio(3 * AUDIO.shape[1])),
-    "stereo": _with(audio=np.repeat(AUDIO, 2, axis=0)),
-    "six channels": _with(audio=_audio(32_000, 6)),
-    "channels that cancel": _with(audio=np.concatenate([AUDIO, -AUDIO])),
-    "8 kHz": _with(audio=_audio(16_000), rate=8_000),
-    "44.1 kHz": _with(audio=_audio(88_200), rate=44_100),
-    "48 kHz": _with(audio=_audio(96_000), rate=48_000),
-    "fast": _with(fps=60.0),
-    "slow": _with(fps=0.5),
-}
-UNUSABLE = {
-    "one frame": ("video", _with(video=VIDEO[:1])),
-    "two frames": ("video", _with(video=VIDEO[:2])),
-    "no frame": ("video", _with(video=VIDEO[:0])),
-    "float frames": ("video", _with(video=VIDEO.astype(np.float32))),
-    "no samples": ("audio", _with(audio=AUDIO[:, :0])),
-    "one sample": ("audio", _with(audio=AUDIO[:, :1])),
-    "399 samples": ("audio", _with(audio=AUDIO[:, :399])),
-    "not a number": ("audio", _with(audio=np.where(np.arange(AUDIO.shape[1]) == 7, np.float32(np.nan), AUDIO))),
-    "infinite": ("audio", _with(audio=np.where(np.arange(AUDIO.shape[1]) == 7, np.float32(np.inf), AUDIO))),
-    "double precision": ("audio", _with(audio=AUDIO.astype(np.float64))),
-}
+class SoftReward(LevelReward):
+    """It promises little about company."""
+
+    batch_tolerance: ClassVar[float] = 0.5
 
 
-def near(values: tuple[float, ...], model: RewardModel) -> object:
-    """Equal to these within what the reward declares, which is to the bit unless it says otherwise."""
-    return pytest.approx(values, abs=model.spec.batch_tolerance, rel=0)
+class Level(RewardModel):
+    """Mean square of the sound, broken as the spec says."""
+
+    built = 0
+
+    def __init__(self, spec: LevelReward) -> None:
+        super().__init__(spec)
+        self.breaks, self.calls = spec.breaks, 0
+        Level.built += 1
+
+    def score_batch(self, prompts, clips):
+        scores = super().score_batch(prompts, clips)
+        self.calls += 1
+        more = {"batch": 0.1 * (len(clips) > 1), "repetition": self.calls, "built": Level.built}.get(self.breaks, 0)
+        scores = [replace(score, value=score.value + more) for score in scores]
+        if self.breaks == "order":
+            scores = [replace(score, value=score.value + 0.1 * place) for place, score in enumerate(scores)]
+        if self.breaks == "company":
+            wide = any(len(clip.audio_CS) == 6 or clip.sample_rate != 48_000 for clip in clips)
+            scores = [replace(score, value=score.value + wide) for score in scores]
+        return scores
+
+    def score_clip(self, prompt, clip):
+        level = float(np.square(clip.audio_CS, dtype=np.float64).sum())
+        if self.breaks == "channels" and len(clip.audio_CS) > 2:
+            raise RuntimeError("two channels at most")
+        if self.breaks == "writes":
+            clip.audio_CS[0, 0] += np.float32(0.25)
+        if self.breaks == "pictures":
+            level += len(clip.video_FHWC)
+        if self.breaks == "text":
+            level += len(prompt.prompt_a)
+        if self.breaks == "zero":
+            level = level if prompt.prompt_a is not None else 0.0
+        if self.breaks == "long" and len(prompt.prompt_a) > 512:
+            raise ValueError("too many tokens")
+        if self.breaks == "number":
+            return Score(0.0, {}, True, "model_error") if len(clip.audio_CS) == 1 else Score(level, {"level": level})
+        if self.breaks == "chance":
+            random.seed(0)
+        if self.breaks == "refuses":
+            return Score.invalid("unverifiable")
+        return Score(level, {} if self.breaks == "components" else {"level": level})
+
+    def curves(self, prompt, clip):
+        times = np.arange(4.0) * (-1 if self.breaks == "curves" else 0.25)
+        return [Curve("level", times, times**2)]
 
 
-@pytest.mark.parametrize("name", REWARDS)
-def test_whatever_can_be_measured_gets_a_number_in_range(name, models):
-    model = models[name]
-    (scores,) = score_groups(model, [PROMPT], [list(MEASURABLE.values())])
-    low, high = model.spec.range
-    for kind, value, valid, reason in zip(MEASURABLE, scores.values, scores.valid, scores.reasons, strict=True):
-        assert valid or reason == unusable(MEASURABLE[kind], model.spec) == "too_small", (kind, reason)
-        assert not valid or low <= value <= high, (kind, value)
+def broken(spec: RewardSpec) -> set[str]:
+    return {verdict.promise.name for verdict in hold(spec) if verdict.breaches}
 
 
-@pytest.mark.parametrize("name", REWARDS)
-def test_what_cannot_be_measured_is_invalid_and_spoils_nothing(name, models, clips):
-    model = models[name]
-    bad = list(UNUSABLE.values())
-    group = [clips[0], *(clip for _, clip in bad), clips[1]]
-    (scores,) = score_groups(model, [PROMPT], [group])
-    (alone,) = score_groups(model, [PROMPT], [clips[:2]])
-    assert (scores.values[0], scores.values[-1]) == near(alone.values, model)
-    for kind, (modality, _), value, valid, reason in zip(
-        UNUSABLE, bad, scores.values[1:-1], scores.valid[1:-1], scores.reasons[1:-1], strict=True
-    ):
-        if modality in model.spec.needs and unusable(UNUSABLE[kind][1], model.spec):
-            assert not valid and math.isnan(value), kind
-            assert reason in {"too_short", "non_finite", "bad_media"}, kind
-        else:
-            assert valid, kind
+@pytest.mark.parametrize("breaks", ["", "built"])
+def test_a_good_reward_breaks_nothing_and_an_aging_one_is_found(breaks):
+    assert broken(LevelReward(breaks=breaks)) == ({"repetition"} if breaks else set())
 
 
-@pytest.mark.parametrize("name", REWARDS)
-@pytest.mark.parametrize("text", ["", "?", "a red ball bouncing " * 150, "ein Ball, der hüpft\n\x00"])
-def test_any_text_is_answered(name, text, models, clips):
-    (scores,) = score_groups(models[name], [Prompt("t", text, text, text)], [clips[:2]])
-    assert len(scores.values) == 2
-    assert all(valid or reason == "unverifiable" for valid, reason in zip(scores.valid, scores.reasons, strict=True))
+@pytest.mark.parametrize(
+    ("breaks", "promise"),
+    [
+        ("batch", "batch"), ("repetition", "repetition"), ("order", "order"), ("company", "company"),
+        ("channels", "unusual"), ("writes", "arrays"), ("writes", "reading"), ("pictures", "needs"),
+        ("text", "anchoring"), ("zero", "failure"), ("long", "text"), ("number", "unusual"), ("chance", "chance"),
+        ("refuses", "ordinary"), ("components", "components"), ("curves", "curves"),
+    ],
+)  # fmt: skip
+def test_a_reward_that_breaks_a_promise_is_found(breaks, promise):
+    assert promise in broken(LevelReward(breaks=breaks))
 
 
-@pytest.mark.parametrize("name", REWARDS)
-def test_a_score_has_the_same_bits_in_any_company(name, models, clips, spec_of):
-    model, other = models[name], Prompt("blue-sliding-drum", "x", "a blue ball sliding", "a drum sound")
-    alone = [score_groups(model, [PROMPT], [[clip]])[0].values[0] for clip in clips]
-    together = score_groups(model, [PROMPT], [clips])[0].values
-    backwards = score_groups(model, [PROMPT], [clips[::-1]])[0].values[::-1]
-    batched = score_groups(model, [other, PROMPT, PROMPT], [clips[2:4], clips[:3], clips[3:]])
-    fresh = score_groups(build(spec_of(name)), [PROMPT], [clips])[0].values
-    for other_way in (tuple(alone), backwards, batched[1].values + batched[2].values, fresh):
-        assert other_way == near(together, model)
+@pytest.mark.parametrize(
+    ("spec", "promise"), [(AnchoredReward, "anchoring"), (TimidReward, "components"), (TornReward, "facts")]
+)
+def test_a_reward_that_declares_what_is_not_so_is_found(spec, promise):
+    assert broken(spec()) == {promise}
 
 
-@pytest.mark.parametrize("name", REWARDS)
-def test_clips_are_read_and_never_written(name, models, clips):
-    frozen = []
-    for clip in clips[:2]:
-        video, audio = clip.video_FHWC.copy(), clip.audio_CS.copy()
-        video.setflags(write=False)
-        audio.setflags(write=False)
-        frozen.append(Clip(video, clip.fps, audio, clip.sample_rate))
-    (scores,) = score_groups(models[name], [PROMPT], [frozen])
-    assert scores.values == score_groups(models[name], [PROMPT], [clips[:2]])[0].values
+def test_company_may_move_a_score_as_far_as_the_reward_declares():
+    assert "batch" in broken(LevelReward(breaks="batch"))
+    assert "batch" not in broken(SoftReward(breaks="batch"))
+
+
+def test_a_breach_names_the_clip_the_value_and_what_was_raised():
+    (verdict,) = [one for one in hold(LevelReward(breaks="channels")) if one.promise.name == "unusual"]
+    assert verdict.breaches == (
+        "six channels: invalid (model_error: RuntimeError('two channels at most')), and can be measured "
+        "(or is unverifiable)",
+    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from accord.config.clap_dir import inspect_clap_dir
-from accord.config.contract import ModelFacts, Problem, RewardSpec
+from accord.config.contract import Component, ModelFacts, Problem, RewardSpec
 from accord.config.files import remembered
 from accord.config.paths import InputPath
 from accord.errors import UserError
@@ -27,6 +27,9 @@ class ClapReward(RewardSpec):
     prompt_anchored: ClassVar[bool] = True
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     floor: ClassVar[float] = -0.25
+    components: ClassVar[Mapping[str, Component]] = {
+        "windows": Component("stretches of the checkpoint's length that the sound was cut into", low=1.0)
+    }
     name: Literal["clap"] = "clap"
     route: Route = "audio"
     path: Annotated[str, InputPath("directory")] = Field(default="builtin:tiny-clap", min_length=1, max_length=4096)
