@@ -34,12 +34,18 @@ class _Seen(_Bounded):
 
 
 class SyncReward(_Bounded):
-    """Offset between sound onsets and visible contacts, corrected for matches by chance."""
+    """Evidence that sounds begin when something is seen to happen."""
 
     impl: ClassVar[str] = "reward_servers.panel.sync:SyncModel"
-    about: ClassVar[str] = "sound onsets fall on visible contacts more than chance would have them"
-    range: ClassVar[tuple[float, float]] = (-0.25, 1.0)
-    floor: ClassVar[float] = -0.25
+    version: ClassVar[str] = "2"
+    about: ClassVar[str] = "sounds begin when something is seen to happen, more than at other lags"
+    components: ClassVar[Mapping[str, Component]] = {
+        "offset_s": Component("most probable lag of the sound, positive when it is late", "s", -1.25, 1.25),
+        "peak": Component("largest correlation of seen and heard at that lag", low=-1.0, high=1.0, better="higher"),
+        "confidence": Component("mass of the evidence above chance, at any lag", low=0.0, high=1.0, better="higher"),
+        "num_seen": Component("how many events of one height are seen", low=0.0),
+        "num_heard": Component("how many events of one height are heard", low=0.0),
+    }
     offset_component: ClassVar[str] = "offset_s"
     name: Literal["sync"] = "sync"
 
