@@ -25,12 +25,13 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 from typing_extensions import override
 
 from accord.backbones.components import refuse_partial
-from accord.config.clap_dir import DERIVED, inspect_clap_dir
+from accord.config.clap_dir import CONFIGS, DERIVED, WEIGHTS, inspect_clap_dir
 from accord.config.rewards.sound import ClapReward
 from accord.errors import ModelError
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, Score
 from reward_servers.signals import Float, mono, resampled
+from reward_servers.weight_files import digest
 
 _TEXTS_KEPT = 4096
 
@@ -57,6 +58,7 @@ class ClapRewardModel(RewardModel):
             raise
         except Exception as error:  # a tokenizer's file may be wrong in ways that have no class of their own
             raise ModelError(f"{spec.path} is not a CLAP checkpoint that transformers can load: {error}") from error
+        self.weights_digest = digest(directory / name for name in (*CONFIGS, WEIGHTS))
         self._length = int(self._extractor.nb_max_samples)
         self._text_limit = int(self._model.config.text_config.max_position_embeddings) - 2
         self._texts: dict[str, torch.Tensor] = {}

@@ -50,7 +50,7 @@ app = typer.Typer(
     epilog="Exit status: 0 done, 1 the job failed, 2 wrong input, 3 nothing answers. Settings: environment variables "
     "`ACCORD_*`, `REDIS_URL`, `RAY_ADDRESS`.",
 )  # fmt: skip
-rewards_app = typer.Typer(no_args_is_help=True, help="Reward servers: see them, scale one.")
+rewards_app = typer.Typer(no_args_is_help=True, help="Rewards: try one here; see and scale their servers.")
 app.add_typer(rewards_app, name="rewards")
 
 out, err = Console(), Console(stderr=True)
@@ -61,6 +61,11 @@ JobFile = Annotated[Path, typer.Argument(help="A job file (TOML).", show_default
 Overrides = Annotated[
     list[str], typer.Option("--set", help="Change a field: `--set steps=5`, `--set rewards.0.weight=2`. Repeatable.")
 ]
+RewardName = Annotated[str, typer.Argument(help="Reward, as a job names it.", show_default=False)]
+RewardFields = Annotated[
+    list[str], typer.Option("--set", help="Change a field of the reward: `--set path=DIR`. Repeatable.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
 
 
 @contextmanager
@@ -361,6 +366,73 @@ def rewards_scale(
     with _told():
         _rewards().scale(name, replicas)
         _say(f"{name} has {replicas} replica{'s' if replicas > 1 else ''}.")
+
+
+@rewards_app.command("score")
+def rewards_score(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Clips, or folders.", show_default=False)],
+    prompt: Annotated[str, typer.Option(help="What was asked for.")] = "",
+    prompt_video: Annotated[str, typer.Option(help="What of it can be seen. Default: the prompt.")] = "",
+    prompt_audio: Annotated[str, typer.Option(help="What of it can be heard. Default: the prompt.")] = "",
+    reward: Annotated[list[str], typer.Option(help="Repeatable. Default: all without weights.")] = [],  # noqa: B006
+    set_: Annotated[list[str], typer.Option("--set", help="`--set clap.path=DIR`. Repeatable.")] = [],  # noqa: B006
+    plot: Annotated[Path | None, typer.Option(help="Draw what the scores came from: a file, or a folder.")] = None,
+    json: AsJson = False,
+) -> None:
+    """Score clips in files right here, without service, Ray or store.
+
+    Example: `accord rewards score clip.mp4 --prompt "a dog barks" --reward sync --plot curves.png`
+    """
+    from accord.types import Prompt
+
+    with _told():
+        from services.cli import try_reward
+
+        asked = Prompt("typed", prompt, prompt_video or prompt, prompt_audio or prompt)
+        rows = []
+        for row in try_reward.score(files, asked, try_reward.chosen(reward, set_), plot):
+            rows.append(row)
+            if not json:
+                try_reward.show_scores(row, out)
+        if json:
+            print(shown(rows))
+
+
+@rewards_app.command("check")
+def rewards_check(
+    name: RewardName,
+    weights: Annotated[str, typer.Option(help="Where its weights are.", show_default=False)] = "",
+    set_: RewardFields = [],  # noqa: B006
+    json: AsJson = False,
+) -> None:
+    """Load a reward, score the canary set, print weights digest, licence, memory, latency and values.
+
+    Example: `accord rewards check clap --weights models/clap-htsat-unfused`
+    """
+    with _told():
+        from services.cli import try_reward
+
+        found = try_reward.check(try_reward.spec_of(name, set_, weights))
+        if json:
+            print(shown(found))
+        else:
+            try_reward.show_check(found, out)
+
+
+@rewards_app.command("contract")
+def rewards_contract(name: RewardName, set_: RewardFields = []) -> None:  # noqa: B006
+    """Hold a reward, yours too, to what all rewards promise. Exit status 1 when it breaks a promise.
+
+    Example: `accord rewards contract loudness --set target_db=-23`
+    """
+    with _told():
+        from reward_servers.contract import hold
+        from services.cli import try_reward
+
+        verdicts = list(hold(try_reward.spec_of(name, set_)))
+        try_reward.show_verdicts(name, verdicts, out)
+        if any(verdict.breaches for verdict in verdicts):
+            raise typer.Exit(FAILED)
 
 
 def _rewards() -> Any:

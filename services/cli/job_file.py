@@ -29,6 +29,16 @@ def read_job(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     return tree
 
 
+def reward_fields(name: str, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of one reward that a job need not have around it. Raises UserError for `--set`."""
+    tree: dict[str, Any] = {"rewards": [{"name": name}]}
+    for override in overrides:
+        _apply(tree["rewards"][0], override)
+    _make_absolute(tree, Path.cwd())
+    fields: dict[str, Any] = tree["rewards"][0]
+    return fields
+
+
 def _parse(text: str) -> dict[str, Any]:
     """Raises ValueError for what is not TOML, or TOML that JSON cannot say."""
     try:
