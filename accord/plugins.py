@@ -49,6 +49,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     "rewards": {
         "sync": "accord.config.rewards.panel:SyncReward",
         "clap": "accord.config.rewards.sound:ClapReward",
+        "audiobox": "accord.config.rewards.sound:AudioboxReward",
         "sound": "accord.config.rewards.panel:SoundReward",
         "video_aesthetics": "accord.config.rewards.panel:VideoAestheticsReward",
         "text_video": "accord.config.rewards.panel:TextVideoReward",

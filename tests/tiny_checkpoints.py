@@ -11,7 +11,7 @@ from typing import Any
 
 from accord.config.contract import RewardSpec
 from accord.plugins import spec_class
-from tests.unit.reward_servers import tiny_qwen
+from tests.unit.reward_servers import tiny_audiobox, tiny_qwen
 
 
 def _hpsv3(folder: Path) -> dict[str, Any]:
@@ -26,8 +26,14 @@ def _videoalign(folder: Path) -> dict[str, Any]:
     return {"path": str(bundle), "base": str(base), "pixels": 16 * 28**2, "dtype": "float32"}
 
 
+def _audiobox(folder: Path) -> dict[str, Any]:
+    tiny_audiobox.write_checkpoint(folder / "OmniNFT-Reward-Series" / "audiobox-aesthetics" / "checkpoint.pt")
+    return {"path": str(folder / "OmniNFT-Reward-Series")}
+
+
 WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": _hpsv3,
+    "audiobox": _audiobox,
     "videoalign": _videoalign,
 }
 

@@ -6,16 +6,17 @@ The bundle is laid out as OmniNFT publishes its own: `HPSv3/HPSv3.safetensors`, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 from typing_extensions import override
 
-from accord.config.contract import RewardSpec
-from accord.config.files import kind_of
+from accord.config.contract import Problem, RewardSpec
+from accord.config.files import kind_of, remembered
 from accord.config.paths import InputPath, NamedPath, is_path
+from accord.errors import UserError
 
 
 def part(path: str | Path, folder: str, *files: str) -> Path:
@@ -55,3 +56,11 @@ class BundledReward(RewardSpec):
         """Its part alone."""
         if is_path(self.path):
             yield NamedPath(("path",), str(self.weights), InputPath("file" if self.weight_files else "directory"))
+
+
+def told(field: str, inspect: Callable[[str], object], path: str) -> Iterator[Problem]:
+    """What an inspection of files finds wrong, at the field that named them."""
+    try:
+        remembered(inspect, path)
+    except UserError as error:
+        yield field, str(error)

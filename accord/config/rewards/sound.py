@@ -6,16 +6,53 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
+from accord.config.audiobox_files import CONFIG, WHOLE, inspect_audiobox
 from accord.config.clap_dir import inspect_clap_dir
 from accord.config.contract import Component, ModelFacts, Problem, RewardSpec
-from accord.config.files import remembered
-from accord.config.paths import InputPath
-from accord.errors import UserError
+from accord.config.paths import InputPath, NamedPath
+from accord.config.rewards.bundle import BundledReward, told
 from accord.types import Modality, Route
 
 if TYPE_CHECKING:
     from accord.config.job import JobSpec
+
+
+class AudioboxReward(BundledReward):
+    """Enjoyment, usefulness, complexity and production quality of the sound (AudioBox-Aesthetics)."""
+
+    impl: ClassVar[str] = "reward_servers.models.audiobox:AudioboxModel"
+    about: ClassVar[str] = "people find the sound enjoyable, useful and well made"
+    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
+    folder: ClassVar[str] = "audiobox-aesthetics"
+    weight_files: ClassVar[tuple[str, ...]] = ("checkpoint.pt", "model.safetensors")
+    floor: ClassVar[float] = -0.175
+    components: ClassVar[Mapping[str, Component]] = {
+        "ce": Component("content enjoyment", low=1.0, high=10.0, better="higher"),
+        "cu": Component("content usefulness", low=1.0, high=10.0, better="higher"),
+        "pc": Component("production complexity", low=1.0, high=10.0),
+        "pq": Component("production quality", low=1.0, high=10.0, better="higher"),
+    }
+    licence: ClassVar[str] = "CC-BY-4.0"
+    name: Literal["audiobox"] = "audiobox"
+    route: Route = "audio"
+    value: Literal["quality", "mean"] = "quality"
+    """quality: (CE + CU + PQ - PC) / 40. mean: of the four axes, over 10."""
+    num_cpus: float = Field(default=1.0, ge=0, le=64)
+
+    @override
+    def files(self) -> Iterable[NamedPath]:
+        """The weights, and the config beside those that have one."""
+        yield from super().files()
+        if self.weights.suffix == WHOLE:
+            yield NamedPath(("path",), str(self.weights.with_name(CONFIG)), InputPath("file"))
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its base's: the checkpoint's files, see `accord.config.audiobox_files`."""
+        yield from super().problems(job, facts)
+        if facts is not None:
+            yield from told("path", inspect_audiobox, str(self.weights))
 
 
 class ClapReward(RewardSpec):
@@ -40,7 +77,4 @@ class ClapReward(RewardSpec):
         """Besides its base's: the checkpoint's files, see `accord.config.clap_dir`."""
         yield from super().problems(job, facts)
         if facts is not None:
-            try:
-                remembered(inspect_clap_dir, self.path)
-            except UserError as error:
-                yield "path", str(error)
+            yield from told("path", inspect_clap_dir, self.path)
