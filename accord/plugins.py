@@ -58,6 +58,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "dynamic_degree": "accord.config.rewards.panel:DynamicDegreeReward",
         "hpsv3": "accord.config.rewards.preference:HPSv3Reward",
         "videoalign": "accord.config.rewards.preference:VideoAlignReward",
+        "vlm_judge": "accord.config.rewards.judges:VLMJudgeReward",
     },
 }
 

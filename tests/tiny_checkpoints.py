@@ -5,6 +5,8 @@ A reward whose weights have no default has a line here; the suites that try ever
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from accord.config.contract import RewardSpec
 from accord.plugins import spec_class
 from tests.unit.reward_servers import tiny_audiobox, tiny_qwen
+from tests.unit.reward_servers.judge_server import JudgeServer
 
 
 def _hpsv3(folder: Path) -> dict[str, Any]:
@@ -31,10 +34,19 @@ def _audiobox(folder: Path) -> dict[str, Any]:
     return {"path": str(folder / "OmniNFT-Reward-Series")}
 
 
+def _vlm_judge(folder: Path) -> dict[str, Any]:
+    """A server that answers by the content of the question; it lives as long as the process."""
+    os.environ.setdefault("ACCORD_REWARD_HOSTS", "127.0.0.1")
+    server = JudgeServer()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return {"url": server.url, "model": "judge", "preset": "videoscore2"}
+
+
 WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": _hpsv3,
     "audiobox": _audiobox,
     "videoalign": _videoalign,
+    "vlm_judge": _vlm_judge,
 }
 
 

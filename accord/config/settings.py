@@ -68,6 +68,8 @@ class Settings(BaseSettings):
     """How long a write of an attempt waits for room in its run folder before the job is given back."""
     reward_idle_s: float = Field(default=300.0, ge=0)
     """How long the servers of a reward stay after the last job that used them."""
+    reward_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Where rewards may ask someone else's server: `host` or `host:port`, joined by commas. Unset: nowhere."""
     max_body_bytes: int = Field(default=1_048_576, gt=0)
     max_header_bytes: int = Field(default=32_768, ge=1024)
     """Request line and headers of one request."""
@@ -115,6 +117,13 @@ class Settings(BaseSettings):
     @classmethod
     def _key_is_usable(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is None else SecretStr(usable_key(value.get_secret_value()))
+
+    @field_validator("reward_hosts", mode="before")
+    @classmethod
+    def _hosts(cls, value: object) -> object:
+        if not isinstance(value, str) or not value.strip():
+            return value
+        return tuple(part.strip().lower() for part in value.split(","))
 
     @field_validator("input_roots", mode="before")
     @classmethod
