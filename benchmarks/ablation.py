@@ -42,7 +42,7 @@ ARMS: dict[str, dict[str, Any]] = {
 """Each arm of the first four adds one technique to the arm before it; `+region` is OmniNFT whole."""
 NFT_LOSS = {"reference_penalty": 0.3}
 PER_STEP, GROUP = 4, 8
-REWARDS = ("sync", "clap", "sound", "text_video", "video_aesthetics")
+REWARDS = ("sync", "clap", "sound", "text_video", "picture")
 HELD_OUT = ("sync_gap", "sync_offset_ms_median", "video_distance", "audio_distance", "video_diversity",
             "audio_diversity")  # fmt: skip
 

@@ -67,12 +67,37 @@ class SoundReward(_Heard):
     name: Literal["sound"] = "sound"
 
 
-class VideoAestheticsReward(_Seen):
+class PictureReward(_Seen):
     """Technical frame quality."""
 
-    impl: ClassVar[str] = "reward_servers.panel.video_aesthetics:VideoAestheticsModel"
-    about: ClassVar[str] = "frames are sharp, well exposed and free of noise"
-    name: Literal["video_aesthetics"] = "video_aesthetics"
+    impl: ClassVar[str] = "reward_servers.panel.picture:PictureModel"
+    about: ClassVar[str] = "frames are sharp, clean, with contrast, well exposed, and not too colourful"
+    components: ClassVar[Mapping[str, Component]] = {
+        "sharpness": Component("gradient that ends within two pixels", "", 0.0, 1.0, "higher"),
+        "noise": Component("deviation of the grain", "of full scale", 0.0, 1.0, "lower"),
+        "contrast": Component("deviation of the brightness without grain", "of full scale", 0.0, 0.5, "higher"),
+        "brightness": Component("mean brightness", "of full scale", 0.0, 1.0),
+        "clipped": Component("share of black and white pixels", "", 0.0, 1.0, "lower"),
+        "blockiness": Component("excess of steps on the borders of 8x8 blocks", "", 0.0, 255.0, "lower"),
+        "colourfulness": Component("Hasler and Suesstrunk's M", "", 0.0, 500.0),
+    }
+    name: Literal["picture"] = "picture"
+
+
+class MotionReward(_Seen):
+    """Motion that is there, and smooth."""
+
+    impl: ClassVar[str] = "reward_servers.panel.motion:MotionModel"
+    about: ClassVar[str] = "things move, evenly, under a steady light and camera"
+    components: ClassVar[Mapping[str, Component]] = {
+        "speed": Component("of the fastest twentieth of the pixels", "short sides/s", 0.0),
+        "unevenness": Component("change of velocity over speed", "", 0.0, better="lower"),
+        "shake": Component("jumps of the camera", "short sides", 0.0, better="lower"),
+        "flicker": Component("jumps of the mean brightness", "of the brightness", 0.0, better="lower"),
+        "unlikeness": Component("error of a frame foretold along the flow", "of the contrast", 0.0, better="lower"),
+        "frozen_share": Component("pairs of frames between which nothing moves", "", 0.0, 1.0, "lower"),
+    }
+    name: Literal["motion"] = "motion"
 
 
 class TextVideoReward(_Seen):

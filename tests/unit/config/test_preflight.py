@@ -148,7 +148,7 @@ def test_numbers_that_make_no_clip_are_told_at_their_field(job_tree, changes, po
     [
         (1, 120.0, "sync", "1 frame at 120 a second make no audio token; use more frames, or a lower sampling.fps"),
         (1, 5.0, "sync", "1 frame at 5 a second are too few to be scored by sync; use 3 or more"),
-        (1, 12.0, "video_aesthetics", "too few to be scored by video_aesthetics"),
+        (1, 12.0, "picture", "too few to be scored by picture"),
         (9, 120.0, "sync", "9 frames at 120 a second make 0.05 s of sound; sync need 0.1 s: use more frames, or a"),
         (9, 120.0, "clap", "clap need 0.1 s"),
         (1, 6.0, "clap", ""),

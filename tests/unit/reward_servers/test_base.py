@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from accord.config.contract import RewardSpec
-from accord.config.rewards.panel import SoundReward, VideoAestheticsReward
+from accord.config.rewards.panel import PictureReward, SoundReward
 from accord.types import Clip, Prompt, Route
 from reward_servers.base import RewardModel, Score, score_groups, unusable
 
@@ -211,7 +211,7 @@ def test_how_short_a_clip_may_be_is_the_rewards_own_affair():
 
 
 def test_only_the_needed_modality_is_judged():
-    assert unusable(broken(audio_CS=NAN_AUDIO), VideoAestheticsReward()) is None
+    assert unusable(broken(audio_CS=NAN_AUDIO), PictureReward()) is None
     assert unusable(broken(fps=-1.0), SoundReward()) is None
 
 
