@@ -23,6 +23,10 @@ class Replicas:
     """How many there are to be."""
     max_ongoing: int
     """Requests that one takes in."""
+    rewards: tuple[str, ...]
+    """Who is in it."""
+    env: dict[str, Any] | None
+    """Ray's runtime environment of each."""
     loads: tuple[int, ...]
     """Requests at each one that runs and answers within a second."""
 
@@ -41,8 +45,15 @@ def replicas(applications: Iterable[str], deployment: str) -> dict[str, Replicas
         details = known[name]["deployments"].get(deployment) if name in known else None
         if details is not None:
             running = [replica["actor_name"] for replica in details["replicas"] if replica["state"] == "RUNNING"]
-            limit = details["deployment_config"]["max_ongoing_requests"]
-            found[name] = Replicas(len(running), details["target_num_replicas"], limit, tuple(_loads(running)))
+            config = details["deployment_config"]
+            found[name] = Replicas(
+                running=len(running),
+                target=details["target_num_replicas"],
+                max_ongoing=config["max_ongoing_requests"],
+                rewards=tuple((config.get("user_config") or {}).get("rewards", ())),
+                env=(config.get("ray_actor_options") or {}).get("runtime_env"),
+                loads=tuple(_loads(running)),
+            )
     return found
 
 

@@ -1,4 +1,4 @@
-"""One reward behind Ray Serve: the deployment class. Everything about sizes and names is in app.py."""
+"""Rewards behind Ray Serve: the deployment class. Names, sizes and places are in placement.py."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import serve
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
+from accord.config.contract import RewardSpec
+from accord.errors import UserError
 from accord.plugins import spec_class
 from accord.types import Clip, Prompt, RewardScores
 from reward_servers import owners
-from reward_servers.base import build, score_groups
+from reward_servers.base import RewardModel, build, score_groups
 from reward_servers.wire import BadBody, read_body
 
 log = logging.getLogger(__name__)
@@ -27,26 +29,36 @@ MAX_BODY_BYTES = 512 * 1024 * 1024
 
 
 class RewardServer:
-    """Holds one RewardModel. Called by handle in the cluster, and over HTTP by people.
+    """Holds the models of an application. Called by handle in the cluster, and over HTTP by people.
 
-    The constructor raises when the model cannot be built, and the deployment then fails instead of trying again and
-    again. Calls wait for each other for up to `batch_wait_s` and reach the model as one batch. An application that
+    The constructor raises when a model cannot be built, and the deployment then fails instead of trying again and
+    again. Calls wait for each other for up to `batch_wait_s` and reach each model as one batch. An application that
     nobody has used for its idle time takes itself down.
     """
 
-    def __init__(self, name: str, spec_json: str) -> None:
-        self._spec = spec_class("rewards", name).model_validate_json(spec_json)
-        self._model = build(self._spec)
+    def __init__(self, specs: Sequence[tuple[str, str]]) -> None:
+        """`specs`: name and JSON of each reward."""
+        self._specs = {name: spec_class("rewards", name).model_validate_json(text) for name, text in specs}
+        self._models = {name: _built(spec, alone=len(specs) == 1) for name, spec in self._specs.items()}
 
-        @serve.batch(max_batch_size=self._spec.max_batch_groups, batch_wait_timeout_s=self._spec.batch_wait_s)
-        async def together(prompts: list[Prompt], groups: list[Sequence[Clip]]) -> list[RewardScores]:
+        async def together(
+            prompts: list[Prompt], groups: list[Sequence[Clip]], rewards: list[Sequence[str]]
+        ) -> list[dict[str, RewardScores]]:
             # Off the event loop, so that health checks go on being answered.
-            return await asyncio.to_thread(score_groups, self._model, prompts, groups)
+            return await asyncio.to_thread(self._score, prompts, groups, rewards)
 
-        self._together: Any = together
+        batched: Any = serve.batch(max_batch_size=1, batch_wait_timeout_s=0.0)  # `reconfigure` comes before any call
+        self._together = batched(together)
         self._served_at = time.time()
         application = serve.get_replica_context().app_name
         threading.Thread(target=self._end_when_idle, args=(application,), name="idle", daemon=True).start()
+
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Take over `placement.Application.user_config`: at the start, and whenever it changes while this runs."""
+        self._together.set_max_batch_size(config["max_batch_groups"])
+        self._together.set_batch_wait_timeout_s(config["batch_wait_s"])
+        live = config["rewards"]
+        self._specs = {name: spec.model_copy(update=live[name]) for name, spec in self._specs.items()}
 
     def _end_when_idle(self, application: str) -> None:
         """Look now and then whether anybody uses the application, and retire it when nobody has for its idle time."""
@@ -63,41 +75,61 @@ class RewardServer:
             except Exception as error:  # a cluster that does not answer now is asked again
                 log.warning("it could not be seen who uses reward %s: %s", application, error)
 
-    async def score(self, prompt: Prompt, clips: Sequence[Clip]) -> RewardScores:
-        """Score one group. Object references given at the top level arrive here as their values."""
+    async def score(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> dict[str, RewardScores]:
+        """Score one group with some of the rewards that are here. Object references given at the top level arrive as
+        their values."""
         self._served_at = time.time()
-        scores: RewardScores = await self._together(prompt, clips)
+        scores: dict[str, RewardScores] = await self._together(prompt, clips, rewards)
         return scores
+
+    def _score(
+        self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Clip]], rewards: Sequence[Sequence[str]]
+    ) -> list[dict[str, RewardScores]]:
+        """Each model looks at the groups that ask for it, one model after the other."""
+        found: list[dict[str, RewardScores]] = [{} for _ in groups]
+        for name, model in self._models.items():
+            asking = [place for place, names in enumerate(rewards) if name in names]
+            if asking:
+                scores = score_groups(model, [prompts[place] for place in asking], [groups[place] for place in asking])
+                for place, score in zip(asking, scores, strict=True):
+                    found[place][name] = score
+        return found
 
     def ready(self) -> None:
         """Answers where a replica runs and has room."""
 
-    def spec_json(self) -> str:
-        """The spec this server was started with."""
-        text: str = self._spec.model_dump_json()
-        return text
+    def specs_json(self) -> list[tuple[str, str]]:
+        """Name and JSON of each reward here, with what was reconfigured."""
+        return [(name, spec.model_dump_json()) for name, spec in self._specs.items()]
 
-    def card(self) -> dict[str, Any]:
-        """What this reward is."""
-        spec = self._spec
+    def card(self, reward: str) -> dict[str, Any]:
+        """What a reward is."""
+        spec = self._specs[reward]
         return {
             "name": spec.name, "about": spec.about, "version": spec.version,
-            "weights_digest": self._model.weights_digest, "needs": list(spec.needs),
+            "weights_digest": self._models[reward].weights_digest, "needs": list(spec.needs),
             "route": spec.route, "range": _plain(spec.range), "floor": spec.floor,
             "prompt_anchored": spec.prompt_anchored, "spec": spec.model_dump(mode="json"),
         }  # fmt: skip
 
     async def __call__(self, request: Request) -> JSONResponse:
-        """`GET /rewards/<name>` → card; `POST /rewards/<name>/score` → scores."""
+        """`GET /rewards/<application>` → card; `POST /rewards/<application>/score` → scores. Where several rewards
+        are in it, `/<reward>` stands before that; without it, their cards by name."""
         parts = [part for part in request.scope["path"].split("/") if part]
         rest = parts[2:] if parts[:1] == ["rewards"] else parts  # with or without the application's route prefix
-        if rest == ["score"]:
-            return await self._post(request) if request.method == "POST" else _problem(405, "", "use POST")
+        name = rest.pop(0) if rest and rest[0] in self._specs else ""
+        if not name and len(self._specs) == 1:
+            name = next(iter(self._specs))
+        if rest == ["score"] and name:
+            return await self._post(name, request) if request.method == "POST" else _problem(405, "", "use POST")
         if rest:
-            return _problem(404, "", f"no such path; there are /rewards/{self._spec.name} and its /score")
-        return JSONResponse(self.card()) if request.method == "GET" else _problem(405, "", "use GET")
+            paths = "its /score" if name else ", ".join(f"/{reward}/score" for reward in self._specs)
+            return _problem(404, "", f"no such path; there are the application's own and {paths}")
+        if request.method != "GET":
+            return _problem(405, "", "use GET")
+        return JSONResponse(self.card(name) if name else {reward: self.card(reward) for reward in self._specs})
 
-    async def _post(self, request: Request) -> JSONResponse:
+    async def _post(self, reward: str, request: Request) -> JSONResponse:
         """Score a safetensors body."""
         body = bytearray()
         async for chunk in request.stream():
@@ -105,10 +137,10 @@ class RewardServer:
             if len(body) > MAX_BODY_BYTES:
                 return _problem(413, "", f"body is larger than {MAX_BODY_BYTES} bytes; send fewer clips at a time")
         try:
-            prompt, clips = await asyncio.to_thread(read_body, bytes(body), self._spec.needs)
+            prompt, clips = await asyncio.to_thread(read_body, bytes(body), self._specs[reward].needs)
         except BadBody as error:
             return _problem(400, error.field, error.detail)
-        scores = await self.score(prompt, clips)
+        scores = (await self.score(prompt, clips, (reward,)))[reward]
         return JSONResponse(
             {
                 "reward": scores.reward, "version": scores.version, "values": _plain(scores.values),
@@ -116,6 +148,16 @@ class RewardServer:
                 "components": {key: _plain(values) for key, values in scores.components.items()},
             }
         )  # fmt: skip
+
+
+def _built(spec: RewardSpec, alone: bool) -> RewardModel:
+    """The model of a spec. What a user can mend says which of several rewards it is about."""
+    try:
+        return build(spec)
+    except UserError as error:
+        if alone:
+            raise
+        raise UserError(f"{spec.name}: {error}") from error
 
 
 def retire(application: str) -> bool:

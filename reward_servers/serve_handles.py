@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray import serve
@@ -14,12 +15,14 @@ from typing_extensions import override
 from accord.config.contract import RewardSpec
 from accord.errors import RewardError, RolloutError
 from accord.types import Prompt, RewardIdentity, RewardScores, ScoreReason
-from reward_servers.app import app_name
+from reward_servers.placement import Application, by_reward
 from reward_servers.scorer import Scorer
 
 log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
+_JOIN_S = 0.002
+"""How long the call of a pack waits for the rewards of its group; they are asked for together."""
 
 
 class ServeScorer(Scorer):
@@ -32,27 +35,40 @@ class ServeScorer(Scorer):
     @override
     def _forget(self) -> None:
         super()._forget()
+        self._applications = by_reward(list(self._specs.values()))
+        self._finding: dict[str, asyncio.Lock] = {}
         self._room: dict[str, asyncio.Semaphore] = {}
+        self._joint: dict[tuple[str, int, int], _JointCall] = {}
+        """Calls that others may still join, by application, prompt and clips."""
 
     @override
     async def reach(self, spec: RewardSpec, again: bool) -> None:
+        name = self._applications[spec.name].name
         while True:
             try:
                 if again:
-                    self._reached.pop(spec.name, None)
-                    await (await self._handle(spec)).ready.remote()
+                    await (await self._handle(name)).ready.remote()
                 else:
-                    await self._handle(spec)
+                    await self._handle(name)
                 return
             except (RayError, RayServeException) as error:
                 log.info("reward %s is waited for: %s", spec.name, _first_line(error))
+                self._reached.pop(name, None)
                 again = True
                 await asyncio.sleep(_POLL_S)
 
     @override
+    async def identify(self, spec: RewardSpec) -> RewardIdentity:
+        try:
+            card = await (await self._handle(self._applications[spec.name].name)).card.remote(spec.name)
+        except (RayError, RayServeException) as error:
+            raise RewardError(f"the server of reward {spec.name!r} does not answer: {_first_line(error)}") from error
+        return RewardIdentity(card["version"], card["weights_digest"])
+
+    @override
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
         try:
-            return await self._call(spec, prompt, clips)
+            return (await self._join(self._applications[spec.name], spec.name, prompt, clips))[spec.name]
         except (RayError, RayServeException) as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, ObjectLostError):
@@ -62,30 +78,58 @@ class ServeScorer(Scorer):
                 return "backpressure"
             return "unreachable" if isinstance(cause, RayError | RayServeException) else "model_error"
 
-    @override
-    async def identify(self, spec: RewardSpec) -> RewardIdentity:
+    async def _handle(self, application: str) -> Any:
+        async with self._finding.setdefault(application, asyncio.Lock()):
+            if application not in self._reached:
+                self._reached[application] = await asyncio.to_thread(serve.get_app_handle, application)
+            return self._reached[application]
+
+    async def _join(self, application: Application, reward: str, prompt: Prompt, clips: Any) -> dict[str, RewardScores]:
+        """Be part of the one call that scores these clips with a whole pack. It ends when its last reward goes."""
+        key = (application.name, id(prompt), id(clips))
+        joint = self._joint.get(key)
+        if joint is None:
+            joint = _JointCall([])
+            if len(application.specs) > 1:
+                self._joint[key] = joint
+            joint.task = asyncio.create_task(self._call(application, joint.rewards, prompt, clips, key))
+        joint.rewards.append(reward)
+        joint.waiting += 1
         try:
-            card = await (await self._handle(spec)).card.remote()
-        except (RayError, RayServeException) as error:
-            raise RewardError(f"the server of reward {spec.name!r} does not answer: {_first_line(error)}") from error
-        return RewardIdentity(card["version"], card["weights_digest"])
+            return await asyncio.shield(joint.task)
+        finally:
+            joint.waiting -= 1
+            if not joint.waiting:
+                joint.task.cancel()
 
-    async def _handle(self, spec: RewardSpec) -> Any:
-        if spec.name not in self._reached:
-            self._reached[spec.name] = await asyncio.to_thread(serve.get_app_handle, app_name(spec))
-        return self._reached[spec.name]
-
-    async def _call(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores:
+    async def _call(
+        self, application: Application, rewards: list[str], prompt: Prompt, clips: Any, key: tuple[str, int, int]
+    ) -> dict[str, RewardScores]:
         """One call by handle; a call that is given up is cancelled at the replica as well."""
-        handle = await self._handle(spec)
-        async with self._room.setdefault(spec.name, asyncio.Semaphore(spec.queue_bound)):
-            response = handle.score.remote(prompt, clips)
-            try:
-                scores: RewardScores = await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
-        return scores
+        try:
+            if key in self._joint:
+                await asyncio.sleep(_JOIN_S)
+            handle = await self._handle(application.name)
+            async with self._room.setdefault(application.name, asyncio.Semaphore(application.queue_bound)):
+                self._joint.pop(key, None)
+                response = handle.score.remote(prompt, clips, tuple(rewards))
+                try:
+                    scores: dict[str, RewardScores] = await response
+                except asyncio.CancelledError:
+                    response.cancel()
+                    raise
+            return scores
+        finally:
+            self._joint.pop(key, None)
+
+
+@dataclass(eq=False)
+class _JointCall:
+    """A call, who wants its answer, and for which rewards."""
+
+    rewards: list[str]
+    waiting: int = 0
+    task: asyncio.Task[dict[str, RewardScores]] = field(init=False)
 
 
 def _first_line(error: BaseException) -> str:

@@ -32,6 +32,8 @@ Problem = tuple[str, str]
 any other is the way to a field of the spec that found the problem (`path`, `window/size`), "" being the spec itself."""
 
 PartName = Annotated[str, Field(max_length=200)]
+LabelKey = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([A-Za-z0-9._/-]{0,120}[A-Za-z0-9])?$")]
+LabelValue = Annotated[str, Field(pattern=r"^!?([A-Za-z0-9._-]{1,63}|in\([A-Za-z0-9._,-]{1,400}\))$")]
 
 Crossing = tuple[Modality, Modality]
 """(reader, read): the blocks let the tokens of the first attend to those of the second."""
@@ -320,10 +322,29 @@ class RewardSpec(PluginSpec):
     break_after: int = Field(default=5, ge=1, le=10_000)
     """Groups in a row without an answer, after which the others do not wait for it (`circuit_open`) until a probe has
     succeeded."""
+    pack: str = Field(default="", pattern=r"^[a-z0-9_]{0,40}$")
+    """Rewards of a job with the same name here share one server process, and one call scores a group with all of them.
+    "" = it has a server of its own."""
     num_cpus: float = Field(default=0.1, ge=0, le=64)
     num_gpus: float = Field(default=0.0, ge=0, le=8)
+    """For each replica; a fraction below 1 shares a GPU. A pack asks for the sum."""
+    accelerator_type: str = Field(default="", max_length=60)
+    """GPU that a replica needs, as Ray calls it (`H100`, `L4`); "" = any."""
+    node_labels: dict[LabelKey, LabelValue] = Field(default={}, max_length=20)
+    """Labels that a node must have (`ray start --labels`): `pool = "rewards"`, `zone = "in(a,b)"`, `pool = "!spot"`."""
+    env: str = Field(default="", pattern=r"^[A-Za-z0-9_-]{0,60}$")
+    """Environment of its server, by the name that `ACCORD_REWARD_ENVS` has for it; "" = the one of the cluster."""
     min_replicas: int = Field(default=1, ge=0, le=1000)
+    """0: none while nobody asks."""
     max_replicas: int = Field(default=4, ge=1, le=1000)
+    target_ongoing: float = Field(default=0.0, ge=0, le=10_000)
+    """Groups at a replica, waiting ones too, that scaling aims at; 0 = two batches."""
+    upscale_delay_s: float = Field(default=3.0, ge=0, le=3600)
+    """How long there must be too many groups before replicas are added: rollouts come in bursts."""
+    downscale_delay_s: float = Field(default=300.0, ge=0, le=86_400)
+    """How long there must be too few before one goes; longer than a step, or each step starts it again."""
+    look_back_s: float = Field(default=8.0, gt=0, le=3600)
+    """Time over which the load is averaged."""
     max_batch_groups: int = Field(default=4, ge=1, le=256)
     """Groups that one call of the model may batch."""
     batch_wait_s: float = Field(default=0.02, ge=0, le=10)

@@ -70,6 +70,8 @@ class Settings(BaseSettings):
     """How long the servers of a reward stay after the last job that used them."""
     reward_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Where rewards may ask someone else's server: `host` or `host:port`, joined by commas. Unset: nowhere."""
+    reward_envs: Path | None = None
+    """Folder of the environments that rewards may name: `NAME.json`, each a Ray runtime environment."""
     max_body_bytes: int = Field(default=1_048_576, gt=0)
     max_header_bytes: int = Field(default=32_768, ge=1024)
     """Request line and headers of one request."""

@@ -5,6 +5,7 @@ Exit statuses: 0 done, 1 the job failed, 2 wrong usage or input, 3 nothing answe
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Iterator
@@ -348,7 +349,9 @@ def rewards_list() -> None:
             table.add_column(column)
         for row in rewards.status():
             replicas = f"{row.replicas_ready}/{row.replicas_target}"
-            table.add_row(row.name, row.status, replicas, str(row.ongoing), str(row.queued), escape(row.message[:100]))
+            held = f"holds {', '.join(row.rewards)} " if len(row.rewards) > 1 else ""
+            note = escape((held + row.message)[:200])
+            table.add_row(row.name, row.status, replicas, str(row.ongoing), str(row.queued), note)
         out.print(table)
         if not table.rows:
             _say("No reward server runs; the first job starts those it needs.")
@@ -364,8 +367,31 @@ def rewards_scale(
     Example: `accord rewards scale sync --replicas 2`
     """
     with _told():
-        _rewards().scale(name, replicas)
-        _say(f"{name} has {replicas} replica{'s' if replicas > 1 else ''}.")
+        scaled = ", ".join(_rewards().scale(name, replicas))
+        _say(f"{scaled}: {replicas} replica{'s' if replicas > 1 else ''}.")
+
+
+@rewards_app.command("change")
+def rewards_change(
+    name: Annotated[str, typer.Argument(help="Reward, as in `accord rewards list`.", show_default=False)],
+    set_: Annotated[list[str], typer.Option("--set", help="Field and value: `--set max_batch_groups=8`. Repeatable.")],
+) -> None:
+    """Give a running reward server other batches, queue or autoscaling; no replica restarts, scoring goes on.
+
+    Example: `accord rewards change sync --set max_replicas=8 --set upscale_delay_s=2`
+    """
+    with _told():
+        values = {}
+        for item in set_:
+            field, equals, value = item.partition("=")
+            if not equals:
+                raise UserError(f"--set {item}: write field=value")
+            try:
+                values[field] = json.loads(value)
+            except ValueError:
+                values[field] = value
+        changed = ", ".join(_rewards().change(name, values))
+        _say(f"{changed}: {', '.join(set_)}.")
 
 
 @rewards_app.command("score")

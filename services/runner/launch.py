@@ -144,7 +144,7 @@ def _train(
 
     deadline = started + job.max_runtime_s
     _begin("starting reward servers", sink)
-    app.deploy(job.rewards, idle_s=settings.reward_idle_s)
+    app.deploy(job.rewards, idle_s=settings.reward_idle_s, envs=settings.reward_envs)
     scorer = ServeScorer(job.rewards)
     roster = asyncio.run(scorer.roster())
     _patient(settings, sink)(partial(hold_roster, job, folder, roster))

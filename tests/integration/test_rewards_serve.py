@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import socket
 import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -17,10 +19,11 @@ from ray.serve.context import _get_global_client
 
 from accord.config.rewards.panel import SoundReward, SyncReward
 from accord.config.rewards.sound import ClapReward
-from accord.errors import RewardError, SpecError
+from accord.errors import DeadlineExceeded, RewardError, SpecError
 from accord.types import Clip, Prompt
 from accord.world.scene import IMPERFECT, make_clips
 from reward_servers import app
+from reward_servers.placement import app_name
 from reward_servers.scorer import LocalScorer
 from reward_servers.serve_handles import ServeScorer
 from reward_servers.wire import write_body
@@ -38,7 +41,9 @@ def port():
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster(port):
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.init(
+        num_cpus=2, labels={"pool": "rewards"}, include_dashboard=False, log_to_driver=False, logging_level="error"
+    )
     try:
         names = app.deploy(SPECS, http_port=port)
         assert names == ["sync", "sound", "clap"]
@@ -145,11 +150,15 @@ def test_deploying_again_and_scaling_leave_running_replicas_alone(groups, expect
         await asyncio.sleep(0.5)
         try:
             await asyncio.to_thread(app.deploy, SPECS)
+            began = time.monotonic()
             await asyncio.to_thread(app.scale, "sync", 2)
+            print(f"sync has 2 replicas after {time.monotonic() - began:.1f} s")
             two = one("sync")
             seen = replicas("sync")
             await asyncio.sleep(1.0)
+            began = time.monotonic()
             await asyncio.to_thread(app.scale, "sync", 1)
+            print(f"sync has 1 replica after {time.monotonic() - began:.1f} s")
             await asyncio.sleep(0.5)
         finally:
             stop.set()
@@ -224,6 +233,50 @@ def test_serve_itself_killed_costs_no_score(groups, expected):
     assert all(scores.values == expected["sync", index] for index, scores in found)
 
 
+def test_options_change_without_a_restart(groups, expected):
+    before = {spec.name: replicas(spec.name) for spec in SPECS}
+    assert app.change("sync", {"max_batch_groups": 2, "max_replicas": 3}) == ["sync"]
+    texts = serve.get_app_handle("sync").specs_json.remote().result()
+    assert [(name, json.loads(text)["max_batch_groups"]) for name, text in texts] == [("sync", 2)]
+    with pytest.raises(SpecError, match=r"cannot change while it runs; these can: .*max_queued"):
+        app.change("sync", {"weight": 2.0})
+    with pytest.raises(SpecError, match="max_replicas"):
+        app.change("sync", {"max_replicas": 0})
+    prompt, clips = groups[0]
+    scores = asyncio.run(ServeScorer(SPECS).score("sync", prompt, clips, len(clips)))
+    assert scores.values == expected["sync", 0]
+    assert {spec.name: replicas(spec.name) for spec in SPECS} == before
+
+
+def test_a_pack_has_its_place_its_environment_and_the_same_scores(tmp_path, groups, expected):
+    """Two rewards in one process, started by the first call, on the node with the label, in the named environment."""
+    (tmp_path / "odd.json").write_text(json.dumps({"env_vars": {"ACCORD_ODD": "1"}}))
+    place = {"pack": "both", "min_replicas": 0, "env": "odd", "node_labels": {"pool": "rewards"}}
+    pair = [SyncReward(**place), AudioAestheticsReward(**place)]
+    (name,) = set(app.deploy(pair, idle_s=0.5, envs=tmp_path))
+    assert one(name).rewards == ("sync", "audio_aesthetics") and one(name).replicas_target == 0
+    prompt, clips = groups[0]
+
+    async def both():
+        scorer, shared = ServeScorer(pair), ray.put(clips)
+        return await asyncio.gather(*(scorer.score(spec.name, prompt, shared, len(clips)) for spec in pair))
+
+    assert [scores.values for scores in asyncio.run(both())] == [expected[spec.name, 0] for spec in pair]
+    (pid,) = replicas(name).values()
+    assert b"ACCORD_ODD=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    assert app.scale(name, 1) == ["sync", "audio_aesthetics"] and list(replicas(name).values()) == [pid]
+
+
+def test_a_place_that_no_node_has_is_named():
+    nowhere = SyncReward(node_labels={"pool": "elsewhere"}, deadline_s=1.0)
+    with pytest.raises(DeadlineExceeded, match=r"pool=elsewhere"):
+        app.deploy([nowhere], timeout_s=1.0)
+    deadline = time.monotonic() + 30
+    while app_name(nowhere) in {status.name for status in app.status()}:
+        assert time.monotonic() < deadline, "what found no room is taken down"
+        time.sleep(0.2)
+
+
 def test_what_cannot_be_done_says_so(groups):
     with pytest.raises(RewardError, match="1 or more"):
         app.scale("sync", 0)
@@ -233,12 +286,12 @@ def test_what_cannot_be_done_says_so(groups):
 
 def test_a_server_that_cannot_be_built_fails_fast_and_hurts_nobody(tmp_path):
     spec = ClapReward(path=str(tmp_path))
-    assert app.app_name(spec) != "clap" and app.app_name(spec).startswith("clap-")
+    assert app_name(spec) != "clap" and app_name(spec).startswith("clap-")
     with pytest.raises(SpecError, match=r"config\.json") as caught:
         app.deploy([*SPECS, spec], idle_s=0.5)
     assert [pointer for pointer, _ in caught.value.problems] == ["/rewards/3"]
     deadline = time.monotonic() + 30
-    while app.app_name(spec) in {status.name for status in app.status()}:
+    while app_name(spec) in {status.name for status in app.status()}:
         assert time.monotonic() < deadline, "what could not be started is taken down"
         time.sleep(0.2)
     assert {status.name for status in app.status() if status.status == "RUNNING"} >= {"sync", "clap"}

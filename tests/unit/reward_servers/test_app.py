@@ -9,15 +9,16 @@ import pytest
 from accord.config.rewards.panel import SyncReward
 from accord.config.rewards.sound import ClapReward
 from reward_servers import app
+from reward_servers.placement import app_name
 
 
 def test_jobs_share_a_server_unless_their_models_differ():
-    assert app.app_name(SyncReward()) == "sync"
-    assert app.app_name(SyncReward(weight=3.0, route="video", required=False, deadline_s=5.0, max_replicas=9)) == "sync"
-    assert app.app_name(ClapReward()) == "clap"
-    other = app.app_name(ClapReward(path="/models/clap"))
-    assert other.startswith("clap-") and other == app.app_name(ClapReward(path="/models/clap", weight=2.0))
-    assert other != app.app_name(ClapReward(path="/models/other"))
+    assert app_name(SyncReward()) == "sync"
+    assert app_name(SyncReward(weight=3.0, route="video", required=False, deadline_s=5.0, max_replicas=9)) == "sync"
+    assert app_name(ClapReward()) == "clap"
+    other = app_name(ClapReward(path="/models/clap"))
+    assert other.startswith("clap-") and other == app_name(ClapReward(path="/models/clap", weight=2.0))
+    assert other != app_name(ClapReward(path="/models/other"))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import math
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from ray import serve
 from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
-from accord.config.rewards.panel import SyncReward, TemporalFlickerReward
+from accord.config.rewards.panel import DynamicDegreeReward, SyncReward, TemporalFlickerReward
 from accord.errors import RewardError, RolloutError
 from accord.types import Prompt, RewardIdentity, RewardScores
 from reward_servers import breaker, serve_handles
@@ -34,12 +35,14 @@ class Handle:
     def __init__(self, script, waits=()):
         self.script, self.asked, self.cancelled = list(script), 0, 0
         self.waits, self.waited = list(waits), 0
+        self.rewards = []
         self.score = self
         self.ready = SimpleNamespace(remote=self._ready)
-        self.card = SimpleNamespace(remote=lambda: Response(self, {"version": "0", "weights_digest": "ab"}))
+        self.card = SimpleNamespace(remote=lambda reward: Response(self, {"version": "0", "weights_digest": "ab"}))
 
-    def remote(self, prompt, clips):
+    def remote(self, prompt, clips, rewards):
         self.asked += 1
+        self.rewards.append(rewards)
         return Response(self, self.script.pop(0) if len(self.script) > 1 else self.script[0])
 
     def _ready(self):
@@ -59,8 +62,8 @@ class Response:
             raise self.act
         if isinstance(self.act, int | float):
             await asyncio.sleep(self.act)
-            return GOOD
-        return self.act
+            return {"sync": GOOD}
+        return {"sync": self.act} if isinstance(self.act, RewardScores) else self.act
 
     def cancel(self):
         self.handle.cancelled += 1
@@ -262,6 +265,64 @@ class Weighty(RewardModel):
 
     def score_clip(self, prompt, clip):
         return Score(0.5)
+
+
+class Pack(Handle):
+    """Answers for whoever is asked for, after a moment."""
+
+    def remote(self, prompt, clips, rewards):
+        self.asked += 1
+        self.rewards.append(rewards)
+        return PackResponse(self, 0.05)
+
+
+class PackResponse(Response):
+    async def _run(self):
+        await asyncio.sleep(self.act)
+        return {name: replace(GOOD, reward=name) for name in self.handle.rewards[-1]}
+
+
+PACKED = [SyncReward(pack="p", deadline_s=5.0), TemporalFlickerReward(pack="p"), DynamicDegreeReward(pack="")]
+
+
+def test_a_pack_is_asked_once_for_all_its_rewards(monkeypatch):
+    handles = {}
+    monkeypatch.setattr(serve, "get_app_handle", lambda name: handles.setdefault(name, Pack([])))
+    scorer = ServeScorer(PACKED)
+
+    async def two_groups():
+        groups = [[object()], [object()]]
+        calls = [scorer.score(spec.name, PROMPT, clips, 2) for clips in groups for spec in PACKED]
+        return await asyncio.gather(*calls)
+
+    for _ in range(2):
+        found = asyncio.run(two_groups())
+        assert [scores.reward for scores in found] == ["sync", "temporal_flicker", "dynamic_degree"] * 2
+    pack, alone = sorted(handles, key=len, reverse=True)
+    assert pack.startswith("pack-p-") and alone == "dynamic_degree"
+    assert [sorted(names) for names in handles[pack].rewards] == [["sync", "temporal_flicker"]] * 4
+    assert handles[alone].rewards == [("dynamic_degree",)] * 4
+
+
+def test_a_call_of_a_pack_ends_when_nobody_waits_for_it(monkeypatch):
+    handle = Pack([])
+    monkeypatch.setattr(serve, "get_app_handle", lambda name: handle)
+    scorer = ServeScorer(PACKED[:2])
+
+    async def leave():
+        clips = [object()]
+        one, other = (asyncio.create_task(scorer.score(spec.name, PROMPT, clips, 2)) for spec in PACKED[:2])
+        await asyncio.sleep(0.02)
+        one.cancel()
+        assert all((await other).valid) and handle.cancelled == 0
+        one, other = (asyncio.create_task(scorer.score(spec.name, PROMPT, clips, 2)) for spec in PACKED[:2])
+        await asyncio.sleep(0.02)
+        one.cancel()
+        other.cancel()
+        await asyncio.sleep(0.01)
+        assert handle.cancelled == 1
+
+    asyncio.run(leave())
 
 
 def test_a_roster_says_version_and_weights():
