@@ -158,6 +158,7 @@ def small_job(**changes: Any) -> dict[str, Any]:
         },
         "rewards": [{"name": "sound"}, {"name": "text_video"}, {"name": "sync"}],
         "algorithm": {"name": "omninft"},
+        "guards": {"allow_prompt_blind": True},
         "cluster": {"rollout_workers": 1, "learner_ranks": 2, "zero_stage": 2},
         "checkpoint": {"every": 1},
         "evaluate": {"samples_per_prompt": 2, "clips": 2},
