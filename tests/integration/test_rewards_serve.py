@@ -252,9 +252,9 @@ def test_a_pack_has_its_place_its_environment_and_the_same_scores(tmp_path, grou
     """Two rewards in one process, started by the first call, on the node with the label, in the named environment."""
     (tmp_path / "odd.json").write_text(json.dumps({"env_vars": {"ACCORD_ODD": "1"}}))
     place = {"pack": "both", "min_replicas": 0, "env": "odd", "node_labels": {"pool": "rewards"}}
-    pair = [SyncReward(**place), AudioAestheticsReward(**place)]
+    pair = [SyncReward(**place), SoundReward(**place)]
     (name,) = set(app.deploy(pair, idle_s=0.5, envs=tmp_path))
-    assert one(name).rewards == ("sync", "audio_aesthetics") and one(name).replicas_target == 0
+    assert one(name).rewards == ("sync", "sound") and one(name).replicas_target == 0
     prompt, clips = groups[0]
 
     async def both():
@@ -264,7 +264,7 @@ def test_a_pack_has_its_place_its_environment_and_the_same_scores(tmp_path, grou
     assert [scores.values for scores in asyncio.run(both())] == [expected[spec.name, 0] for spec in pair]
     (pid,) = replicas(name).values()
     assert b"ACCORD_ODD=1" in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    assert app.scale(name, 1) == ["sync", "audio_aesthetics"] and list(replicas(name).values()) == [pid]
+    assert app.scale(name, 1) == ["sync", "sound"] and list(replicas(name).values()) == [pid]
 
 
 def test_a_place_that_no_node_has_is_named():
