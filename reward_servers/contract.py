@@ -38,6 +38,9 @@ TEXTS = {
     "5000 words": "a red ball bounces loudly " * 1000,
 }
 
+OTHER_SIZES = ("odd size", "wide", "shortest sound", "8 kHz")
+"""Clips that share a batch with ordinary ones, by how their names begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class Promise:
@@ -123,16 +126,16 @@ def _does_not_look_further(trial: Trial) -> Breaches:
     blind = [one for one in unmeasurable(trial.first.clip, trial.spec) if one.about not in trial.spec.needs][::6]
     if not blind:
         return
-    plain, *answers = trial.ask([trial.ordinary[0], *_named(trial, blind)])
-    for answer in answers:
+    plain = trial.together[0]
+    for answer in trial.ask(_named(trial, blind)):
         if not _same(plain, answer):
             yield f"{answer}, and {plain} without it; its needs are {', '.join(trial.spec.needs)}"
 
 
 def _repeats(trial: Trial) -> Breaches:
     few = trial.ordinary[:2]
-    yield from _moved(trial.together, trial.ask(trial.ordinary), 0.0, "asked again")
     before = trial.ask(few)
+    yield from _moved(before, trial.ask(few), 0.0, "asked again")
     trial.rebuild()
     yield from _moved(before, trial.ask(few), 0.0, "from a model that is built anew")
 
@@ -144,31 +147,36 @@ def _batches(trial: Trial) -> Breaches:
 
 def _bears_company(trial: Trial) -> Breaches:
     hard = list(unmeasurable(trial.first.clip, trial.spec))
-    sizes = [one for one in measurable(trial.first.clip, trial.spec) if one.about in trial.spec.needs][::3]
+    sizes = [one for one in measurable(trial.first.clip, trial.spec) if one.name.startswith(OTHER_SIZES)]
     mixed: list[Asked] = []
-    for place, one in enumerate(trial.ordinary):
-        mixed += [one, *_named(trial, hard[place :: len(trial.ordinary)]), *_named(trial, sizes[place : place + 1])]
-    answers = trial.ask(mixed)
-    kept = [answer for answer, one in zip(answers, mixed, strict=True) if one in trial.ordinary]
-    yield from _moved(trial.together, kept, trial.spec.batch_tolerance, "among clips of other sizes and bad ones")
+    few = trial.ordinary[:3]
+    for place, one in enumerate(few):
+        mixed += [one, *_named(trial, hard[place :: len(few)]), *_named(trial, sizes[place :: len(few)])]
+    names = [name for name, _, _ in few]
+    kept = [answer for answer in trial.ask(mixed) if answer.clip in names]
+    yield from _moved(
+        trial.together[: len(few)], kept, trial.spec.batch_tolerance, "among clips of other sizes and bad ones"
+    )
 
 
 def _keeps_order(trial: Trial) -> Breaches:
-    order = [5, 0, 7, 2, 1, 6, 3, 4]
+    order = [2, 0, 3, 1]
     shuffled = trial.ask([trial.ordinary[place] for place in order])
     kept = [shuffled[order.index(place)] for place in range(len(order))]
-    yield from _moved(trial.together, kept, trial.spec.batch_tolerance, "in another order")
+    yield from _moved(trial.together[: len(order)], kept, trial.spec.batch_tolerance, "in another order")
 
 
 def _reads_any_array(trial: Trial) -> Breaches:
     clip = trial.first.clip
-    plain, *answers = trial.ask([trial.of_first(name, laid) for name, laid in _layouts(clip)])
-    yield from _moved([plain] * len(answers), answers, trial.spec.batch_tolerance, "as the same clip in plain arrays")
+    answers = trial.ask([trial.of_first(name, laid) for name, laid in _layouts(clip)])
+    yield from _moved(
+        trial.together[:1] * len(answers), answers, trial.spec.batch_tolerance, "as the same clip in plain arrays"
+    )
 
 
 def _writes_nothing(trial: Trial) -> Breaches:
     before = digest(canary.clip for canary in trial.canaries)
-    trial.ask(trial.ordinary[:2])
+    trial.ask(trial.ordinary[:1])
     if digest(canary.clip for canary in trial.canaries) != before:
         yield "the clips are no longer what they were: it writes into their arrays"
 
@@ -178,25 +186,30 @@ def _answers_any_text(trial: Trial) -> Breaches:
     answers = trial.ask([trial.of_first(name, trial.first.clip, prompt) for name, prompt in texts])
     yield from _improper(trial.spec, answers, honest={"unverifiable"})
     if not trial.spec.prompt_anchored:
-        yield from _moved([trial.ask(trial.ordinary[:1])[0]] * len(answers), answers, 0.0, "by its text alone")
+        tolerance = trial.spec.batch_tolerance
+        yield from _moved(trial.together[:1] * len(answers), answers, tolerance, "by its text alone")
 
 
 def _is_anchored(trial: Trial) -> Breaches:
-    """Each ordinary clip under the prompt of another kind of clip, four places on."""
-    prompts = [trial.canaries[(place + 4) % len(trial.canaries)].prompt for place in range(len(trial.canaries))]
-    swapped = [(name, prompt, clip) for (name, _, clip), prompt in zip(trial.ordinary, prompts, strict=True)]
-    same = [_same(*pair) for pair in zip(trial.together, trial.ask(swapped), strict=True)]
+    """Ordinary clips under the prompts of other kinds of clips."""
+    swaps = ((0, 4), (2, 6), (4, 0), (7, 1))
+    own = trial.ask([trial.ordinary[place] for place, _ in swaps])
+    swapped = [
+        (trial.canaries[place].name, trial.canaries[of].prompt, trial.canaries[place].clip) for place, of in swaps
+    ]
+    same = [_same(*pair) for pair in zip(own, trial.ask(swapped), strict=True)]
     if trial.spec.prompt_anchored and all(same):
         yield "declares prompt_anchored, and other prompts change no score of the ordinary clips"
     if not trial.spec.prompt_anchored and not all(same):
-        yield f"does not declare prompt_anchored, and another prompt moves {trial.canaries[same.index(False)].name}"
+        yield f"does not declare prompt_anchored, and another prompt moves {own[same.index(False)]}"
 
 
 def _fails_as_invalid(trial: Trial) -> Breaches:
     """A prompt without texts stands for whatever makes a model fail."""
     torn: Prompt = replace(trial.first.prompt, prompt_av=None, prompt_v=None, prompt_a=None)  # type: ignore[arg-type]
-    plain, answer = (trial.ask([one])[0] for one in (trial.ordinary[0], trial.of_first("torn", trial.first.clip, torn)))
-    if answer.valid and not _same(plain, answer):
+    (answer,) = trial.ask([trial.of_first("torn", trial.first.clip, torn)])
+    plain = trial.together[0]
+    if answer.valid and (answer.reason != plain.reason or abs(answer.value - plain.value) > trial.spec.batch_tolerance):
         yield f"{answer} for a prompt without texts: a failure is invalid, and never a number"
 
 
@@ -235,7 +248,7 @@ def _leaves_chance_alone(trial: Trial) -> Breaches:
     kept = random.getstate(), np.random.get_state()
     random.random(), np.random.random_sample()
     before = _chance()
-    trial.ask(trial.ordinary[:2])
+    trial.ask(trial.ordinary[:1])
     after = _chance()
     random.setstate(kept[0])
     np.random.set_state(kept[1])
@@ -251,9 +264,8 @@ def _chance() -> dict[str, str]:
 
 
 def _layouts(clip: Clip) -> Iterator[tuple[str, Clip]]:
-    """The same clip in arrays of other kinds; plain ones first."""
+    """The same clip in arrays of other kinds."""
     video, audio = clip.video_FHWC, clip.audio_CS
-    yield "plain arrays", Clip(video.copy(), clip.fps, audio.copy(), clip.sample_rate)
     frozen = video.copy(), audio.copy()
     for array in frozen:
         array.setflags(write=False)
@@ -318,7 +330,6 @@ PROMISES: tuple[Promise, ...] = (
     ),
     Promise("refusal", "what cannot be measured is invalid, for the right reason", _refuses),
     Promise("needs", "what it does not declare to need changes nothing", _does_not_look_further),
-    Promise("repetition", "asked again, and built anew, it gives the same bits", _repeats),
     Promise("batch", "a clip alone = the clip in a batch of eight, within batch_tolerance", _batches, of_company=True),
     Promise("company", "clips of other sizes and broken ones spoil nothing", _bears_company, of_company=True),
     Promise("order", "the order of clips does not matter", _keeps_order),
@@ -329,6 +340,7 @@ PROMISES: tuple[Promise, ...] = (
     Promise("failure", "a failure is invalid, never a number", _fails_as_invalid),
     Promise("chance", "it leaves the process's random numbers alone", _leaves_chance_alone),
     Promise("curves", "its curves have a label, and values at rising times", _draws_its_curves),
+    Promise("repetition", "asked again, and built anew, it gives the same bits", _repeats),
     Promise("components", "it returns what it declares, within what it declares", _declares_its_components),
 )  # fmt: skip
 """In the order in which they are tried; the last looks at all answers to those before it."""

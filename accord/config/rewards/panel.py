@@ -56,7 +56,7 @@ class SoundReward(_Heard):
     impl: ClassVar[str] = "reward_servers.panel.sound:SoundModel"
     about: ClassVar[str] = "the sound is free of noise, full, unclipped, without gaps, and loud enough to hear"
     components: ClassVar[Mapping[str, Component]] = {
-        "snr_db": Component("sound over the white noise that may be in it", "dB", 0.0, 80.0, "higher"),
+        "snr_db": Component("sound over the white noise that may be in it", "dB", -20.0, 80.0, "higher"),
         "bandwidth": Component("share of the third-octaves up to the highest that is heard", "", 0.0, 1.0, "higher"),
         "clipped_share": Component("share of samples that stand at the peak", "", 0.0, 1.0, "lower"),
         "active_share": Component("share of time in which more than noise is heard", "", 0.0, 1.0, "higher"),
