@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from accord.config.contract import RewardSpec
 from accord.plugins import load_impl
-from accord.types import Clip, Prompt, RewardScores, ScoreReason
+from accord.types import Clip, Modality, Prompt, RewardScores, ScoreReason
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ class RewardModel:
         pairs = [(prompt, clip) for prompt, clips in zip(prompts, groups, strict=True) for clip in clips]
         scores = [self._unmeasured(prompt, clip) for prompt, clip in pairs]
         rest = [place for place, score in enumerate(scores) if score is None]
-        seen = [(prompt, contiguous(clip)) for prompt, clip in (pairs[place] for place in rest)]
+        seen = [(prompt, contiguous(clip, self.spec.needs)) for prompt, clip in (pairs[place] for place in rest)]
         for place, score in zip(rest, self._guarded(seen), strict=True):
             scores[place] = score
         found = iter([score for score in scores if score is not None])
@@ -193,13 +193,14 @@ class RewardModel:
         return Score.invalid("model_error")
 
 
-def contiguous(clip: Clip) -> Clip:
-    """The clip with its arrays in C order, the very same ones where they are; what is no array is left alone."""
-    video, audio = (
-        np.ascontiguousarray(media) if isinstance(media, np.ndarray) else media
-        for media in (clip.video_FHWC, clip.audio_CS)
+def contiguous(clip: Clip, needs: Sequence[Modality]) -> Clip:
+    """The clip with the arrays that are needed in C order, the very same ones where they are; others are left alone."""
+    video, audio = clip.video_FHWC, clip.audio_CS
+    return replace(
+        clip,
+        video_FHWC=np.ascontiguousarray(video) if "video" in needs else video,
+        audio_CS=np.ascontiguousarray(audio) if "audio" in needs else audio,
     )
-    return replace(clip, video_FHWC=video, audio_CS=audio)
 
 
 def unusable(clip: Clip, spec: RewardSpec) -> ScoreReason | None:

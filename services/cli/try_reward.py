@@ -156,7 +156,7 @@ def _plotted(models: Sequence[RewardModel], prompt: Prompt, clip: Clip, file: Pa
     for model in models:
         if unusable(clip, model.spec) is None:
             with answering(model.spec, "curves"):
-                found[model.spec.name] = list(model.curves(prompt, contiguous(clip)))
+                found[model.spec.name] = list(model.curves(prompt, contiguous(clip, model.spec.needs)))
     if not any(found.values()):
         asked = ", ".join(model.spec.name for model in models)
         raise UserError(f"--plot {target}: there is no curve of {file.name} to draw; asked were {asked}")
