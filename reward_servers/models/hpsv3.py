@@ -26,7 +26,7 @@ from torch import nn
 from typing_extensions import override
 
 from accord.config.preference_dir import HPSv3Files
-from accord.config.qwen_dir import HEAD, LM_HEAD, inspect_base, renamed
+from accord.config.qwen_dir import HEAD, LM_HEAD, renamed
 from accord.config.rewards.preference import HPSv3Reward
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, Score
@@ -45,7 +45,7 @@ class HPSv3Model(RewardModel):
         super().__init__(spec)
         torch.set_num_threads(1)
         self._spec = spec
-        files = spec.fits(inspect_base(spec.base_root), spec.words())
+        files = spec.fits(spec.below(), spec.words())
         self._template = files.template
         state = load_file(files.weights)
         self.head = rank_head(files, state)

@@ -4,8 +4,9 @@ Positions: HPSv3 and VideoReward were trained with the positions 0, 1, 2, ... of
 the rotary embedding, visual tokens included, and not with the positions in time, height and width that transformers
 gives when it is asked for none. They are therefore given here, always.
 
-A batch is padded on the right to its longest sequence, and the padding masked. Pixels are made without torchvision:
-pictures by the library's PIL processor, the frames of videos by `video_patches`, which follows the same formula.
+A batch is padded on the right to its longest sequence, where nothing that is read sees it, and masked besides. Pixels
+are made without torchvision: pictures by the library's PIL processor, the frames of videos by `video_patches`, which
+follows the same formula.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from typing_extensions import override
 
 from accord.config.preference_dir import refuse_other_backbone
-from accord.config.qwen_dir import EMBEDDING, HEAD, LM_HEAD, has_old_names, inspect_base, renamed
+from accord.config.qwen_dir import EMBEDDING, HEAD, LM_HEAD, has_old_names, renamed
 from accord.config.rewards.preference import VideoAlignReward
 from accord.config.video_reward_dir import ADAPTER, AXES, BESIDES, MERGED, VideoRewardFiles, refuse_other_heads
 from accord.errors import ModelError
@@ -50,7 +50,7 @@ class VideoAlignModel(RewardModel):
         super().__init__(spec)
         torch.set_num_threads(1)
         self._spec = spec
-        files = spec.fits(inspect_base(spec.base_root), spec.words())
+        files = spec.fits(spec.below(), spec.words())
         self._template, self._norms = files.template, files.norms if spec.normalise else {}
         state = whole(files)
         shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}

@@ -43,6 +43,8 @@ class _QwenReward(BundledReward):
     licence: ClassVar[str] = "MIT"
     tokens: ClassVar[tuple[str, ...]]
     """What it reads its values at."""
+    base_name: ClassVar[str]
+    """What the Qwen2-VL below is called where it is published."""
     route: Route = "video"
     base: Annotated[str, InputPath("directory")] = Field(default="", max_length=4096)
     """Directory of the Qwen2-VL below: config, tokenizer, chat template. "" = the checkpoint's own folder."""
@@ -67,6 +69,16 @@ class _QwenReward(BundledReward):
         """The folder of the Qwen2-VL below."""
         return Path(self.base) if self.base else self.home
 
+    def below(self) -> QwenBase:
+        """The Qwen2-VL below. Raises ModelError that says what to name."""
+        if kind_of(self.weights) is None:
+            raise ModelError(
+                f"{self.weights}: not found or not allowed; name the bundle, or the folder {self.folder} of it"
+            )
+        if not self.base and kind_of(self.home / "config.json") is None:
+            raise ModelError(f"{self.home}: holds no config and no tokenizer; name the folder of {self.base_name}")
+        return inspect_base(self.base_root)
+
     def words(self) -> str:
         """The template. Raises ModelError."""
         return template_of(self.home, self.template, self.tokens)
@@ -89,10 +101,10 @@ class _QwenReward(BundledReward):
     def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
         """Besides its base's: the files, see `accord.config.preference_dir`."""
         yield from super().problems(job, facts)
-        field = "base"
+        field = "path" if kind_of(self.weights) is None else "base"
         try:
             if facts is not None:
-                base = inspect_base(self.base_root)
+                base = self.below()
                 field = "template"
                 words = self.words()
                 field = "path"
@@ -109,6 +121,7 @@ class HPSv3Reward(_QwenReward):
     folder: ClassVar[str] = "HPSv3"
     weight_files: ClassVar[tuple[str, ...]] = ("HPSv3.safetensors",)
     tokens: ClassVar[tuple[str, ...]] = ("<|Reward|>",)
+    base_name: ClassVar[str] = "Qwen2-VL-7B-Instruct"
     components: ClassVar[Mapping[str, Component]] = {
         "mu": Component("mean preference over the frames looked at, without cap", better="higher"),
         "sigma": Component("mean of the head's second number, how unsure it is"),
@@ -140,6 +153,7 @@ class VideoAlignReward(_QwenReward):
     about: ClassVar[str] = "people would call its picture good, and what the text asks for"
     folder: ClassVar[str] = "VideoReward"
     tokens: ClassVar[tuple[str, ...]] = ("<|VQ_reward|>", "<|MQ_reward|>", "<|TA_reward|>")
+    base_name: ClassVar[str] = "Qwen2-VL-2B-Instruct"
     min_frames: ClassVar[int] = 2
     components: ClassVar[Mapping[str, Component]] = {
         "vq": Component("visual quality", better="higher"),

@@ -272,7 +272,7 @@ def broken(bundle: Path, tmp_path: Path, kind: str) -> dict[str, str]:
     ("kind", "field", "words"),
     [
         ("torn", "path", r"HPSv3\.safetensors: torn"),
-        ("no weights", "path", r"HPSv3/HPSv3\.safetensors: No such file"),
+        ("no weights", "path", r"HPSv3/HPSv3\.safetensors: not found or not allowed; name the bundle"),
         ("a layer missing", "path", r"lacks language_model\.layers\.1\."),
         ("another width", "path", r"language_model\.layers\.0\.mlp\.\w+\.weight is .*config\.json asks for"),
         ("a layer too many", "path", r"holds the unknown language_model\.layers\.2"),
@@ -301,3 +301,11 @@ def test_a_tokenizer_that_is_not_the_checkpoints_is_refused(bundle, tmp_path):
 
 def test_a_sound_checkpoint_is_no_problem(bundle):
     assert list(spec(bundle).problems(None, ModelFacts())) == []
+
+
+def test_a_checkpoint_without_its_base_says_which_to_name(bundle):
+    alone = HPSv3Reward(path=str(bundle))
+    ((where, what),) = alone.problems(None, ModelFacts())
+    assert where == "base" and what.endswith("name the folder of Qwen2-VL-7B-Instruct")
+    ((where, what),) = HPSv3Reward(path=str(bundle / "nowhere")).problems(None, ModelFacts())
+    assert where == "path" and "name the bundle, or the folder HPSv3" in what
