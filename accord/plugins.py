@@ -48,6 +48,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
     },
     "rewards": {
         "sync": "accord.config.rewards.panel:SyncReward",
+        "stereo_place": "accord.config.rewards.panel:StereoPlaceReward",
         "clap": "accord.config.rewards.sound:ClapReward",
         "audiobox": "accord.config.rewards.sound:AudioboxReward",
         "sound": "accord.config.rewards.panel:SoundReward",

@@ -50,6 +50,22 @@ class SyncReward(_Bounded):
     name: Literal["sync"] = "sync"
 
 
+class StereoPlaceReward(_Bounded):
+    """Agreement of where things are seen and heard."""
+
+    impl: ClassVar[str] = "reward_servers.panel.stereo_place:StereoPlaceModel"
+    about: ClassVar[str] = "what moves on one side is heard on that side"
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    components: ClassVar[Mapping[str, Component]] = {
+        "level_place": Component("the value that differences of level alone would have", "", -1.0, 1.0, "higher"),
+        "time_place": Component("the value that differences of time alone would have", "", -1.0, 1.0, "higher"),
+        "seen_spread": Component("root mean square of the seen place, 1 being the edge", low=0.0, high=1.0),
+        "heard_spread": Component("root mean square of the heard place, 1 being one channel alone", low=0.0, high=1.0),
+        "windows": Component("how many windows of 250 ms have sound and motion", low=0.0),
+    }
+    name: Literal["stereo_place"] = "stereo_place"
+
+
 class SoundReward(_Heard):
     """Technical quality of the sound."""
 
