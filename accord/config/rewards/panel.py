@@ -12,6 +12,10 @@ from accord.config.contract import Component, RewardSpec
 from accord.types import Modality, Route
 
 
+def _agreement(about: str) -> Component:
+    return Component(about, "", 0.0, 1.0, "higher")
+
+
 class _Bounded(RewardSpec):
     """A reward of sound and picture whose range ends at 1."""
 
@@ -117,12 +121,41 @@ class MotionReward(_Seen):
 
 
 class TextVideoReward(_Seen):
-    """Text-video agreement by a closed-vocabulary verifier (colour and motion words)."""
+    """Text-video agreement by a closed-vocabulary verifier."""
 
     impl: ClassVar[str] = "reward_servers.panel.text_video:TextVideoModel"
-    about: ClassVar[str] = "the moving thing has the colour and the motion that the text names"
+    version: ClassVar[str] = "2"
+    about: ClassVar[str] = "what stands out has the colour and the motion that the text names; camera and light agree"
     prompt_anchored: ClassVar[bool] = True
+    components: ClassVar[Mapping[str, Component]] = {
+        "colour": _agreement("what stands out has the named hue"),
+        "motion": _agreement("it travels the named way"),
+        "camera": _agreement("the camera stands, moves or zooms as told"),
+        "direction": _agreement("what moves goes to the named side"),
+        "speed": _agreement("what moves is as fast as told"),
+        "light": _agreement("the picture is as bright as told"),
+        "flash": _agreement("light flashes"),
+        "count": _agreement("there are as many flashes as told"),
+    }
     name: Literal["text_video"] = "text_video"
+
+
+class TextAudioReward(_Heard):
+    """Text-audio agreement by a closed-vocabulary verifier."""
+
+    impl: ClassVar[str] = "reward_servers.panel.text_audio:TextAudioModel"
+    about: ClassVar[str] = "the sound has the kind, pitch, level and tempo that the text names"
+    prompt_anchored: ClassVar[bool] = True
+    needs_sound: ClassVar[bool] = False
+    components: ClassVar[Mapping[str, Component]] = {
+        "kind": _agreement("it is struck, tonal, noisy, humming or spoken as told, in the band of the named thing"),
+        "pitch": _agreement("it is as high as told"),
+        "loudness": _agreement("it is as loud as told"),
+        "tempo": _agreement("events follow as fast as told"),
+        "count": _agreement("there are as many events as told"),
+        "silence": _agreement("it is silent as told"),
+    }
+    name: Literal["text_audio"] = "text_audio"
 
 
 class TemporalFlickerReward(_Seen):
