@@ -126,10 +126,10 @@ def _does_not_look_further(trial: Trial) -> Breaches:
     blind = [one for one in unmeasurable(trial.first.clip, trial.spec) if one.about not in trial.spec.needs][::6]
     if not blind:
         return
-    plain = trial.together[0]
-    for answer in trial.ask(_named(trial, blind)):
-        if not _same(plain, answer):
-            yield f"{answer}, and {plain} without it; its needs are {', '.join(trial.spec.needs)}"
+    answers, how = trial.ask(_named(trial, blind)), f"although it needs {', '.join(trial.spec.needs)} alone"
+    for answer in answers:
+        for breach in _moved(trial.together[:1], [answer], trial.spec.batch_tolerance, how):
+            yield f"{answer.clip}: {breach}"
 
 
 def _repeats(trial: Trial) -> Breaches:
