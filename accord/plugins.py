@@ -62,6 +62,10 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "hpsv3": "accord.config.rewards.preference:HPSv3Reward",
         "videoalign": "accord.config.rewards.preference:VideoAlignReward",
         "vlm_judge": "accord.config.rewards.judges:VLMJudgeReward",
+        "audio_diversity": "accord.config.rewards.sets:AudioDiversityReward",
+        "video_diversity": "accord.config.rewards.sets:VideoDiversityReward",
+        "audio_frechet": "accord.config.rewards.sets:AudioFrechetReward",
+        "video_frechet": "accord.config.rewards.sets:VideoFrechetReward",
     },
 }
 

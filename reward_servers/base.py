@@ -73,8 +73,8 @@ class RewardModel:
     """SHA-256 of the weights that it loaded, hexadecimal; "" = it has none."""
 
     def __init__(self, spec: RewardSpec) -> None:
-        if (type(self).score_clip, type(self).score_batch) == (RewardModel.score_clip, RewardModel.score_batch):
-            raise TypeError(f"{type(self).__name__} overrides neither score_clip nor score_batch")
+        if (type(self).score_clip, type(self).score_batch, type(self).score_set) == _NOT_OVERRIDDEN:
+            raise TypeError(f"{type(self).__name__} overrides none of score_clip, score_batch and score_set")
         self.spec = spec
         self._told: set[str] = set()
 
@@ -88,6 +88,13 @@ class RewardModel:
         When it raises for several clips, each is asked for alone.
         """
         return [self._alone(prompt, clip) for prompt, clip in zip(prompts, clips, strict=True)]
+
+    def score_set(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Sequence[Score]:
+        """Score clips together, where the `scope` of the spec is not the clip: all of a prompt, or all of a step.
+
+        They can be measured and are two or more. Length and order are kept. When it raises, none has a score.
+        """
+        raise NotImplementedError
 
     def curves(self, prompt: Prompt, clip: Clip) -> Sequence[Curve]:
         """What the score of a clip that can be measured came from, over time: for people, never for a value.
@@ -110,7 +117,24 @@ class RewardModel:
         for place, score in zip(rest, self._guarded(seen), strict=True):
             scores[place] = score
         found = iter([score for score in scores if score is not None])
+        if self.spec.scope == "group":
+            return [self._scored([prompt] * len(clips), clips) for prompt, clips in zip(prompts, groups, strict=True)]
+        asked = [prompt for prompt, clips in zip(prompts, groups, strict=True) for _ in clips]
+        found = iter(self._scored(asked, [clip for clips in groups for clip in clips]))
         return [[next(found) for _ in clips] for clips in groups]
+
+    def _scored(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> list[Score]:
+        """Score those that can be measured, together where that is the scope."""
+        scores = [self._unmeasured(prompt, clip) for prompt, clip in zip(prompts, clips, strict=True)]
+        rest = [place for place, score in enumerate(scores) if score is None]
+        seen = [(prompts[place], contiguous(clips[place])) for place in rest]
+        if self.spec.scope != "clip" and len(seen) < 2:
+            found = [Score.invalid("too_few") for _ in seen]
+        else:
+            found = self._guarded(seen)
+        for place, score in zip(rest, found, strict=True):
+            scores[place] = score
+        return [score for score in scores if score is not None]
 
     def empty(self, reason: ScoreReason, components: Mapping[str, float] | None = None) -> Score:
         """The floor: a valid score for a clip with nothing to measure in it."""
@@ -137,9 +161,12 @@ class RewardModel:
         if not pairs:
             return []
         prompts, clips = [prompt for prompt, _ in pairs], [clip for _, clip in pairs]
+        alone = self.spec.scope == "clip"
         try:
-            scores = list(self.score_batch(prompts, clips))
+            scores = list(self.score_batch(prompts, clips) if alone else self.score_set(prompts, clips))
         except Exception as error:
+            if not alone:
+                return [self._failed(prompt, error) for prompt in prompts]
             if len(pairs) > 1:
                 log.warning(
                     "reward %s failed on %d clips; each is asked for alone: %r", self.spec.name, len(pairs), error
@@ -201,6 +228,9 @@ def contiguous(clip: Clip, needs: Sequence[Modality]) -> Clip:
         video_FHWC=np.ascontiguousarray(video) if "video" in needs else video,
         audio_CS=np.ascontiguousarray(audio) if "audio" in needs else audio,
     )
+
+
+_NOT_OVERRIDDEN = (RewardModel.score_clip, RewardModel.score_batch, RewardModel.score_set)
 
 
 def unusable(clip: Clip, spec: RewardSpec) -> ScoreReason | None:

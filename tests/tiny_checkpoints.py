@@ -17,6 +17,11 @@ from tests.unit.reward_servers import tiny_audiobox, tiny_qwen
 from tests.unit.reward_servers.judge_server import JudgeServer
 
 
+from accord.types import Modality
+from accord.world.scene import make_clips
+from reward_servers.sets.models import write_exemplars
+
+
 def _hpsv3(folder: Path) -> dict[str, Any]:
     bundle, base = folder / "OmniNFT-Reward-Series", folder / "Qwen2-VL-7B-Instruct"
     tiny_qwen.write_hpsv3(bundle, base)
@@ -42,11 +47,25 @@ def _vlm_judge(folder: Path) -> dict[str, Any]:
     return {"url": server.url, "model": "judge", "preset": "videoscore2"}
 
 
+def _exemplars(modality: Modality) -> Callable[[Path], dict[str, Any]]:
+    def write(folder: Path) -> dict[str, Any]:
+        folder.mkdir(parents=True)
+        clips = [made.clip for made in make_clips(4, 3)]
+        write_exemplars(folder / "exemplars.safetensors", modality, f"{modality}_frechet", clips)
+        return {"exemplars": str(folder / "exemplars.safetensors")}
+
+    return write
+
+
 WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": _hpsv3,
     "audiobox": _audiobox,
     "videoalign": _videoalign,
     "vlm_judge": _vlm_judge,
+
+
+    "audio_frechet": _exemplars("audio"),
+    "video_frechet": _exemplars("video"),
 }
 
 

@@ -143,7 +143,7 @@ def test_a_model_scores_clips_or_batches():
     class Neither(RewardModel):
         pass
 
-    with pytest.raises(TypeError, match="Neither overrides neither score_clip nor score_batch"):
+    with pytest.raises(TypeError, match="Neither overrides none of score_clip, score_batch and score_set"):
         Neither(ScriptedReward())
 
 
