@@ -26,7 +26,8 @@ Role = Literal["policy", "old", "ref"]
 
 ScoreReason = Literal[
     "ok", "non_finite", "no_events", "silent_audio", "too_short", "bad_media", "timeout", "backpressure", "model_error",
-    "unreachable", "circuit_open", "unverifiable", "out_of_range", "too_long", "too_large", "too_small", "wrong_rate", "too_few",
+    "unreachable", "circuit_open", "unverifiable", "out_of_range", "too_long", "too_large", "too_small", "wrong_rate",
+    "too_few",
 ]  # fmt: skip
 
 

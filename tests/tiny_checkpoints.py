@@ -49,7 +49,7 @@ def _vlm_judge(folder: Path) -> dict[str, Any]:
 
 def _exemplars(modality: Modality) -> Callable[[Path], dict[str, Any]]:
     def write(folder: Path) -> dict[str, Any]:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         clips = [made.clip for made in make_clips(4, 3)]
         write_exemplars(folder / "exemplars.safetensors", modality, f"{modality}_frechet", clips)
         return {"exemplars": str(folder / "exemplars.safetensors")}

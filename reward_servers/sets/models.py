@@ -49,8 +49,10 @@ class SetModel(RewardModel):
         if len(clips) < LEAST:
             return [Score.invalid("too_few") for _ in clips]
         rows = np.stack([self.embed(clip) for clip in clips])
-        whole = self.measure(rows)
-        return [Score(self.sign * float(gain), {self.component: whole}) for gain in leave_one_out(self.measure, rows)]
+        order = np.lexsort(rows.T)  # sums have the same bits in whatever order the clips come
+        whole, gains = self.measure(rows[order]), np.empty(len(rows))
+        gains[order] = leave_one_out(self.measure, rows[order])
+        return [Score(self.sign * float(gain), {self.component: whole}) for gain in gains]
 
 
 class DiversityModel(SetModel):

@@ -1,7 +1,7 @@
 """Rewards of a whole set of clips, as specs: each clip gets what it adds to the set's measure (leave one out).
 
-`…_diversity` looks at the clips of one prompt. The others look at all clips of a step and hold them against exemplars, a
-file that `accord rewards exemplars` writes from clips that are as the policy's should be.
+`…_diversity` looks at the clips of one prompt. The others look at all clips of a step and hold them against exemplars,
+a file that `accord rewards exemplars` writes from clips that are as the policy's should be.
 """
 
 from __future__ import annotations

@@ -20,5 +20,6 @@ def test_the_shortest_clip_that_is_accepted_is_scored(name, tmp_path):
         video_FHWC=rng.integers(0, 255, (spec.min_frames, 32, 32, 3), dtype=np.uint8), fps=12.0,
         audio_CS=(0.1 * rng.standard_normal((2, samples))).astype(np.float32), sample_rate=RATE,
     )  # fmt: skip
-    ((score,),) = load_impl(spec)(spec).score([PROMPT], [[clip]])
-    assert score.valid and np.isfinite(score.value)
+    company = [clip] if spec.scope == "clip" else [clip] * 3
+    (scores,) = load_impl(spec)(spec).score([PROMPT], [company])
+    assert all(score.valid and np.isfinite(score.value) for score in scores)
