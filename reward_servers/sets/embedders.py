@@ -1,7 +1,7 @@
 """From clips to the rows that measures of sets work on. `signal` needs no weights, and knows little.
 
 `signal` of the sound: mean and standard deviation over time of 64 log-mel bands [128]. Of the picture: histogram of
-hue, saturation and value, 12 x 4 x 4, and of the brightness changes from frame to frame, 16 bins [208]. It sees a change of
+hue, saturation and value, 12 x 4 x 4, and of brightness changes from frame to frame, 16 bins [208]. It sees a change of
 material or of colours, and no change of content at equal colours.
 """
 
