@@ -310,6 +310,11 @@ class RewardScorer(Protocol):
     async def score(self, reward: str, prompt: Prompt, clips: Any, count: int) -> RewardScores:
         """Score `count` clips behind the handle `clips` within the reward's deadline."""
 
+    async def score_step(
+        self, reward: str, prompts: Sequence[Prompt], clips: Sequence[Any], counts: Sequence[int]
+    ) -> Sequence[RewardScores]:
+        """Score all groups of a step together, for a reward whose scope is the step. One handle for each group."""
+
 
 class GroupSource(Protocol):
     """Where the learner gets its groups from; see rollout_workers/stream.py for the real one."""

@@ -82,6 +82,11 @@ class RewardServer:
         scores: dict[str, RewardScores] = await self._together(prompt, clips, rewards)
         return scores
 
+    async def score_step(self, reward: str, prompts: list[Prompt], *groups: Sequence[Clip]) -> list[RewardScores]:
+        """Score all groups of a step together, with a reward whose scope is the step."""
+        self._served_at = time.time()
+        return await asyncio.to_thread(score_groups, self._models[reward], prompts, groups)
+
     def _score(
         self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Clip]], rewards: Sequence[Sequence[str]]
     ) -> list[dict[str, RewardScores]]:

@@ -15,9 +15,10 @@ import asyncio
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any, ClassVar, TypeVar
 
 from typing_extensions import override
 
@@ -30,6 +31,8 @@ from reward_servers.base import RewardModel, build, score_groups
 from reward_servers.breaker import Breaker
 
 log = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer", RewardScores, list[RewardScores])
 
 RETRIES = 2
 FIRST_PAUSE_S = 0.2
@@ -75,6 +78,12 @@ class Scorer(ABC):
         """Ask once: scores, or why there are none. Cancelled when the deadline has passed."""
 
     @abstractmethod
+    async def ask_step(
+        self, spec: RewardSpec, prompts: Sequence[Prompt], clips: Sequence[Any]
+    ) -> list[RewardScores] | ScoreReason:
+        """Ask once for all groups of a step, as `ask`."""
+
+    @abstractmethod
     async def identify(self, spec: RewardSpec) -> RewardIdentity:
         """What the model that answers for a reward says it is. Cancelled when the deadline has passed."""
 
@@ -106,9 +115,7 @@ class Scorer(ABC):
             RewardError: `reward` is not among the specs.
             RolloutError: the clips behind a reference are gone with the process that made them.
         """
-        if reward not in self._specs:
-            raise RewardError(f"no reward {reward!r} here; there are {', '.join(sorted(self._specs)) or 'none'}")
-        spec = self._specs[reward]
+        spec = self._spec(reward)
         breaker = self._breakers.setdefault(reward, Breaker(spec.break_after))
         if breaker.open and self.breaks:
             if breaker.take_probe():
@@ -117,7 +124,7 @@ class Scorer(ABC):
                 probe.add_done_callback(self._probes.discard)
             return RewardScores.failed(reward, count, "circuit_open")
         started = time.monotonic()
-        outcome = await self._by_deadline(spec, prompt, clips)
+        outcome = await self._by_deadline(spec, prompt, partial(self.ask, spec, prompt, clips))
         seconds = time.monotonic() - started
         if isinstance(outcome, RewardScores):
             breaker.answered()
@@ -127,7 +134,22 @@ class Scorer(ABC):
             log.error("reward %s failed %d times in a row; it is probed now and then", reward, spec.break_after)
         return RewardScores.failed(reward, count, outcome, seconds)
 
-    async def _by_deadline(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
+    async def score_step(
+        self, reward: str, prompts: Sequence[Prompt], clips: Sequence[Any], counts: Sequence[int]
+    ) -> list[RewardScores]:
+        """Score the groups of a step together, each behind its handle. Raises as `score` does."""
+        spec = self._spec(reward)
+        started = time.monotonic()
+        outcome = await self._by_deadline(spec, prompts[0], partial(self.ask_step, spec, prompts, clips))
+        seconds = time.monotonic() - started
+        if isinstance(outcome, list):
+            return [_checked(scores, reward, count, seconds) for scores, count in zip(outcome, counts, strict=True)]
+        log.error("reward %s gave no score for a step of %d prompts: %s", reward, len(prompts), outcome)
+        return [RewardScores.failed(reward, count, outcome, seconds) for count in counts]
+
+    async def _by_deadline(
+        self, spec: RewardSpec, prompt: Prompt, ask: Callable[[], Awaitable[_Answer | ScoreReason]]
+    ) -> _Answer | ScoreReason:
         """Ask, at most 1 + RETRIES times."""
         reason: ScoreReason = "unreachable"
         try:
@@ -138,18 +160,23 @@ class Scorer(ABC):
                     await self.reach(spec, again=attempt > 0)
                     if attempt == 0:  # of later ones, that the time was over says less than why the first was lost
                         reason = "timeout"
-                    outcome = await self.ask(spec, prompt, clips)
-                    if isinstance(outcome, RewardScores) or outcome not in _ASK_AGAIN:
+                    outcome = await ask()
+                    if not isinstance(outcome, str) or outcome not in _ASK_AGAIN:
                         return outcome
                     reason = outcome
         except TimeoutError:
             pass
         return reason
 
+    def _spec(self, reward: str) -> RewardSpec:
+        if reward not in self._specs:
+            raise RewardError(f"no reward {reward!r} here; there are {', '.join(sorted(self._specs)) or 'none'}")
+        return self._specs[reward]
+
     async def _probe(self, breaker: Breaker, spec: RewardSpec, prompt: Prompt, clips: Any) -> None:
         """Ask for a step that does not wait for it."""
         try:
-            outcome = await self._by_deadline(spec, prompt, clips)
+            outcome = await self._by_deadline(spec, prompt, partial(self.ask, spec, prompt, clips))
         except AccordError as error:
             log.info("the probe of reward %s came to nothing: %s", spec.name, error)
         else:
@@ -168,6 +195,12 @@ class LocalScorer(Scorer):
     @override
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
         return await asyncio.to_thread(self._score, spec, prompt, clips)
+
+    @override
+    async def ask_step(
+        self, spec: RewardSpec, prompts: Sequence[Prompt], clips: Sequence[Any]
+    ) -> list[RewardScores] | ScoreReason:
+        return await asyncio.to_thread(lambda: score_groups(self._model(spec), prompts, clips))
 
     @override
     async def identify(self, spec: RewardSpec) -> RewardIdentity:

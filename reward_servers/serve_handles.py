@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ray import serve
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
@@ -19,6 +20,8 @@ from reward_servers.placement import Application, by_reward
 from reward_servers.scorer import Scorer
 
 log = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
 
 _POLL_S = 0.25
 _JOIN_S = 0.002
@@ -67,8 +70,33 @@ class ServeScorer(Scorer):
 
     @override
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
+        return await self._asked(spec, prompt, self._alone(spec, prompt, clips))
+
+    async def _alone(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores:
+        return (await self._join(self._applications[spec.name], spec.name, prompt, clips))[spec.name]
+
+    @override
+    async def ask_step(
+        self, spec: RewardSpec, prompts: Sequence[Prompt], clips: Sequence[Any]
+    ) -> list[RewardScores] | ScoreReason:
+        return await self._asked(spec, prompts[0], self._step(spec, list(prompts), clips))
+
+    async def _step(self, spec: RewardSpec, prompts: list[Prompt], clips: Sequence[Any]) -> list[RewardScores]:
+        handle = await self._handle(self._applications[spec.name].name)
+        response = handle.score_step.remote(spec.name, prompts, *clips)  # references at the top level become values
         try:
-            return (await self._join(self._applications[spec.name], spec.name, prompt, clips))[spec.name]
+            scores: list[RewardScores] = await response
+        except asyncio.CancelledError:
+            response.cancel()
+            raise
+        return scores
+
+    async def _asked(
+        self, spec: RewardSpec, prompt: Prompt, answer: Coroutine[Any, Any, _Answer]
+    ) -> _Answer | ScoreReason:
+        """What a replica answers, or why none does."""
+        try:
+            return await answer
         except (RayError, RayServeException) as error:
             cause = error.cause if isinstance(error, RayTaskError) else error
             if isinstance(cause, ObjectLostError):

@@ -64,6 +64,8 @@ class _Batch:
     total: int
     samples: int
     tasks: list[asyncio.Task[ScoredGroup]] = field(default_factory=list)
+    together: dict[str, asyncio.Task[Sequence[RewardScores]]] = field(default_factory=dict)
+    """Scores of all groups by the rewards whose scope is the step."""
     sampled: int = 0
     scored: int = 0
     started_at: float = 0.0
@@ -74,7 +76,7 @@ class _Batch:
         self.started_at = self.started_at or time.monotonic()
 
     def cancel(self) -> None:
-        for task in self.tasks:
+        for task in (*self.tasks, *self.together.values()):
             task.cancel()
 
 
@@ -100,6 +102,7 @@ class RolloutStream:
         self.step_deadline_s = step_deadline_s
         self._dispatcher = Dispatcher(workers, self._emit, self._wake, tries=tries, group_deadline_s=group_deadline_s)
         self._weights: dict[PolicyVersion, Weights] = {}
+        self._by_step = {reward.name for reward in job.rewards if reward.scope == "step"}
         self._serial = 0
         self._latest = -1
         self._steps: dict[int, _Batch] = {}
@@ -210,9 +213,14 @@ class RolloutStream:
     ) -> _Batch:
         weights = [self._weights_of(request.policy_version) for request in requests]
         batch = _Batch(phase, step, len(requests), sum(len(request.seeds) for request in requests))
-        for request, held in zip(requests, weights, strict=True):
-            sampled = self._dispatcher.issue(lane, request, held, batch.start)
-            batch.tasks.append(asyncio.create_task(self._group(batch, request, sampled, rewards)))
+        sampled = [
+            self._dispatcher.issue(lane, request, held, batch.start)
+            for request, held in zip(requests, weights, strict=True)
+        ]
+        by_step = [name for name in rewards if name in self._by_step]
+        batch.together = {name: asyncio.create_task(self._step(name, requests, sampled)) for name in by_step}
+        for place, (request, group) in enumerate(zip(requests, sampled, strict=True)):
+            batch.tasks.append(asyncio.create_task(self._group(batch, place, request, group, rewards)))
         return batch
 
     def _forget(self, steps: Iterable[int]) -> None:
@@ -233,15 +241,30 @@ class RolloutStream:
 
     # ---- scoring ---------------------------------------------------------------------------------------------------
 
+    async def _step(
+        self, reward: str, requests: Sequence[RolloutRequest], sampled: Sequence[asyncio.Future[SampleGroup]]
+    ) -> Sequence[RewardScores]:
+        """All groups of a batch, scored together once all are sampled."""
+        groups = await asyncio.gather(*(asyncio.shield(future) for future in sampled))
+        prompts, counts = [request.prompt for request in requests], [len(request.seeds) for request in requests]
+        return await self.scorer.score_step(reward, prompts, [group.clips for group in groups], counts)
+
     async def _group(
-        self, batch: _Batch, request: RolloutRequest, sampled: asyncio.Future[SampleGroup], rewards: Sequence[str]
+        self,
+        batch: _Batch,
+        place: int,
+        request: RolloutRequest,
+        sampled: asyncio.Future[SampleGroup],
+        rewards: Sequence[str],
     ) -> ScoredGroup:
         group = await sampled
         count = len(request.seeds)
         batch.sampled += count
         batch.sampled_at = time.monotonic()
         self._emit(Progress(phase=batch.phase, step=batch.step, done=batch.sampled, total=batch.samples))
-        scores = await self.rescore(request.prompt, group.clips, count, rewards)
+        alone = [name for name in rewards if name not in self._by_step]
+        scores = await self.rescore(request.prompt, group.clips, count, alone)
+        scores |= {name: (await asyncio.shield(task))[place] for name, task in batch.together.items()}
         batch.scored += 1
         batch.scored_at = time.monotonic()
         if batch.phase == "rollout":

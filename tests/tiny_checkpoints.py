@@ -13,13 +13,11 @@ from typing import Any
 
 from accord.config.contract import RewardSpec
 from accord.plugins import spec_class
-from tests.unit.reward_servers import tiny_audiobox, tiny_qwen
-from tests.unit.reward_servers.judge_server import JudgeServer
-
-
 from accord.types import Modality
 from accord.world.scene import make_clips
 from reward_servers.sets.models import write_exemplars
+from tests.unit.reward_servers import tiny_audiobox, tiny_qwen
+from tests.unit.reward_servers.judge_server import JudgeServer
 
 
 def _hpsv3(folder: Path) -> dict[str, Any]:
@@ -62,8 +60,6 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "audiobox": _audiobox,
     "videoalign": _videoalign,
     "vlm_judge": _vlm_judge,
-
-
     "audio_frechet": _exemplars("audio"),
     "video_frechet": _exemplars("video"),
 }

@@ -6,6 +6,7 @@ distance is biased upwards by few clips, the more so the more dimensions there a
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -39,9 +40,9 @@ class SetModel(RewardModel):
         """One row of a clip [D]."""
         return embedders.signal(self.spec.needs[0])(clip)
 
+    @abstractmethod
     def measure(self, rows: Floats) -> float:
         """The measure of a set of rows."""
-        raise NotImplementedError
 
     @override
     def score_set(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Sequence[Score]:

@@ -461,6 +461,23 @@ def rewards_contract(name: RewardName, set_: RewardFields = []) -> None:  # noqa
             raise typer.Exit(FAILED)
 
 
+@rewards_app.command("exemplars")
+def rewards_exemplars(
+    name: RewardName,
+    files: Annotated[list[Path], typer.Argument(help="Clips, or folders of them, as the policy's should be.")],
+    to: Annotated[Path, typer.Option("--out", help="File to write.")],
+) -> None:
+    """Write clips as the exemplars of a reward that holds a step's clips against some.
+
+    Example: `accord rewards exemplars audio_frechet good-clips/ --out exemplars.safetensors`
+    """
+    with _told():
+        from services.cli import try_reward
+
+        count = try_reward.exemplars(name, files, to)
+        out.print(f"{count} clips written to {to}")
+
+
 def _rewards() -> Any:
     """The module that manages reward servers, connected to Ray. Raises Unreachable."""
     address = ray_address(_settings())

@@ -104,6 +104,21 @@ def decoded(path: Path) -> Clip:
         raise UserError(str(error)) from error
 
 
+def exemplars(name: str, paths: Sequence[Path], out: Path) -> int:
+    """Write clips from files as the exemplars of a reward. Returns how many. Raises UserError."""
+    kind = spec_class("rewards", name) if name in names("rewards") else RewardSpec
+    if "exemplars" not in kind.model_fields:
+        those = [one for one in names("rewards") if "exemplars" in spec_class("rewards", one).model_fields]
+        raise UserError(f"{name} takes no exemplars; those that do: {', '.join(those)}")
+    from reward_servers.sets.models import LEAST, write_exemplars
+
+    found = files_of(paths)
+    if len(found) < LEAST:
+        raise UserError(f"{len(found)} clips are too few for a distribution; give {LEAST} or more, better hundreds")
+    write_exemplars(out, kind.needs[0], name, [decoded(path) for path in found])
+    return len(found)
+
+
 def score(
     paths: Sequence[Path], prompt: Prompt, specs: Sequence[RewardSpec], plot: Path | None
 ) -> Iterator[dict[str, Any]]:

@@ -30,7 +30,17 @@ from accord.events import EventSink, Phase, Progress
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version, step_requests
 from accord.run_folder import SPEC, SUMMARY, RunFolder
-from accord.types import Clip, GroupSource, PolicyState, Prompt, RewardScores, RolloutRequest, ScoredGroup, StepGroups
+from accord.types import (
+    Clip,
+    GroupSource,
+    PolicyState,
+    Prompt,
+    RewardScores,
+    RolloutRequest,
+    SampleGroup,
+    ScoredGroup,
+    StepGroups,
+)
 from learner.checkpoint import differences
 from learner.outcome import TrainResult
 from learner.run import Run
@@ -75,8 +85,9 @@ class LocalSource(GroupSource):
             self._progress("rollout", step, len(groups), len(requests))
         sampled = time.perf_counter()
         scored = []
-        for group in groups:
-            scored.append(ScoredGroup(group, self.rescore(group.request.prompt, group.clips, self._rewards)))
+        for group, together in zip(groups, self._together(groups), strict=True):
+            alone = self.rescore(group.request.prompt, group.clips, self._judged_alone)
+            scored.append(ScoredGroup(group, alone | together))
             self._progress("reward", step, len(scored), len(groups))
         return StepGroups(scored, sampled - began, time.perf_counter() - sampled)
 
@@ -84,9 +95,13 @@ class LocalSource(GroupSource):
         """Sample and score held-out requests."""
         self.worker.load(self.states[requests[0].policy_version])
         groups = [self.worker.sample(request) for request in requests]
-        return [ScoredGroup(group, self.rescore(group.request.prompt, group.clips, rewards)) for group in groups]
+        alone = [name for name in rewards if name in self._judged_alone]
+        return [
+            ScoredGroup(group, self.rescore(group.request.prompt, group.clips, alone) | together)
+            for group, together in zip(groups, self._together(groups), strict=True)
+        ]
 
-    def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
+    def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> dict[str, RewardScores]:
         """Score clips, one reward after the other."""
 
         async def scores() -> dict[str, RewardScores]:
@@ -94,9 +109,17 @@ class LocalSource(GroupSource):
 
         return asyncio.run(scores())
 
+    def _together(self, groups: Sequence[SampleGroup]) -> list[dict[str, RewardScores]]:
+        """Scores by the rewards whose scope is the step, for each group."""
+        names = [reward.name for reward in self.job.rewards if reward.scope == "step"]
+        prompts, clips = [group.request.prompt for group in groups], [group.clips for group in groups]
+        counts = [len(group.request.seeds) for group in groups]
+        found = {name: asyncio.run(self.scorer.score_step(name, prompts, clips, counts)) for name in names}
+        return [{name: scores[place] for name, scores in found.items()} for place in range(len(groups))]
+
     @property
-    def _rewards(self) -> list[str]:
-        return [reward.name for reward in self.job.rewards]
+    def _judged_alone(self) -> list[str]:
+        return [reward.name for reward in self.job.rewards if reward.scope != "step"]
 
     def _progress(self, phase: Phase, step: int, done: int, total: int) -> None:
         if self.events is not None:

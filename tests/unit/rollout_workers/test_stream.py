@@ -1,6 +1,7 @@
 """The stream's promises with fake workers: exact lag, order, re-issue, deadlines, parallel scoring, timing."""
 
 import asyncio
+import json
 import random
 import time
 
@@ -63,6 +64,20 @@ class FakeWorker:
         self.revived += 1
 
 
+class TogetherScorer:
+    """Scores a group by its number of clips, and a step by what came together."""
+
+    def __init__(self) -> None:
+        self.together = []
+
+    async def score(self, reward, prompt, clips, count):
+        return RewardScores(reward, "1", (1.0,) * count, ("ok",) * count)
+
+    async def score_step(self, reward, prompts, clips, counts):
+        self.together.append((reward, [prompt.id for prompt in prompts], [len(part) for part in clips], list(counts)))
+        return [RewardScores(reward, "1", (float(place),) * n, ("ok",) * n) for place, n in enumerate(counts)]
+
+
 class FakeScorer:
     def __init__(self, delay: float = 0.0) -> None:
         self.delay, self.calls = delay, []
@@ -121,6 +136,42 @@ def test_every_step_sees_exactly_its_version_in_order(lag, seed, workers):
         await stream.close()
 
     run(train())
+
+
+def test_a_reward_of_the_step_sees_all_its_groups_at_once():
+    tree = make_job(steps=1).model_dump(mode="json")
+    tree["rewards"] = [{"name": "audio_frechet", "exemplars": "e", "route": "audio"}, {"name": "sync"}]
+    job = JobSpec.parse(json.dumps(tree))
+
+    async def check():
+        scorer = TogetherScorer()
+        stream = await started(job, [FakeWorker("a", [0.01, 0.0]), FakeWorker("b")], scorer)
+        await stream.publish(0, state(0))
+        groups = (await stream.take(1)).groups
+        asked = [group.group.request.prompt.id for group in groups]
+        assert scorer.together == [("audio_frechet", asked, [2, 2, 2], [2, 2, 2])]
+        assert [group.scores["audio_frechet"].values[0] for group in groups] == [0.0, 1.0, 2.0]
+        assert {group.scores["sync"].values for group in groups} == {(1.0, 1.0)}
+        await stream.close()
+
+    run(check())
+
+
+def test_a_group_that_is_lost_takes_the_scores_of_its_step_with_it():
+    tree = make_job(steps=1).model_dump(mode="json")
+    tree["rewards"] = [{"name": "audio_frechet", "exemplars": "e", "route": "audio"}, {"name": "sync"}]
+    job = JobSpec.parse(json.dumps(tree))
+
+    async def check():
+        scorer = TogetherScorer()
+        stream = await started(job, [FakeWorker("a", ["fail"] * 9)], scorer)
+        await stream.publish(0, state(0))
+        with pytest.raises((RolloutError, ValueError)):
+            await stream.take(1)
+        assert scorer.together == []
+        await stream.close()
+
+    run(check())
 
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
