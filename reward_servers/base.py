@@ -94,6 +94,7 @@ class RewardModel:
 
         They can be measured and are two or more. Length and order are kept. When it raises, none has a score.
         """
+        del prompts, clips
         raise TypeError(f"{type(self).__name__} has the scope {self.spec.scope!r} and does not override score_set")
 
     def curves(self, prompt: Prompt, clip: Clip) -> Sequence[Curve]:
