@@ -111,13 +111,6 @@ class RewardModel:
 
         Models see arrays without gaps: a sum over a view may differ in its last bit.
         """
-        pairs = [(prompt, clip) for prompt, clips in zip(prompts, groups, strict=True) for clip in clips]
-        scores = [self._unmeasured(prompt, clip) for prompt, clip in pairs]
-        rest = [place for place, score in enumerate(scores) if score is None]
-        seen = [(prompt, contiguous(clip, self.spec.needs)) for prompt, clip in (pairs[place] for place in rest)]
-        for place, score in zip(rest, self._guarded(seen), strict=True):
-            scores[place] = score
-        found = iter([score for score in scores if score is not None])
         if self.spec.scope == "group":
             return [self._scored([prompt] * len(clips), clips) for prompt, clips in zip(prompts, groups, strict=True)]
         asked = [prompt for prompt, clips in zip(prompts, groups, strict=True) for _ in clips]
@@ -128,7 +121,7 @@ class RewardModel:
         """Score those that can be measured, together where that is the scope."""
         scores = [self._unmeasured(prompt, clip) for prompt, clip in zip(prompts, clips, strict=True)]
         rest = [place for place, score in enumerate(scores) if score is None]
-        seen = [(prompts[place], contiguous(clips[place])) for place in rest]
+        seen = [(prompts[place], contiguous(clips[place], self.spec.needs)) for place in rest]
         if self.spec.scope != "clip" and len(seen) < 2:
             found = [Score.invalid("too_few") for _ in seen]
         else:
