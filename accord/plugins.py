@@ -54,6 +54,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "sound": "accord.config.rewards.panel:SoundReward",
         "picture": "accord.config.rewards.panel:PictureReward",
         "motion": "accord.config.rewards.panel:MotionReward",
+        "consistency": "accord.config.rewards.panel:ConsistencyReward",
         "text_audio": "accord.config.rewards.panel:TextAudioReward",
         "text_video": "accord.config.rewards.panel:TextVideoReward",
         "temporal_flicker": "accord.config.rewards.panel:TemporalFlickerReward",

@@ -20,14 +20,18 @@ SMALLEST = 16
 """Fewest pixels of a side; the search's own blocks are 8."""
 
 
-def grey_frames(video_FHWC: Pixels, short_side: int) -> Pixels:
-    """Brightness of each frame, its short side brought to `short_side`, smaller ones enlarged: uint8 [F, h, w]."""
+def resized(video_FHWC: Pixels, short_side: int) -> list[Pixels]:
+    """Frames whose short side is brought to `short_side`, smaller ones enlarged: uint8 [h, w, 3] each."""
     height, width = video_FHWC.shape[1:3]
     scale = min(short_side / min(height, width), LONGEST * short_side / max(height, width))
     size = (max(SMALLEST, round(width * scale)), max(SMALLEST, round(height * scale)))
     how = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
-    small = [cv2.resize(frame, size, interpolation=how) for frame in video_FHWC]
-    return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in small])
+    return [np.asarray(cv2.resize(frame, size, interpolation=how), dtype=np.uint8) for frame in video_FHWC]
+
+
+def grey_frames(video_FHWC: Pixels, short_side: int) -> Pixels:
+    """Brightness of the resized frames: uint8 [F, h, w]."""
+    return np.stack([cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY) for frame in resized(video_FHWC, short_side)])
 
 
 def dense_flow(before_FHW: Pixels, after_FHW: Pixels) -> Flow:

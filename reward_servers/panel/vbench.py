@@ -1,148 +1,122 @@
-"""Three VBench-style video measures without weights: temporal flicker, motion smoothness, dynamic degree.
+"""Three of VBench's sixteen dimensions (Huang et al., CVPR 2024) without weights: flicker, smoothness, dynamics.
 
-After Huang et al. 2023 ("VBench"), with block matching where VBench uses learned flow or interpolation, on frames
-averaged down to a short side of 32 to 63 pixels. All three are in [0, 1], higher is better. Flicker and smoothness are
-squeezed into the top of the range, so use them normalised inside a group. Both are perfect on a frozen clip, which
-dynamic degree alone punishes: never train on them without it or a text-video reward.
+`temporal_flicker` is VBench's own number, to the rounding. `motion_smoothness` and `dynamic_degree` are twins: VBench's
+formulas with optical flow (reward_servers/flow.py) in place of its learned interpolator (AMT-S) and flow (RAFT), so
+their numbers compare among themselves and not with published tables. All three are in [0, 1], higher is better. Flicker
+and smoothness are squeezed into the top of the range and perfect on a frozen clip, which dynamic degree alone punishes:
+they are there to be measured (weight 0); `motion` is there to be trained on.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
+import cv2
 import numpy as np
 from typing_extensions import override
 
 from accord.types import Clip, Prompt
-from reward_servers.base import RewardModel, Score
-from reward_servers.signals import Float, luma, shrunk
+from reward_servers.base import Curve, RewardModel, Score
+from reward_servers.flow import carried, dense_flow, fastest, grey_frames
+from reward_servers.signals import Float, Pixels
 
-SHORT_SIDE = 32
-BLOCK = 4
-REACH = 3
-STILLNESS = 0.01
-"""Advantage, in mean absolute brightness, that a block's zero displacement has over any other."""
+SHORT_SIDE = 128
+LOOKS_PER_S = 8.0
+FAST = 6.0 / 256.0
+"""Displacement between two looks, in short sides, above which VBench calls a pair of frames dynamic."""
+DYNAMIC_SHARE = 4.0 / 16.0
+"""Share of frames whose pair must be dynamic for VBench to call the clip so."""
 
 
 class TemporalFlickerModel(RewardModel):
-    """How well still surfaces keep their brightness.
+    """VBench's temporal flickering: (255 - mean absolute difference of neighbouring frames) / 255.
 
-    value = 1 - mean over frame pairs of the median absolute difference of the pixels. VBench takes the mean over
-    pixels and therefore only clips that stand still; the median leaves a moving object out. VBench's own number is the
-    component `vbench`. Limits: a camera that moves looks like flicker. Hack: a frozen clip.
+    Over all pixels and colours at the size they have. Limits: meant for clips that stand still; what moves, the camera
+    included, counts as flicker. Hack: a frozen clip.
     """
 
     @override
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
-        """Components: `vbench`, the official (255 - mean absolute difference) / 255."""
-        grey_FHW = luma(shrunk(clip.video_FHWC, SHORT_SIDE))
-        change = np.abs(np.diff(grey_FHW, axis=0))
-        value = 1.0 - np.median(change, axis=(1, 2)).mean()
-        return Score(float(value), {"vbench": float(1.0 - change.mean())})
+        """No components: the value is the number."""
+        return Score(float((255.0 - _change(clip.video_FHWC).mean()) / 255.0))
+
+    @override
+    def curves(self, prompt: Prompt, clip: Clip) -> Sequence[Curve]:
+        """The mean absolute difference of each frame from the one before."""
+        change = _change(clip.video_FHWC)
+        return [Curve("difference", np.arange(1, len(change) + 1) / clip.fps, change, "of 255")]
 
 
 class MotionSmoothnessModel(RewardModel):
-    """How well each frame is foretold by its two neighbours.
+    """A twin of VBench's motion smoothness: (255 - mean absolute error of the frames left out) / 255.
 
-    value = 1 - mean absolute error of the frame against a motion-compensated middle of its neighbours, over the tenth
-    of the pixels that change most between these. Limits: fast motion beyond 6 pixels of the small frame and
-    occlusions count as errors; a real contact is one rough frame. Hack: a frozen clip.
+    Every second frame is left out and drawn from its two neighbours: each is carried half its way along the flow to the
+    other, and the two are averaged. Grey, at a short side of 128. Limits: noise counts as roughness; motion is taken to
+    be even and straight over two frames; a real contact is rough. Hack: a frozen clip.
     """
 
     @override
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
-        """Components: `error`, mean absolute error where something moves."""
-        grey_FHW = luma(shrunk(clip.video_FHWC, SHORT_SIDE))
-        before, between, after = grey_FHW[:-2], grey_FHW[1:-1], grey_FHW[2:]
-        error = np.abs(_middle(before, after) - between)
-        moving = np.abs(after - before) + error
-        threshold = np.percentile(moving, 90, axis=(1, 2), keepdims=True)
-        chosen = moving >= threshold
-        mean_error = float((error * chosen).sum() / chosen.sum())
-        return Score(1.0 - mean_error, {"error": mean_error})
+        """Components: `error`, the mean absolute error as a share of full scale."""
+        error = float(_left_out(clip.video_FHWC).mean()) / 255.0
+        return Score(1.0 - error, {"error": error})
+
+    @override
+    def curves(self, prompt: Prompt, clip: Clip) -> Sequence[Curve]:
+        """The error of each frame left out."""
+        error = _left_out(clip.video_FHWC)
+        return [Curve("error", (2 * np.arange(len(error)) + 1) / clip.fps, error, "of 255")]
 
 
 class DynamicDegreeModel(RewardModel):
-    """How much moves: the fastest twentieth of the blocks, relative to VBench's threshold.
+    """A twin of VBench's dynamic degree, made continuous: r / (r + 1), 0.5 where VBench's verdict turns.
 
-    value = min(1, ratio / 2); ratio = (mean displacement of the fastest 5 % of the blocks between frames an eighth of
-    a second apart) / (6 pixels per 256 of short side). Changes of overall brightness are taken out first. VBench makes
-    this a yes or no per clip; here it is continuous. Limits: displacement above 3 pixels of the small frame is cut.
-    Hacks: camera shake and boiling noise; train a smoothness or text-video reward beside it.
+    Eight looks a second; between two of them the mean displacement of the 5 % of pixels that move most, over 6 pixels
+    per 256 of the short side. VBench calls a clip dynamic when that exceeds 1 for as many pairs as a quarter of the
+    looks, so r is the largest number that so many pairs reach. Limits: motion faster than the search reaches is cut.
+    Hacks: camera shake and boiling noise; train `motion` instead.
     """
 
     @override
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
-        """Components: `ratio`. A clip in which no block moves at all is at the floor (`no_events`)."""
-        grey_FHW = luma(shrunk(clip.video_FHWC, SHORT_SIDE))
-        step = min(max(1, round(clip.fps / 8.0)), len(grey_FHW) - 1)
-        frames = grey_FHW[::step] - np.median(grey_FHW[::step], axis=(1, 2), keepdims=True)
-        speed = _displacement(frames[:-1], frames[1:])
-        fastest = np.sort(speed.reshape(len(speed), -1), axis=1)[:, -max(1, speed[0].size // 20) :]
-        unit = 6.0 / 256.0 * min(grey_FHW.shape[1:])
-        ratio = float(fastest.mean()) / unit
-        if ratio == 0.0:
-            return self.empty("no_events", {"ratio": 0.0})
-        return Score(min(1.0, ratio / 2.0), {"ratio": ratio})
+        """Components: `ratio` (r) and `dynamic` (VBench's verdict). Without any motion, the floor (`no_events`)."""
+        _, ratios = _displacements(clip)
+        wanted = max(1, round(DYNAMIC_SHARE * (len(ratios) + 1)))
+        ratio = float(np.sort(ratios)[-min(wanted, len(ratios))])
+        components = {"ratio": ratio, "dynamic": float(ratio > 1.0)}
+        return Score(ratio / (ratio + 1.0), components) if ratio > 0.0 else self.empty("no_events", components)
+
+    @override
+    def curves(self, prompt: Prompt, clip: Clip) -> Sequence[Curve]:
+        """The displacement of the fastest pixels over VBench's threshold."""
+        times_s, ratios = _displacements(clip)
+        return [Curve("displacement", times_s, ratios, "of VBench's threshold")]
 
 
-# ---------------------------------------------------------------- block matching
+def _change(video_FHWC: Pixels) -> Float:
+    """Mean absolute difference of each frame from the one before, of 255 [F - 1]."""
+    size = video_FHWC[0].size
+    return np.array([cv2.norm(a, b, cv2.NORM_L1) / size for a, b in pairwise(video_FHWC)])
 
 
-def _shifts() -> list[tuple[int, int]]:
-    """All (dy, dx) up to REACH, nearest first, so that ties go to the smaller displacement."""
-    every = [(dy, dx) for dy in range(-REACH, REACH + 1) for dx in range(-REACH, REACH + 1)]
-    return sorted(every, key=lambda shift: (shift[0] ** 2 + shift[1] ** 2, shift))
+def _left_out(video_FHWC: Pixels) -> Float:
+    """Mean absolute error of every second frame as drawn from its neighbours, of 255."""
+    grey_FHW = grey_frames(video_FHWC, SHORT_SIDE)
+    after_FHW = grey_FHW[2::2]
+    before_FHW, between_FHW = grey_FHW[: 2 * len(after_FHW) : 2], grey_FHW[1 : 2 * len(after_FHW) : 2]
+    forth, back = dense_flow(before_FHW, after_FHW), dense_flow(after_FHW, before_FHW)
+    errors = []
+    for index, truth in enumerate(between_FHW):
+        early = carried(before_FHW[index], back[index] / 2.0)
+        late = carried(after_FHW[index], forth[index] / 2.0)
+        errors.append(float(np.abs((early + late) / 2.0 - truth).mean(dtype=np.float64)))
+    return np.array(errors)
 
 
-def _padded(frames_FHW: Float) -> Float:
-    """Frames with their borders repeated REACH pixels outwards."""
-    return np.pad(frames_FHW, ((0, 0), (REACH, REACH), (REACH, REACH)), mode="edge")
-
-
-def _moved(padded_FHW: Float, dy: int, dx: int) -> Float:
-    """Frames displaced by (dy, dx), cut from their padded form."""
-    height, width = (size - 2 * REACH for size in padded_FHW.shape[1:])
-    return padded_FHW[:, REACH - dy : REACH - dy + height, REACH - dx : REACH - dx + width]
-
-
-def _block_mean(frames_FHW: Float) -> Float:
-    """Means of BLOCK x BLOCK blocks, remainders cut off, [F, h, w]."""
-    count, height, width = frames_FHW.shape
-    cut = frames_FHW[:, : height // BLOCK * BLOCK, : width // BLOCK * BLOCK]
-    return cut.reshape(count, height // BLOCK, BLOCK, width // BLOCK, BLOCK).mean(axis=(2, 4))
-
-
-def _displacement(before_FHW: Float, after_FHW: Float) -> Float:
-    """Displacement in pixels of each block of `after` from `before`, [F, h, w]."""
-    padded = _padded(before_FHW)
-    best: Float | None = None
-    for dy, dx in _shifts():
-        cost = _block_mean(np.abs(_moved(padded, dy, dx) - after_FHW))
-        if best is None:
-            best, speed = cost - STILLNESS, np.zeros_like(cost)
-            continue
-        better = cost < best
-        best = np.where(better, cost, best)
-        speed = np.where(better, np.hypot(dy, dx), speed)
-    return speed
-
-
-def _middle(before_FHW: Float, after_FHW: Float) -> Float:
-    """Motion-compensated middle: per block, the symmetric displacement under which both neighbours agree best."""
-    height, width = before_FHW.shape[1:]
-    padded_before, padded_after = _padded(before_FHW), _padded(after_FHW)
-    best: Float | None = None
-    for dy, dx in _shifts():
-        early, late = _moved(padded_before, dy, dx), _moved(padded_after, -dy, -dx)
-        cost = _block_mean(np.abs(early - late))
-        if best is None:
-            best, middle = cost - STILLNESS, (early + late) / 2.0
-            continue
-        better = cost < best
-        if not better.any():
-            continue
-        best = np.where(better, cost, best)
-        mask = np.repeat(np.repeat(better, BLOCK, axis=1), BLOCK, axis=2)
-        full = np.zeros((len(mask), height, width), dtype=bool)
-        full[:, : mask.shape[1], : mask.shape[2]] = mask
-        middle = np.where(full, (early + late) / 2.0, middle)
-    return middle
+def _displacements(clip: Clip) -> tuple[Float, Float]:
+    """Times (s) of the looks but the last, and the displacement of the fastest pixels over the threshold."""
+    step = min(max(1, round(clip.fps / LOOKS_PER_S)), len(clip.video_FHWC) - 1)
+    grey_FHW = grey_frames(clip.video_FHWC[::step], SHORT_SIDE)
+    ratios = fastest(dense_flow(grey_FHW[:-1], grey_FHW[1:])) / (FAST * min(grey_FHW.shape[1:]))
+    return np.arange(len(ratios)) * step / clip.fps, ratios

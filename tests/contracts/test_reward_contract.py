@@ -26,7 +26,7 @@ from reward_servers.trial import Trial
 from tests.tiny_checkpoints import spec_with_weights
 
 STEPS = {"level": Component("loudness of the sound", low=0.0, high=1e6)}
-NOT_YET_DECLARED: set[str] = {"dynamic_degree", "motion_smoothness", "temporal_flicker", "text_video"}
+NOT_YET_DECLARED: set[str] = {"text_video"}
 """Rewards whose specs do not say yet what their values are made of."""
 
 

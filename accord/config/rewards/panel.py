@@ -120,6 +120,19 @@ class MotionReward(_Seen):
     name: Literal["motion"] = "motion"
 
 
+class ConsistencyReward(_Seen):
+    """Things stay what they are, while they move."""
+
+    impl: ClassVar[str] = "reward_servers.panel.consistency:ConsistencyModel"
+    about: ClassVar[str] = "colours and outlines stay what they are, while something moves"
+    components: ClassVar[Mapping[str, Component]] = {
+        "to_previous": Component("cosine to the frame looked at before", "", 0.0, 1.0, "higher"),
+        "to_first": Component("cosine to the first frame", "", 0.0, 1.0, "higher"),
+        "liveliness": Component("gate by the speed of the fastest pixels", "", 0.0, 1.0, "higher"),
+    }
+    name: Literal["consistency"] = "consistency"
+
+
 class TextVideoReward(_Seen):
     """Text-video agreement by a closed-vocabulary verifier."""
 
@@ -159,26 +172,33 @@ class TextAudioReward(_Heard):
 
 
 class TemporalFlickerReward(_Seen):
-    """VBench-style temporal flicker."""
+    """VBench's temporal flickering."""
 
     impl: ClassVar[str] = "reward_servers.panel.vbench:TemporalFlickerModel"
-    about: ClassVar[str] = "what stands still keeps its brightness"
+    about: ClassVar[str] = "neighbouring frames are alike (VBench, exact)"
     smallest_effect: ClassVar[float] = 0.002
     name: Literal["temporal_flicker"] = "temporal_flicker"
 
 
 class MotionSmoothnessReward(_Seen):
-    """VBench-style motion smoothness."""
+    """A twin of VBench's motion smoothness."""
 
     impl: ClassVar[str] = "reward_servers.panel.vbench:MotionSmoothnessModel"
-    about: ClassVar[str] = "a frame lies between its neighbours"
+    about: ClassVar[str] = "a frame lies between its neighbours (VBench, by flow)"
+    components: ClassVar[Mapping[str, Component]] = {
+        "error": Component("mean error of the frames left out", "of full scale", 0.0, 1.0, "lower"),
+    }
     smallest_effect: ClassVar[float] = 0.002
     name: Literal["motion_smoothness"] = "motion_smoothness"
 
 
 class DynamicDegreeReward(_Seen):
-    """VBench-style dynamic degree."""
+    """A twin of VBench's dynamic degree, continuous."""
 
     impl: ClassVar[str] = "reward_servers.panel.vbench:DynamicDegreeModel"
-    about: ClassVar[str] = "something moves"
+    about: ClassVar[str] = "something moves (VBench, by flow)"
+    components: ClassVar[Mapping[str, Component]] = {
+        "ratio": Component("displacement of the fastest pixels", "of VBench's threshold", 0.0, better="higher"),
+        "dynamic": Component("VBench's verdict", "", 0.0, 1.0, "higher"),
+    }
     name: Literal["dynamic_degree"] = "dynamic_degree"

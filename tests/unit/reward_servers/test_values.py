@@ -76,10 +76,11 @@ def test_an_imperfection_elsewhere_costs_next_to_nothing(values, name, kind):
         ("sound", 0.6),
         ("picture", 0.3),
         ("motion", 0.3),
+        ("consistency", 0.5),
         ("text_video", 0.85),
-        ("temporal_flicker", 0.99),
+        ("temporal_flicker", 0.95),
         ("motion_smoothness", 0.95),
-        ("dynamic_degree", 0.9),
+        ("dynamic_degree", 0.6),
     ],
 )
 def test_the_clean_world_scores_high(values, name, low):
