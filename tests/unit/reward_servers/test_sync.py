@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
 from accord.config.rewards.panel import SyncReward
+from accord.media import read_mp4
 from accord.types import Clip
 from accord.world.scene import render_audio
 from reward_servers.base import build, score_groups
@@ -75,3 +79,55 @@ def test_neither_silence_nor_stillness_beats_misplaced_sound(model, world):
     assert empty.reasons == ("no_events", "silent_audio", "no_events")
     assert max(empty.values) == model.spec.floor <= min(wrong.values)
     assert np.mean(wrong.values) > model.spec.floor + 0.05
+
+
+CLIPS = Path(__file__).parents[4] / "shared" / "realclips"
+DELAYS = (0.0, 0.04, 0.08, 0.12, 0.2, 0.3, 0.5, 0.75, 1.0)
+
+
+@pytest.fixture(scope="module")
+def real():
+    """The seven clips with what is seen in them."""
+    if not CLIPS.is_dir():
+        pytest.skip("the real clips are not beside the repository")
+    clips = {path.stem: read_mp4(path) for path in sorted((CLIPS / "dev").glob("*.mp4"))}
+    return {name: (seen(clip), clip) for name, clip in clips.items()}
+
+
+def shifted(clip: Clip, seconds: float) -> Clip:
+    """The sound moved, with silence where there is none."""
+    samples = round(seconds * clip.sample_rate)
+    moved = np.zeros_like(clip.audio_CS)
+    moved[:, max(0, samples) : moved.shape[1] + min(0, samples)] = clip.audio_CS[
+        :, max(0, -samples) : moved.shape[1] - max(0, samples)
+    ]
+    return dataclasses.replace(clip, audio_CS=moved)
+
+
+@pytest.mark.parametrize("way", [1, -1])
+@pytest.mark.parametrize(("move", "less"), [(shifted, 0.0), (delayed, 0.1)])
+def test_the_score_of_real_clips_falls_with_the_delay(model, real, move, less, way):
+    """A sound that wraps around brings its own end to the beginning, where it may fit by chance."""
+    for axis in json.loads((CLIPS / "relations.json").read_text())["relations"]:
+        if axis["axis"] != "sync" or "degrade" not in axis:
+            continue
+        for name, least in axis["clips"].items():
+            courses, clip = real[name]
+            values = [model.compared(courses, move(clip, way * delay)).value for delay in DELAYS]
+            assert spearmanr(values, -np.array(DELAYS)).statistic >= least - less - 1e-9, name
+
+
+def test_the_own_sound_of_a_real_clip_beats_five_others(model, real):
+    for name in sorted(set(real) - {"rain"}):
+        courses, clip = real[name]
+        own = model.compared(courses, clip).value
+        others = [
+            model.compared(courses, dataclasses.replace(clip, audio_CS=real[other][1].audio_CS)).value
+            for other in sorted(set(real) - {name})[:5]
+        ]
+        assert own - max(others) > max(0.2, float(np.std(others))), name
+
+
+def test_rain_has_no_events(model, real):
+    score = model.compared(*real["rain"])
+    assert (score.valid, score.value, score.reason) == (True, model.spec.floor, "no_events")
