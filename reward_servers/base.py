@@ -122,13 +122,26 @@ class RewardModel:
         scores = [self._unmeasured(prompt, clip) for prompt, clip in zip(prompts, clips, strict=True)]
         rest = [place for place, score in enumerate(scores) if score is None]
         seen = [(prompts[place], contiguous(clips[place], self.spec.needs)) for place in rest]
+        batches = self._batches([clip for _, clip in seen]) if self.spec.scope == "clip" else [list(range(len(seen)))]
         if self.spec.scope != "clip" and len(seen) < 2:
-            found = [Score.invalid("too_few") for _ in seen]
-        else:
-            found = self._guarded(seen)
-        for place, score in zip(rest, found, strict=True):
-            scores[place] = score
+            scores = [score or Score.invalid("too_few") for score in scores]
+            batches = []
+        for batch in batches:
+            for place, score in zip(batch, self._guarded([seen[place] for place in batch]), strict=True):
+                scores[rest[place]] = score
         return [score for score in scores if score is not None]
+
+    def _batches(self, clips: Sequence[Clip]) -> list[list[int]]:
+        """Which clips one forward holds: those of one shape, as many as `max_batch_pixels` allows."""
+        batches: dict[tuple[tuple[int, ...], ...], list[list[int]]] = {}
+        for place, clip in enumerate(clips):
+            video = clip.video_FHWC.shape if "video" in self.spec.needs else (0,)
+            alike = batches.setdefault((video, clip.audio_CS.shape if "audio" in self.spec.needs else ()), [[]])
+            pixels, most = math.prod(video[:3]), self.spec.max_batch_pixels
+            if most and alike[-1] and (len(alike[-1]) + 1) * pixels > most:
+                alike.append([])
+            alike[-1].append(place)
+        return [batch for alike in batches.values() for batch in alike]
 
     def empty(self, reason: ScoreReason, components: Mapping[str, float] | None = None) -> Score:
         """The floor: a valid score for a clip with nothing to measure in it."""

@@ -27,6 +27,8 @@ class Replicas:
     """Who is in it."""
     env: dict[str, Any] | None
     """Ray's runtime environment of each."""
+    pids: tuple[int, ...]
+    """Of those that run."""
     loads: tuple[int, ...]
     """Requests at each one that runs and answers within a second."""
 
@@ -44,7 +46,8 @@ def replicas(applications: Iterable[str], deployment: str) -> dict[str, Replicas
     for name in applications:
         details = known[name]["deployments"].get(deployment) if name in known else None
         if details is not None:
-            running = [replica["actor_name"] for replica in details["replicas"] if replica["state"] == "RUNNING"]
+            alive = [replica for replica in details["replicas"] if replica["state"] == "RUNNING"]
+            running = [replica["actor_name"] for replica in alive]
             config = details["deployment_config"]
             found[name] = Replicas(
                 running=len(running),
@@ -52,6 +55,7 @@ def replicas(applications: Iterable[str], deployment: str) -> dict[str, Replicas
                 max_ongoing=config["max_ongoing_requests"],
                 rewards=tuple((config.get("user_config") or {}).get("rewards", ())),
                 env=(config.get("ray_actor_options") or {}).get("runtime_env"),
+                pids=tuple(replica["pid"] for replica in alive),
                 loads=tuple(_loads(running)),
             )
     return found

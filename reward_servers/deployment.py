@@ -21,6 +21,7 @@ from accord.plugins import spec_class
 from accord.types import Clip, Prompt, RewardScores
 from reward_servers import owners
 from reward_servers.base import RewardModel, build, score_groups
+from reward_servers.results import ClipDigest, Results, score_once
 from reward_servers.wire import BadBody, read_body
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class RewardServer:
     def __init__(self, specs: Sequence[tuple[str, str]]) -> None:
         """`specs`: name and JSON of each reward."""
         self._specs = {name: spec_class("rewards", name).model_validate_json(text) for name, text in specs}
+        self._results = {name: Results(spec.remember) for name, spec in self._specs.items()}
         self._models = {name: _built(spec, alone=len(specs) == 1) for name, spec in self._specs.items()}
 
         async def together(
@@ -90,15 +92,29 @@ class RewardServer:
     def _score(
         self, prompts: Sequence[Prompt], groups: Sequence[Sequence[Clip]], rewards: Sequence[Sequence[str]]
     ) -> list[dict[str, RewardScores]]:
-        """Each model looks at the groups that ask for it, one model after the other."""
+        """Each model looks at the groups that ask for it, one model after the other; a clip has one digest for all."""
         found: list[dict[str, RewardScores]] = [{} for _ in groups]
+        digests = [[ClipDigest(clip) for clip in group] for group in groups]
         for name, model in self._models.items():
             asking = [place for place, names in enumerate(rewards) if name in names]
             if asking:
-                scores = score_groups(model, [prompts[place] for place in asking], [groups[place] for place in asking])
+                seen = [groups[place] for place in asking]
+                known = [digests[place] for place in asking]
+                scores = self._asked(model, [prompts[place] for place in asking], seen, known)
                 for place, score in zip(asking, scores, strict=True):
                     found[place][name] = score
         return found
+
+    def _asked(
+        self,
+        model: RewardModel,
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[Clip]],
+        digests: Sequence[Sequence[ClipDigest]],
+    ) -> list[RewardScores]:
+        if not model.spec.remember:
+            return score_groups(model, prompts, groups)
+        return score_once(model, prompts, groups, digests, self._results[model.spec.name])
 
     def ready(self) -> None:
         """Answers where a replica runs and has room."""
@@ -115,6 +131,7 @@ class RewardServer:
             "weights_digest": self._models[reward].weights_digest, "needs": list(spec.needs),
             "route": spec.route, "range": _plain(spec.range), "floor": spec.floor,
             "prompt_anchored": spec.prompt_anchored, "spec": spec.model_dump(mode="json"),
+            "remembered": {"scores": len(self._results[reward]), "found": self._results[reward].found},
         }  # fmt: skip
 
     async def __call__(self, request: Request) -> JSONResponse:

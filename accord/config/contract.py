@@ -348,6 +348,12 @@ class RewardSpec(PluginSpec):
     max_batch_groups: int = Field(default=4, ge=1, le=256)
     """Groups that one call of the model may batch."""
     batch_wait_s: float = Field(default=0.02, ge=0, le=10)
+    max_batch_pixels: int = Field(default=0, ge=0)
+    """Pixels, of all frames of all its clips, that one forward of the model may hold; 0 = no bound. A clip is never
+    cut."""
+    remember: int = Field(default=4096, ge=0, le=1_000_000)
+    """Scores that its server keeps, so that the same clip is not judged twice for the same prompt; 0 = none, and no
+    digest is taken of any clip."""
     max_queued: int = Field(default=0, ge=0, le=100_000)
     """Groups that each caller may have waiting at its server; more are refused (`backpressure`). 0 = four batches for
     each of `max_replicas`."""
