@@ -50,6 +50,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "sync": "accord.config.rewards.panel:SyncReward",
         "stereo_place": "accord.config.rewards.panel:StereoPlaceReward",
         "clap": "accord.config.rewards.sound:ClapReward",
+        "desync": "accord.config.rewards.cross:DesyncReward",
         "audiobox": "accord.config.rewards.sound:AudioboxReward",
         "sound": "accord.config.rewards.panel:SoundReward",
         "picture": "accord.config.rewards.panel:PictureReward",

@@ -16,7 +16,7 @@ from accord.plugins import spec_class
 from accord.types import Modality
 from accord.world.scene import make_clips
 from reward_servers.sets.models import write_exemplars
-from tests.unit.reward_servers import tiny_audiobox, tiny_qwen
+from tests.unit.reward_servers import tiny_audiobox, tiny_qwen, tiny_synchformer
 from tests.unit.reward_servers.judge_server import JudgeServer
 
 
@@ -55,9 +55,16 @@ def _exemplars(modality: Modality) -> Callable[[Path], dict[str, Any]]:
     return write
 
 
+def _desync(folder: Path) -> dict[str, Any]:
+    bundle = folder / "OmniNFT-Reward-Series"
+    tiny_synchformer.write_checkpoint(bundle / "synchformer" / "synchformer_state_dict.pth")
+    return {"path": str(bundle)}
+
+
 WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": _hpsv3,
     "audiobox": _audiobox,
+    "desync": _desync,
     "videoalign": _videoalign,
     "vlm_judge": _vlm_judge,
     "audio_frechet": _exemplars("audio"),
