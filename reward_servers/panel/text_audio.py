@@ -7,8 +7,9 @@ predicate that the text names (components). Evidence, on power spectra of 43 ms 
   above 40 Hz) and its character: percussive = the level's steepest rises are steep; tonal = power stands in narrow
   peaks; noise = no such peaks and even level (rain, wind, applause); hum = even level, low; speech = peaks, and
   syllables (2 to 8 changes of level a second). Where several are named, their mean.
-* `pitch` (high, low, deep, dull): centre of gravity of log frequency. `loudness` (loud, quiet): the loudest 100 ms.
-* `tempo` (fast, slow) and `count` ("three times"): onsets. `silence`: share of time 50 dB below the loudest.
+* `manner`, a mean: pitch (high, low, deep) by the centre of gravity of log frequency, level (loud, quiet) by the
+  loudest 100 ms, tempo (fast, slow) and count ("three times") by onsets.
+* `silence`: share of time 50 dB below the loudest.
 
 Range [0, 1], higher is better. A prompt without a known word is invalid (`unverifiable`). Silence is at the floor, 0,
 where the text does not ask for it. Limits: it hears pitch, rise, noisiness and rhythm, not sources: any low struck
@@ -83,7 +84,7 @@ class TextAudioModel(RewardModel):
             return Score.invalid("unverifiable")
         if float(np.abs(clip.audio_CS).max()) < SILENCE_PEAK:
             parts = {name: float(name == "silence") for name in checks}
-            return Score(share(parts, {}), parts, True, "silent_audio")
+            return Score(share(parts, {}), parts) if "silence" in parts else self.empty("silent_audio", parts)
         heard = Heard.of(clip)
         parts = {name: check(heard) for name, check in checks.items()}
         return Score(share(parts, {}), parts)
@@ -221,6 +222,16 @@ CHARACTERS: Mapping[str, Callable[[Heard], float]] = {
 }
 
 
+MANNERS: Mapping[str, Callable[[Heard], float]] = {
+    "high": lambda heard: logistic(2.0 * np.log2(heard.centre_hz / 1000.0)),
+    "low": lambda heard: logistic(2.0 * np.log2(500.0 / heard.centre_hz)),
+    "loud": lambda heard: logistic((heard.loudest_db + 24.0) / 3.0),
+    "quiet": lambda heard: logistic((-32.0 - heard.loudest_db) / 3.0),
+    "fast": lambda heard: logistic((_rate(heard) - 2.5) / 0.6),
+    "slow": lambda heard: logistic((1.5 - _rate(heard)) / 0.4),
+}
+
+
 def _kind(names: list[str], heard: Heard) -> float:
     evidence = []
     for name in names:
@@ -230,32 +241,23 @@ def _kind(names: list[str], heard: Heard) -> float:
 
 
 def predicates(found: list[str]) -> dict[str, Callable[[Heard], float]]:
-    """What can be checked of a text's words, by name."""
+    """What can be checked of a text's words, by component."""
     checks: dict[str, Callable[[Heard], float]] = {}
+    kinds = list(dict.fromkeys(word for word in found if word in KINDS))
+    if kinds:
+        checks["kind"] = lambda heard: _kind(kinds, heard)
     afterwards = [*found[1:], ""][: len(found)]
     told = {
         CHARACTER_WORDS[word]
         for word, after in zip(found, afterwards, strict=True)
         if word in CHARACTER_WORDS and after not in PLACES
     }
-    kinds = list(dict.fromkeys(word for word in found if word in KINDS))
-    if kinds:
-        checks["kind"] = lambda heard: _kind(kinds, heard)
-    if "high" in told:
-        checks["pitch"] = lambda heard: logistic(2.0 * np.log2(heard.centre_hz / 1000.0))
-    elif "low" in told:
-        checks["pitch"] = lambda heard: logistic(2.0 * np.log2(500.0 / heard.centre_hz))
-    if "loud" in told:
-        checks["loudness"] = lambda heard: logistic((heard.loudest_db + 24.0) / 3.0)
-    elif "quiet" in told:
-        checks["loudness"] = lambda heard: logistic((-32.0 - heard.loudest_db) / 3.0)
-    if "fast" in told:
-        checks["tempo"] = lambda heard: logistic((_rate(heard) - 2.5) / 0.6)
-    elif "slow" in told:
-        checks["tempo"] = lambda heard: logistic((1.5 - _rate(heard)) / 0.4)
+    manners = [MANNERS[name] for name in MANNERS if name in told]
     wanted = wanted_count(found)
     if wanted is not None:
-        checks["count"] = lambda heard: counted(wanted, int(heard.onsets_T.sum()))
+        manners.append(lambda heard: counted(wanted, int(heard.onsets_T.sum())))
+    if manners:
+        checks["manner"] = lambda heard: float(np.mean([manner(heard) for manner in manners]))
     if "silent" in told:
         checks["silence"] = lambda heard: float((heard.level_db <= heard.level_db.max() - DEPTH_DB + 1e-9).mean())
     return checks

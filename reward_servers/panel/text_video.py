@@ -11,7 +11,7 @@ predicate that the text names (components), colour counting twice:
   or not at all (still, resting). Where the coloured mass is scattered, dense flow beside the camera's tells the same.
 * `camera` (pan, handheld, static camera, zoom in, zoom out): median flow in frame heights a second, and its divergence.
 * `direction` (to the left, rightwards): sign of the fastest flow beside the camera's. `speed` (fast, slow): its size.
-* `light` (dark, dusk, bright, sunny): mean brightness. `flash` and `count` ("three times"): sudden rises of brightness.
+* `light` (dark, dusk, bright, sunny): mean brightness. `flash` (flashes, "three times"): sudden rises of it.
 
 Range [0, 1], higher is better. A prompt without a known word is invalid (`unverifiable`). Limits: no shapes, no things,
 no people; colours of a small thing among many others count by their share.
@@ -282,11 +282,11 @@ def predicates(found: list[str]) -> dict[str, Callable[[Seen], float]]:
     if light:
         sign = 1.0 if light[0] == "bright" else -1.0
         checks["light"] = lambda seen: logistic(sign * (float(seen.light_F.mean()) - 0.42) / 0.08)
-    if FLASH & set(found):
-        checks["flash"] = lambda seen: seen.flashes / (seen.flashes + 1.0)
     wanted = wanted_count(found)
     if wanted is not None:
-        checks["count"] = lambda seen: counted(wanted, seen.flashes)
+        checks["flash"] = lambda seen: counted(wanted, seen.flashes)
+    elif FLASH & set(found):
+        checks["flash"] = lambda seen: seen.flashes / (seen.flashes + 1.0)
     return checks
 
 

@@ -147,8 +147,7 @@ class TextVideoReward(_Seen):
         "direction": _agreement("what moves goes to the named side"),
         "speed": _agreement("what moves is as fast as told"),
         "light": _agreement("the picture is as bright as told"),
-        "flash": _agreement("light flashes"),
-        "count": _agreement("there are as many flashes as told"),
+        "flash": _agreement("light flashes, as often as told"),
     }
     name: Literal["text_video"] = "text_video"
 
@@ -162,10 +161,7 @@ class TextAudioReward(_Heard):
     needs_sound: ClassVar[bool] = False
     components: ClassVar[Mapping[str, Component]] = {
         "kind": _agreement("it is struck, tonal, noisy, humming or spoken as told, in the band of the named thing"),
-        "pitch": _agreement("it is as high as told"),
-        "loudness": _agreement("it is as loud as told"),
-        "tempo": _agreement("events follow as fast as told"),
-        "count": _agreement("there are as many events as told"),
+        "manner": _agreement("it is as high, loud, fast and often as told"),
         "silence": _agreement("it is silent as told"),
     }
     name: Literal["text_audio"] = "text_audio"
