@@ -30,6 +30,8 @@ class Counting(RewardModel):
             raise ValueError("white")
         return [Score(float(clip.video_FHWC.mean()) / 255) for clip in clips]
 
+    score_set = score_batch
+
 
 class Ranking(SyncReward):
     """One that compares the clips of a group."""
