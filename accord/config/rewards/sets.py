@@ -1,6 +1,6 @@
 """Rewards of a whole set of clips, as specs: each clip gets what it adds to the set's measure (leave one out).
 
-`…_diversity` looks at the clips of one prompt. The others look at all clips of a step and hold them against exemplars,
+`…_vendi` looks at the clips of one prompt. The others look at all clips of a step and hold them against exemplars,
 a file that `accord rewards exemplars` writes from clips that are as the policy's should be.
 """
 
@@ -38,19 +38,19 @@ class _Diversity(_Set):
     }
 
 
-class AudioDiversityReward(_Diversity):
+class AudioVendiReward(_Diversity):
     """What a clip's sound adds to the Vendi score of its group, over log-mel statistics."""
 
     needs: ClassVar[tuple[Modality, ...]] = ("audio",)
-    name: Literal["audio_diversity"] = "audio_diversity"
+    name: Literal["audio_vendi"] = "audio_vendi"
     route: Route = "audio"
 
 
-class VideoDiversityReward(_Diversity):
+class VideoVendiReward(_Diversity):
     """What a clip's picture adds to the Vendi score of its group, over histograms of colour and change."""
 
     needs: ClassVar[tuple[Modality, ...]] = ("video",)
-    name: Literal["video_diversity"] = "video_diversity"
+    name: Literal["video_vendi"] = "video_vendi"
     route: Route = "video"
 
 

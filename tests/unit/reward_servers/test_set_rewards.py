@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from accord.config.rewards.sets import AudioDiversityReward, AudioFrechetReward, VideoDiversityReward
+from accord.config.rewards.sets import AudioFrechetReward, AudioVendiReward, VideoVendiReward
 from accord.errors import ModelError
 from accord.types import Clip, Prompt
 from reward_servers.base import build, score_groups
@@ -25,7 +25,7 @@ def clip(hz: float, grey: int = 90, seed: int = 0) -> Clip:
 
 
 def test_the_one_that_differs_earns_most_and_groups_do_not_meet():
-    model = build(AudioDiversityReward())
+    model = build(AudioVendiReward())
     alike = [clip(400, seed=seed) for seed in range(4)]
     odd = [*alike[:3], clip(3000)]
     both = score_groups(model, [PROMPT, PROMPT], [odd, alike])
@@ -36,14 +36,14 @@ def test_the_one_that_differs_earns_most_and_groups_do_not_meet():
 
 
 def test_order_changes_nothing():
-    model = build(VideoDiversityReward())
+    model = build(VideoVendiReward())
     clips = [clip(400, grey) for grey in (10, 20, 200, 90)]
     (forward,), (backward,) = (score_groups(model, [PROMPT], [order]) for order in (clips, clips[::-1]))
     assert forward.values == pytest.approx(backward.values[::-1], abs=1e-12)
 
 
 def test_a_set_too_small_to_leave_one_out_has_no_score_and_a_bad_clip_leaves_the_set():
-    model = build(AudioDiversityReward())
+    model = build(AudioVendiReward())
     nothing = Clip(clip(400).video_FHWC, 8.0, np.full((1, RATE), np.nan, np.float32), RATE)
     (two,) = score_groups(model, [PROMPT], [[clip(400), clip(500)]])
     (one,) = score_groups(model, [PROMPT], [[clip(400), nothing]])
