@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import accord
+from accord.config.files import kind_of
 from accord.config.gaps import refuse_gaps, refuse_odd, unlike
 from accord.config.paths import BUILT_IN
 from accord.config.weights import Shapes, read_json, read_safetensors_header, refuse_quantised
@@ -13,7 +15,9 @@ from accord.errors import ModelError
 
 TINY = f"{BUILT_IN}tiny-clap"
 SHIPPED = {TINY: Path(accord.__file__).parents[1] / "reward_servers" / "checkpoints" / "tiny-clap"}
-CONFIGS = ("config.json", "preprocessor_config.json", "tokenizer.json")
+CONFIGS = ("config.json", "tokenizer.json")
+EXTRACTOR, PROCESSOR = "preprocessor_config.json", "processor_config.json"
+"""Either says how sound is prepared: the second, which transformers 5 writes, in its `feature_extractor`."""
 WEIGHTS = "model.safetensors"
 _STACKS = ("layer", "blocks")
 """Lists of equal blocks: of the text encoder, and within a stage of the audio encoder."""
@@ -40,9 +44,17 @@ def inspect_clap_dir(path: str) -> Path:
     """Check a transformers `ClapModel` directory and return it. Raises ModelError that names the file."""
     root = clap_directory(path)
     files = {name: read_json(root / name) for name in CONFIGS}
+    extractor_file, extractor = _extractor(root)
     config = files["config.json"]
     if config.get("model_type") != "clap":
         raise ModelError(f"{root / 'config.json'}: model_type is {config.get('model_type')!r}, not 'clap'")
+    audio = config.get("audio_config")
+    fused = bool(audio.get("enable_fusion")) if isinstance(audio, dict) else False
+    if (extractor.get("truncation", "fusion") == "fusion") != fused:
+        raise ModelError(
+            f"{extractor_file}: prepares sound for {'an unfused' if fused else 'a fused'} model, and config.json is of "
+            "the other kind; copy both from one checkpoint"
+        )
     if not isinstance(files["tokenizer.json"].get("model"), dict):
         raise ModelError(f"{root / 'tokenizer.json'}: holds no model of a tokenizer; copy it again")
     header = read_safetensors_header(root / WEIGHTS)
@@ -54,6 +66,20 @@ def inspect_clap_dir(path: str) -> Path:
     refuse_gaps(root, {*unlike(shapes, _STACKS), *_ends(shapes)} - shapes.keys() - DERIVED)
     refuse_odd(root, shapes, _STACKS)
     return root
+
+
+def clap_files(root: Path) -> list[Path]:
+    """What a score of a checkpoint that was inspected depends on."""
+    return [root / name for name in (*CONFIGS, WEIGHTS, EXTRACTOR, PROCESSOR) if kind_of(root / name) == "file"]
+
+
+def _extractor(root: Path) -> tuple[Path, dict[str, Any]]:
+    """The settings of the feature extractor as transformers finds them, and where they stand."""
+    if kind_of(root / PROCESSOR) == "file":
+        nested = read_json(root / PROCESSOR).get("feature_extractor")
+        if isinstance(nested, dict):
+            return root / PROCESSOR, nested
+    return root / EXTRACTOR, read_json(root / EXTRACTOR)
 
 
 def _ends(shapes: Shapes) -> Iterator[str]:

@@ -7,11 +7,13 @@ Limits: says whether the named sound is there, not when, and little about how cl
 beyond the checkpoint's bandwidth is not heard. The built-in checkpoint knows the four sounds of the procedural world.
 Known hacks: a constant texture that matches the caption scores as well as events do; train a sync reward beside it.
 
-Any transformers `ClapModel` directory works: `config.json`, `model.safetensors`, the tokenizer's files and
-`preprocessor_config.json`. Sound is mixed to mono, resampled to the checkpoint's rate and cut into windows of its
-length; the cosine is the mean over windows. The checkpoint's own padding applies. Random cropping, which the
-transformers feature extractor applies to long sound, is thereby never reached. Every window is one forward of the same
-shape on one thread, so a score has the same bits in any company.
+Any transformers `ClapModel` directory works: `config.json`, `model.safetensors`, `tokenizer.json` and
+`preprocessor_config.json` or `processor_config.json`. Sound is mixed to mono, resampled to the checkpoint's rate and
+cut into windows of its length; the cosine is the mean over windows. A shorter sound is repeated until it fills one,
+whatever the checkpoint's settings: that is how CLAP was trained. The random crop of transformers is never reached.
+Texts are cut at the checkpoint's length (512 tokens). The value is the plain cosine; OmniNFT's is (cosine + 1) / 2,
+which orders clips alike. Every window is one forward of the same shape on one thread, so a score has the same bits in
+any company.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 from typing_extensions import override
 
 from accord.backbones.components import refuse_partial
-from accord.config.clap_dir import CONFIGS, DERIVED, WEIGHTS, inspect_clap_dir
+from accord.config.clap_dir import DERIVED, clap_files, inspect_clap_dir
 from accord.config.rewards.sound import ClapReward
 from accord.errors import ModelError
 from accord.types import Clip, Prompt
@@ -47,7 +49,7 @@ class ClapRewardModel(RewardModel):
         super().__init__(spec)
         torch.set_num_threads(1)
         self._device = torch.device("cuda" if spec.num_gpus > 0 else "cpu")
-        directory = inspect_clap_dir(spec.path)
+        directory = inspect_clap_dir(str(spec.weights))
         try:
             self._extractor = ClapFeatureExtractor.from_pretrained(directory, local_files_only=True)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
@@ -58,7 +60,7 @@ class ClapRewardModel(RewardModel):
             raise
         except Exception as error:  # a tokenizer's file may be wrong in ways that have no class of their own
             raise ModelError(f"{spec.path} is not a CLAP checkpoint that transformers can load: {error}") from error
-        self.weights_digest = digest(directory / name for name in (*CONFIGS, WEIGHTS))
+        self.weights_digest = digest(clap_files(directory))
         self._length = int(self._extractor.nb_max_samples)
         self._text_limit = int(self._model.config.text_config.max_position_embeddings) - 2
         self._texts: dict[str, torch.Tensor] = {}
@@ -81,7 +83,9 @@ class ClapRewardModel(RewardModel):
     def _embed_sound(self, window_S: Float) -> torch.Tensor:
         """Unit embedding [D] of one window."""
         rate = self._extractor.sampling_rate
-        made = self._extractor(window_S, sampling_rate=rate, max_length=self._length, return_tensors="pt")
+        made = self._extractor(
+            window_S, sampling_rate=rate, max_length=self._length, padding="repeatpad", return_tensors="pt"
+        )
         features = made["input_features"].float().to(self._device)
         out = self._model.get_audio_features(
             features, is_longer=torch.zeros(1, 1, dtype=torch.bool, device=self._device)

@@ -10,7 +10,7 @@ from typing_extensions import override
 
 from accord.config.audiobox_files import CONFIG, WHOLE, inspect_audiobox
 from accord.config.clap_dir import inspect_clap_dir
-from accord.config.contract import Component, ModelFacts, Problem, RewardSpec
+from accord.config.contract import Component, ModelFacts, Problem
 from accord.config.paths import InputPath, NamedPath
 from accord.config.rewards.bundle import BundledReward, told
 from accord.types import Modality, Route
@@ -55,13 +55,14 @@ class AudioboxReward(BundledReward):
             yield from told("path", inspect_audiobox, str(self.weights))
 
 
-class ClapReward(RewardSpec):
+class ClapReward(BundledReward):
     """Text-audio cosine similarity of a CLAP checkpoint."""
 
     impl: ClassVar[str] = "reward_servers.models.clap:ClapRewardModel"
     about: ClassVar[str] = "the sound is the one the text names"
     needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     prompt_anchored: ClassVar[bool] = True
+    folder: ClassVar[str] = "CLAP"
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     floor: ClassVar[float] = -0.25
     components: ClassVar[Mapping[str, Component]] = {
@@ -70,11 +71,11 @@ class ClapReward(RewardSpec):
     name: Literal["clap"] = "clap"
     route: Route = "audio"
     path: Annotated[str, InputPath("directory")] = Field(default="builtin:tiny-clap", min_length=1, max_length=4096)
-    """Directory of a transformers `ClapModel`, or `builtin:tiny-clap`."""
+    """Directory of a transformers `ClapModel`, a bundle with it in `CLAP/`, or `builtin:tiny-clap`."""
     num_cpus: float = Field(default=0.2, ge=0, le=64)
 
     def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
         """Besides its base's: the checkpoint's files, see `accord.config.clap_dir`."""
         yield from super().problems(job, facts)
         if facts is not None:
-            yield from told("path", inspect_clap_dir, self.path)
+            yield from told("path", inspect_clap_dir, str(self.weights))

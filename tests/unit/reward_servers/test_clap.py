@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from scipy.signal import resample_poly
+from transformers import AutoTokenizer, ClapFeatureExtractor, ClapModel
 
 from accord.config.clap_dir import SHIPPED
 from accord.config.rewards.sound import ClapReward
@@ -109,3 +111,71 @@ def test_a_tokenizer_that_only_its_library_understands_is_the_checkpoints_fault(
 def test_the_shipped_checkpoint_is_small_and_has_a_card():
     assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) < 3_000_000
     assert (CHECKPOINT / "README.md").is_file()
+
+
+# ---------------------------------------------------------------- published layouts
+
+
+def _reshape(folder: Path, layout: str) -> Path:
+    """A copy of the checkpoint as one of the published layouts has it; returns what a job would name."""
+    home = folder / "OmniNFT-Reward-Series" / "CLAP" if layout == "bundle" else folder / "copy"
+    shutil.copytree(CHECKPOINT, home)
+    settings = json.loads((home / "preprocessor_config.json").read_text())
+    if layout == "processor":
+        nested = {"feature_extractor": settings, "processor_class": "ClapProcessor"}
+        (home / "processor_config.json").write_text(json.dumps(nested))
+        (home / "preprocessor_config.json").unlink()
+    elif layout == "both":
+        (home / "processor_config.json").write_text(json.dumps({"processor_class": "ClapProcessor"}))
+    return home.parent if layout == "bundle" else home
+
+
+@pytest.mark.parametrize("layout", ["bundle", "processor", "both"])
+def test_published_layouts_are_one_model(model, world, tmp_path: Path, layout: str):
+    prompt, clip = world["clean"][0]
+    spec = ClapReward(path=str(_reshape(tmp_path, layout)))
+    same = build(spec)
+    assert value(same, prompt, clip) == value(model, prompt, clip)
+    (named,) = spec.files()
+    assert Path(named.path).name in {"CLAP", "copy"} and named.mark.kind == "directory"
+    assert len(same.weights_digest) == 64
+    assert (same.weights_digest == model.weights_digest) == (layout == "bundle")
+
+
+@pytest.mark.parametrize("seconds", [0.7, 2.05])
+def test_the_value_is_the_cosine_of_the_library_with_repeated_sound(model, world, tmp_path: Path, seconds: float):
+    """Whatever padding the settings name: sound is repeated by hand here, and the two towers are called as one."""
+    home = _reshape(tmp_path, "plain")
+    settings = json.loads((home / "preprocessor_config.json").read_text())
+    (home / "preprocessor_config.json").write_text(json.dumps(settings | {"padding": "pad"}))
+    prompt, clip = world["clean"][0]
+    heard = dataclasses.replace(clip, audio_CS=clip.audio_CS[:, 2_000 : 2_000 + int(seconds * 16_000)])
+    sound = heard.audio_CS[0]
+    filled = np.zeros(32_800, np.float32)
+    whole = np.tile(sound, 32_800 // len(sound))
+    filled[: len(whole)] = whole
+    features = ClapFeatureExtractor.from_pretrained(CHECKPOINT)(filled, sampling_rate=16_000, return_tensors="pt")
+    texts = AutoTokenizer.from_pretrained(CHECKPOINT)([prompt.prompt_a], return_tensors="pt")
+    whole_model = ClapModel.from_pretrained(CHECKPOINT).eval()
+    with torch.no_grad():
+        out = whole_model(
+            input_ids=texts["input_ids"], attention_mask=texts["attention_mask"], is_longer=torch.zeros(1, 1).bool(),
+            input_features=features["input_features"].float(),
+        )  # fmt: skip
+    wanted = float(out.logits_per_audio[0, 0] / whole_model.logit_scale_a.exp())
+    assert value(build(ClapReward(path=str(home))), prompt, heard) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_an_extractor_of_the_other_kind_of_model_is_named(tmp_path: Path):
+    home = _reshape(tmp_path, "plain")
+    settings = json.loads((home / "preprocessor_config.json").read_text())
+    (home / "preprocessor_config.json").write_text(json.dumps(settings | {"truncation": "fusion"}))
+    with pytest.raises(ModelError, match=r"preprocessor_config\.json: prepares sound for a fused model"):
+        build(ClapReward(path=str(home)))
+
+
+def test_text_beyond_the_checkpoints_length_is_cut(model, world):
+    prompt, clip = world["clean"][0]
+    long = dataclasses.replace(prompt, prompt_a="a bell sound " * 200)
+    longer = dataclasses.replace(prompt, prompt_a="a bell sound " * 200 + "drum " * 50)
+    assert value(model, long, clip) == value(model, longer, clip)
