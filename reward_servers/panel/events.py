@@ -56,7 +56,8 @@ BAND_RANGE_HZ = (60.0, 12_000.0)
 FLOOR_DB = -45.0
 PROMINENCE = (2.6, 3.4)
 """Where a sound begins to have events and where it has them surely: loudest moments of the change of level over its
-median. Noise of any colour stays below 2, steady rain at 2.1; struck sounds lie above 6."""
+median. Noise of any colour stays below 2, steady rain at 2.1; struck
+sounds lie above 6, and from 3 under hiss."""
 
 
 def grey(video_FHWC: Pixels, side: int = SIDE) -> Pixels:
