@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -87,18 +88,25 @@ async def score_all(scorer: ServeScorer, names: Sequence[str], groups: Sequence[
     await asyncio.gather(*(one(prompt, clips, clips if case.by_value else ray.put(clips)) for prompt, clips in groups))
 
 
-def started(specs: Sequence[RewardSpec]) -> tuple[float, float]:
-    """Start the servers. Returns the seconds that took, and the memory of their processes in MiB."""
+def started(specs: Sequence[RewardSpec]) -> tuple[float, list[int]]:
+    """Start the servers. Returns the seconds that took, and their process ids."""
     began = time.perf_counter()
     names = app.deploy(specs, http_port=None, idle_s=0.0)
     seconds = time.perf_counter() - began
-    pids = [pid for found in replicas(set(names), "RewardServer").values() for pid in found.pids]
-    return seconds, sum(_resident(pid) for pid in pids) / 2**20
+    return seconds, [pid for found in replicas(set(names), "RewardServer").values() for pid in found.pids]
 
 
-def _resident(pid: int) -> int:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096
+def _memory(pids: Sequence[int]) -> float:
+    """MiB that these processes hold."""
+    return (
+        sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in pids) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    )
+
+
+def _worked(pids: Sequence[int]) -> float:
+    """CPU seconds of these processes so far."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(of[11]) + int(of[12]) for of in fields) / os.sysconf("SC_CLK_TCK")
 
 
 def measured(case: Case, names: Sequence[str], groups: Sequence[Group]) -> str:
@@ -106,16 +114,17 @@ def measured(case: Case, names: Sequence[str], groups: Sequence[Group]) -> str:
     sizes: dict[str, Any] = {"pack": case.pack, "min_replicas": case.replicas, "max_replicas": case.replicas}
     sizes |= {"deadline_s": 600.0, "remember": 0}
     specs = [spec_class("rewards", name)(**sizes) for name in names]  # type: ignore[call-arg]
-    seconds, memory = started(specs)
+    seconds, pids = started(specs)
     scorer = ServeScorer(specs)
     asyncio.run(score_all(scorer, names, groups[:2], case))  # handles, first calls
-    began = time.perf_counter()
+    began, before = time.perf_counter(), _worked(pids)
     asyncio.run(score_all(scorer, names, groups, case))
-    took = time.perf_counter() - began
+    took, worked, memory = time.perf_counter() - began, _worked(pids) - before, _memory(pids)
     for name in {status.name for status in app.status()}:
         serve.delete(name)
     scores = len(names) * sum(len(clips) for _, clips in groups)
-    return f"| {case.name} | {scores / took:.1f} | {took / len(groups):.3f} | {seconds:.1f} | {memory:.0f} |"
+    each = f"{scores / took:.1f} | {took / len(groups):.3f} | {1000 * worked / scores:.1f}"
+    return f"| {case.name} | {each} | {seconds:.1f} | {memory:.0f} |"
 
 
 def main() -> None:
@@ -126,15 +135,17 @@ def main() -> None:
     parser.add_argument("--rewards", default=PANEL)
     parser.add_argument("--frames", type=int, default=121)
     parser.add_argument("--side", type=int, default=0, help="Height of clips of noise; 0 = the built-in world's clips.")
+    parser.add_argument("--case", default="", help="Only rows whose name holds this.")
     arguments = parser.parse_args()
     names, groups = (
         arguments.rewards.split(","),
         clips_of(arguments.groups, arguments.size, arguments.frames, arguments.side),
     )
     ray.init(num_cpus=8, include_dashboard=False, log_to_driver=False, logging_level="error")
-    print("| case | scores/s | s per group | start-up s | memory MiB |\n|---|---|---|---|---|", flush=True)
+    heads = ("case", "scores/s", "s per group", "CPU ms per score", "start-up s", "memory MiB")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}", flush=True)
     try:
-        for case in CASES:
+        for case in (case for case in CASES if arguments.case in case.name):
             print(measured(case, names, groups), flush=True)
     finally:
         serve.shutdown()
