@@ -5,6 +5,7 @@ A reward whose weights have no default has a line here; the suites that try ever
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from accord.plugins import spec_class
 from accord.types import Modality
 from accord.world.scene import make_clips
 from reward_servers.sets.models import write_exemplars
-from tests.unit.reward_servers import tiny_audiobox, tiny_qwen, tiny_synchformer
+from tests.unit.reward_servers import tiny_audiobox, tiny_clip, tiny_qwen, tiny_synchformer
 from tests.unit.reward_servers.judge_server import JudgeServer
 
 
@@ -35,6 +36,35 @@ def _videoalign(folder: Path) -> dict[str, Any]:
 def _audiobox(folder: Path) -> dict[str, Any]:
     tiny_audiobox.write_checkpoint(folder / "OmniNFT-Reward-Series" / "audiobox-aesthetics" / "checkpoint.pt")
     return {"path": str(folder / "OmniNFT-Reward-Series")}
+
+
+def _clip(name: str, scale: float, act: str) -> Callable[[Path], dict[str, Any]]:
+    def write(folder: Path) -> dict[str, Any]:
+        tiny_clip.write_clip(folder / name, scale=scale, act=act)
+        return {"path": str(folder)}
+
+    return write
+
+
+def _hpsv2(folder: Path) -> dict[str, Any]:
+    tiny_clip.write_hpsv2(folder / "HPSv2" / "HPS_v2.1_compressed.pt")
+    tiny_clip.write_tokenizer(folder / "clip")
+    return {"path": str(folder), "tokenizer": str(folder / "clip")}
+
+
+def _laion(folder: Path) -> dict[str, Any]:
+    tiny_clip.write_laion(folder / "improved-aesthetic-predictor" / "sac+logos+ava1-l14-linearMSE.pth")
+    return _clip("clip-vit-large-patch14", 3.0, "quick_gelu")(folder)
+
+
+def _aesthetic_quality(folder: Path) -> dict[str, Any]:
+    tiny_clip.write_linear(folder / "aesthetic-predictor" / "sa_0_4_vit_l_14_linear.pth")
+    return _clip("clip-vit-large-patch14", 3.0, "quick_gelu")(folder)
+
+
+def _subject(folder: Path) -> dict[str, Any]:
+    tiny_clip.write_dino(folder / "DINO" / "model.safetensors")
+    return {"path": str(folder)}
 
 
 def _vlm_judge(folder: Path) -> dict[str, Any]:
@@ -66,6 +96,13 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "audiobox": _audiobox,
     "desync": _desync,
     "videoalign": _videoalign,
+    "clip_score": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),
+    "pickscore": _clip("PickScore_v1", math.log(100.0), "gelu"),
+    "hpsv2": _hpsv2,
+    "laion_aesthetic": _laion,
+    "aesthetic_quality": _aesthetic_quality,
+    "subject_consistency": _subject,
+    "background_consistency": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),
     "vlm_judge": _vlm_judge,
     "audio_frechet": _exemplars("audio"),
     "video_frechet": _exemplars("video"),

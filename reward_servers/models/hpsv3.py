@@ -30,6 +30,7 @@ from accord.config.qwen_dir import HEAD, LM_HEAD, renamed
 from accord.config.rewards.preference import HPSv3Reward
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, Score
+from reward_servers.models.frames import evenly
 from reward_servers.models.qwen import Look, QwenReader, in_chunks
 from reward_servers.weight_files import digest
 
@@ -85,13 +86,6 @@ class HPSv3Model(RewardModel):
         kept = best[: math.ceil(self._spec.best_share * len(best) - 1e-9)]
         mu, sigma = rated_N2.mean(axis=0)
         return Score(float(kept.mean()), {"mu": float(mu), "sigma": float(sigma), "frames": float(len(best))})
-
-
-def evenly(total: int, count: int) -> list[int]:
-    """Indices of at most `count` different frames from the first to the last; a lone one is in the middle."""
-    if count == 1:
-        return [total // 2]
-    return sorted({int(place) for place in np.linspace(0, total - 1, min(count, total)).round()})
 
 
 def rank_head(files: HPSv3Files, state: dict[str, torch.Tensor]) -> nn.Sequential:
