@@ -28,7 +28,7 @@ from reward_servers.scorer import LocalScorer
 from reward_servers.serve_handles import ServeScorer
 from reward_servers.wire import write_body
 
-SPECS = [SyncReward(num_cpus=0.1), SoundReward(num_cpus=0.1), ClapReward(num_cpus=0.1)]
+SPECS = [spec(num_cpus=0.1, remember=0) for spec in (SyncReward, SoundReward, ClapReward)]
 GROUPS = 3
 
 
