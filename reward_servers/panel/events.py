@@ -8,7 +8,8 @@ affine fit, which is the camera (pan, zoom, roll). Four courses: *motion* is the
 fastest 3 % of pixels plus the flux of the histogram of flow directions (motion ends in one direction *and* begins in
 another; after the directogram of Davis and Agrawala 2018); *brighter* and *darker* are changes of local brightness
 beyond the frame's median change (flashes, fire, mouths, things that appear); *any* is the sum. Across a cut nothing
-is seen: an editor made it, not the scene.
+is seen: an editor made it, not the scene. A picture of fewer than `LEAST_SIDE` pixels holds no flow: its one course is
+how much each frame looks like a contact of its most colourful thing (a white flash, a kink of its path).
 
 Heard. Log-mel level above each band's own floor, and power-law loudness; the positive change over 10 and 20 ms, over
 all bands. A bed of music or of noise is in the floors.
@@ -28,6 +29,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, maximum_filter1d
 
 from accord.types import Clip
+from accord.world.measure import contact_evidence
 from reward_servers.signals import mono
 
 Float = NDArray[np.float64]
@@ -38,6 +40,10 @@ SIDE = 96
 SMOOTH_S = 0.06
 DRIFT_S = 0.6
 """What changes more slowly than this is no event: the mean over such a Gaussian is taken away."""
+LEAST_SIDE = 64
+"""Pixels on the short side below which there is no flow to speak of."""
+LEAST_CONTACT = 0.3
+"""Contact evidence that counts as an event even where nothing else happens."""
 FAST_SHARE = 0.03
 DIRECTIONS = 16
 THINNED = 7
@@ -154,6 +160,9 @@ def _same_scene(blocks_FB: Float) -> NDArray[np.bool_]:
 
 def seen(clip: Clip) -> dict[str, Float]:
     """Courses of what is seen on the grid [T], each 0 to 1 (`any`: 0 to 4), not yet smoothed. See the module."""
+    if min(clip.video_FHWC.shape[1:3]) < LEAST_SIDE:
+        contacts = _contacts(clip)
+        return {"contacts": contacts, "any": contacts}
     pictures = grey(clip.video_FHWC)
     flow = local_flow(pictures)
     blocks = _blocks(pictures)
@@ -172,6 +181,15 @@ def seen(clip: Clip) -> dict[str, Float]:
     brighter = course(between, grown, steady, LEAST_CHANGE["light"])
     darker = course(between, lost, steady, LEAST_CHANGE["light"])
     return {"motion": motion, "brighter": brighter, "darker": darker, "any": motion + brighter + darker}
+
+
+def _contacts(clip: Clip) -> Float:
+    """The course of a picture too small for flow: how much each frame looks like a contact, at its frame."""
+    evidence = contact_evidence(clip.video_FHWC)
+    course = np.zeros(round(len(evidence) / clip.fps * GRID_HZ))
+    places = np.minimum(np.round(np.arange(len(evidence)) / clip.fps * GRID_HZ).astype(int), len(course) - 1)
+    np.add.at(course, places, evidence)
+    return np.clip(course / max(float(np.percentile(evidence, 95)), LEAST_CONTACT), 0.0, 1.0)
 
 
 def heard(audio_CS: NDArray[np.float32], sample_rate: int, duration_s: float) -> tuple[Float, float]:
