@@ -122,7 +122,7 @@ def test_people_are_served_over_http(port, groups, expected):
     prompt, clips = groups[0]
     with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
         card = http.get("/rewards/sync").json()
-        assert card["name"] == "sync" and card["route"] == "both" and card["range"] == [-0.25, 1.0]
+        assert card["name"] == "sync" and card["route"] == "both" and card["range"] == list(SyncReward.range)
         answer = http.post("/rewards/sync/score", content=write_body(prompt, clips))
         assert answer.status_code == 200
         assert tuple(answer.json()["values"]) == expected["sync", 0]
