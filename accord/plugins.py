@@ -66,6 +66,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "clip_score": "accord.config.rewards.picture:ClipScoreReward",
         "pickscore": "accord.config.rewards.picture:PickScoreReward",
         "hpsv2": "accord.config.rewards.picture:HPSv2Reward",
+        "imagereward": "accord.config.rewards.picture:ImageRewardReward",
         "laion_aesthetic": "accord.config.rewards.picture:LaionAestheticReward",
         "aesthetic_quality": "accord.config.rewards.picture:AestheticQualityReward",
         "subject_consistency": "accord.config.rewards.picture:SubjectConsistencyReward",

@@ -17,7 +17,7 @@ from accord.plugins import spec_class
 from accord.types import Modality
 from accord.world.scene import make_clips
 from reward_servers.sets.models import write_exemplars
-from tests.unit.reward_servers import tiny_audiobox, tiny_clip, tiny_qwen, tiny_synchformer
+from tests.unit.reward_servers import tiny_audiobox, tiny_clip, tiny_imagereward, tiny_qwen, tiny_synchformer
 from tests.unit.reward_servers.judge_server import JudgeServer
 
 
@@ -50,6 +50,12 @@ def _hpsv2(folder: Path) -> dict[str, Any]:
     tiny_clip.write_hpsv2(folder / "HPSv2" / "HPS_v2.1_compressed.pt")
     tiny_clip.write_tokenizer(folder / "clip")
     return {"path": str(folder), "tokenizer": str(folder / "clip")}
+
+
+def _imagereward(folder: Path) -> dict[str, Any]:
+    tiny_imagereward.write_checkpoint(folder / "ImageReward")
+    tiny_imagereward.write_tokenizer(folder / "bert-base-uncased")
+    return {"path": str(folder), "tokenizer": str(folder / "bert-base-uncased")}
 
 
 def _laion(folder: Path) -> dict[str, Any]:
@@ -99,6 +105,7 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "clip_score": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),
     "pickscore": _clip("PickScore_v1", math.log(100.0), "gelu"),
     "hpsv2": _hpsv2,
+    "imagereward": _imagereward,
     "laion_aesthetic": _laion,
     "aesthetic_quality": _aesthetic_quality,
     "subject_consistency": _subject,

@@ -53,10 +53,10 @@ def inspect_clip_image(path: str | Path) -> ClipFiles:
 
 
 def inspect_tokenizer(path: str | Path) -> Path:
-    """Check the tokenizer of a CLIP's directory and return its file. Raises ModelError."""
+    """Check the tokenizer of a directory and return its file. Raises ModelError."""
     file = Path(path) / TOKENIZER
     if kind_of(file) != "file":
-        raise ModelError(f"{file}: not found; name the directory of a CLIP that has its {TOKENIZER}, as tokenizer")
+        raise ModelError(f"{file}: not found; name a directory that has the {TOKENIZER} of this model, as tokenizer")
     if not isinstance(read_json(file).get("model"), dict):
         raise ModelError(f"{file}: holds no model of a tokenizer; copy it again")
     return file

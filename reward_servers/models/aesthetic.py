@@ -33,11 +33,14 @@ from reward_servers.models.clip import ImageTower, State, read_clip
 from reward_servers.models.frames import evenly, mean_of
 from reward_servers.weight_files import digest, load_tensors
 
+LINEAR_LAYERS = r"layers\.(\d+)\.weight"
+"""Names of weights that stand in a sequence."""
+
 
 class LaionAestheticModel(RewardModel):
     """Mean rating of frames. Raises ModelError at construction, when files are missing, torn, or unlike."""
 
-    pattern = r"layers\.(\d+)\.weight"
+    pattern = LINEAR_LAYERS
     """Names of the head's weights."""
 
     def __init__(self, spec: LaionAestheticReward | AestheticQualityReward) -> None:
@@ -75,7 +78,7 @@ def linear_head(file: Path, state: State, pattern: str, wide: int) -> nn.Sequent
         weight, bias = state[name], state.get(f"{name.removesuffix('weight')}bias")
         if weight.ndim != 2 or weight.shape[1] != wide or bias is None or bias.shape != weight.shape[:1]:
             shapes = f"{tuple(weight.shape)} with a bias of {None if bias is None else tuple(bias.shape)}"
-            raise ModelError(f"{file}: {name} is {shapes} and gets {wide} numbers; is it for this CLIP? Take L/14")
+            raise ModelError(f"{file}: {name} is {shapes} and gets {wide} numbers; is it for this model?")
         wide = int(weight.shape[0])
         linear = nn.Linear(weight.shape[1], wide)
         linear.load_state_dict({"weight": weight.float(), "bias": bias.float()})

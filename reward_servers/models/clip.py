@@ -18,9 +18,10 @@ from torch import nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
 
-from accord.config.clip_dir import DERIVED, SCALE, TEXT, VISION, ClipFiles, inspect_tokenizer
+from accord.config.clip_dir import DERIVED, SCALE, TEXT, VISION, ClipFiles
 from accord.errors import ModelError
 from reward_servers.models.frames import Picture, cropped, pixels
+from reward_servers.models.tokens import read_tokenizer
 from reward_servers.weight_files import fill, load_tensors
 
 _TEXTS_KEPT = 4096
@@ -78,8 +79,10 @@ class ImageTower:
     @torch.no_grad()
     def embed(self, frames: Sequence[Picture], fit: Callable[[Picture, int], Picture] = cropped) -> torch.Tensor:
         """Unit embeddings [F, D] of the frames of one clip."""
-        parts = [pixels(frames[at : at + _AT_ONCE], fit, self.side) for at in range(0, len(frames), _AT_ONCE)]
-        found = torch.cat([self._model(pixel_values=part.to(self._device)).image_embeds for part in parts])
+        found = torch.cat([
+            self._model(pixel_values=pixels(frames[at : at + _AT_ONCE], fit, self.side).to(self._device)).image_embeds
+            for at in range(0, len(frames), _AT_ONCE)
+        ])  # fmt: skip
         return functional.normalize(found, dim=-1)
 
 
@@ -116,21 +119,11 @@ def _built(kind: Any, config: Any, weights: ClipWeights, prefixes: tuple[str, ..
 
 
 def _tokenizer(file: Path, rows: int, limit: int) -> Tokenizer:
-    """The tokenizer, cutting at `limit` tokens. Raises ModelError when it is not that of the checkpoint."""
-    try:
-        tokenizer = Tokenizer.from_file(str(inspect_tokenizer(file.parent)))
-    except ModelError:
-        raise
-    except Exception as error:  # the library raises plain exceptions
-        raise ModelError(f"{file}: not readable as a tokenizer ({error}); copy it again") from error
-    tokenizer.no_padding()
-    tokenizer.enable_truncation(limit)
-    ends = tokenizer.encode("").ids
-    if tokenizer.get_vocab_size() > rows or len(ends) != 2 or max(ends) != tokenizer.get_vocab_size() - 1:
-        raise ModelError(
-            f"{file}: has {tokenizer.get_vocab_size()} tokens and makes {ends} of no text; the checkpoint has {rows}, "
-            "with start and end of text as the last two; name the directory of the CLIP that it was made from"
-        )
+    """As `read_tokenizer`; raises ModelError besides when the end of text is not the highest token, as in all CLIPs."""
+    tokenizer = read_tokenizer(file, rows, limit)
+    end = tokenizer.encode("").ids[-1]
+    if end != tokenizer.get_vocab_size() - 1:
+        raise ModelError(f"{file}: ends texts with {end} and not with its last token; is it the tokenizer of a CLIP?")
     return tokenizer
 
 

@@ -115,27 +115,30 @@ class BackgroundConsistencyModel(_Consistency):
 
 def read_vit(file: Path) -> tuple[Any, int]:
     """A vision transformer by timm's names, and the side of its pictures. Raises ModelError when it is none."""
-    state = dict(_renamed(load_file(file) if file.suffix == ".safetensors" else load_tensors(file)))
-    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    state = dict(renamed(load_file(file) if file.suffix == ".safetensors" else load_tensors(file)))
     try:
-        inner, wide = shapes["layers.0.mlp.fc1.weight"]
-        patch = shapes["embeddings.patch_embeddings.projection.weight"][-1]
-        side = round((shapes["embeddings.position_embeddings"][1] - 1) ** 0.5) * patch
-        if wide % _HEAD:
-            raise ValueError(f"{wide} wide with heads of {_HEAD}")
-        layers = sum(name.startswith("layers.") and name.endswith(".mlp.fc1.weight") for name in shapes)
-        config = ViTConfig(
-            hidden_size=wide, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=wide // _HEAD,
-            image_size=side, patch_size=patch, layer_norm_eps=1e-6,
-        )  # fmt: skip
+        config = vit_config(state)
         model = ViTModel(config, add_pooling_layer=False)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{file}: does not hold a vision transformer as DINO's ({error!r}); take ViT-B/16") from error
-    fill(file, model, state)
-    return model, side
+    fill(file, model, {name: tensor.float() for name, tensor in state.items()})
+    return model, int(config.image_size)
 
 
-def _renamed(state: State) -> Iterator[tuple[str, torch.Tensor]]:
+def vit_config(state: State) -> Any:
+    """Sizes, read off weights by transformers' names. Raises KeyError, IndexError, ValueError."""
+    inner, wide = state["layers.0.mlp.fc1.weight"].shape
+    patch = state["embeddings.patch_embeddings.projection.weight"].shape[-1]
+    if wide % _HEAD:
+        raise ValueError(f"{wide} wide with heads of {_HEAD}")
+    return ViTConfig(
+        hidden_size=wide, intermediate_size=inner, num_attention_heads=wide // _HEAD, patch_size=patch,
+        num_hidden_layers=sum(name.endswith(".mlp.fc1.weight") for name in state), layer_norm_eps=1e-6,
+        image_size=round((state["embeddings.position_embeddings"].shape[1] - 1) ** 0.5) * patch,
+    )  # fmt: skip
+
+
+def renamed(state: State) -> Iterator[tuple[str, torch.Tensor]]:
     """Weights by transformers' names; what is not known keeps its own."""
     for old, tensor in state.items():
         name = next((new + old.removeprefix(start) for start, new in _NAMES if old.startswith(start)), old)
@@ -144,6 +147,6 @@ def _renamed(state: State) -> Iterator[tuple[str, torch.Tensor]]:
             name = name.replace(inner, new)
         if fused := re.fullmatch(r"(layers\.\d+)\.attn\.qkv\.(weight|bias)", name):
             for part, third in zip("qkv", tensor.chunk(3), strict=False):
-                yield f"{fused[1]}.attention.{part}_proj.{fused[2]}", third.float()
+                yield f"{fused[1]}.attention.{part}_proj.{fused[2]}", third
         else:
-            yield name, tensor.float()
+            yield name, tensor

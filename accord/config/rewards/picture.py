@@ -12,6 +12,7 @@ from typing_extensions import override
 from accord.config.clip_dir import CONFIG, inspect_clip, inspect_clip_image, inspect_tokenizer, weights_of
 from accord.config.contract import Component, ModelFacts, Problem
 from accord.config.files import kind_of
+from accord.config.imagereward_files import MED_CONFIG, inspect_imagereward
 from accord.config.paths import InputPath, NamedPath
 from accord.config.rewards.bundle import BundledReward, told
 from accord.config.torch_files import inspect_torch_file
@@ -51,7 +52,7 @@ class _TextFramesReward(_FramesReward):
 
     prompt_anchored: ClassVar[bool] = True
     tokenizer: Annotated[str, InputPath("directory")] = Field(default="", max_length=4096)
-    """Directory of a CLIP with the `tokenizer.json` that texts are read with. "" = the checkpoint's own folder."""
+    """Directory with the `tokenizer.json` that texts are read with. "" = the checkpoint's own folder."""
 
     @property
     def tokenizer_root(self) -> Path:
@@ -111,6 +112,31 @@ class HPSv2Reward(_TextFramesReward):
     components: ClassVar[Mapping[str, Component]] = _of_frames("cosine")
     licence: ClassVar[str] = "Apache-2.0"
     name: Literal["hpsv2"] = "hpsv2"
+
+
+class ImageRewardReward(_TextFramesReward):
+    """Frame preference by ImageReward."""
+
+    impl: ClassVar[str] = "reward_servers.models.imagereward:ImageRewardModel"
+    about: ClassVar[str] = "people like its frames for that text"
+    folder: ClassVar[str] = "ImageReward"
+    weight_files: ClassVar[tuple[str, ...]] = ("ImageReward.pt",)
+    smallest_effect: ClassVar[float] = 0.02
+    components: ClassVar[Mapping[str, Component]] = _of_frames("score")
+    licence: ClassVar[str] = "Apache-2.0"
+    name: Literal["imagereward"] = "imagereward"
+
+    @override
+    def files(self) -> Iterable[NamedPath]:
+        """Besides its base's: the config of the text encoder."""
+        yield from super().files()
+        yield NamedPath(("path",), str(self.weights.with_name(MED_CONFIG)), InputPath("file"))
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its base's: the config of the text encoder, see `accord.config.imagereward_files`."""
+        yield from super().problems(job, facts)
+        if facts is not None and kind_of(self.weights) == "file":
+            yield from told("path", inspect_imagereward, str(self.weights))
 
 
 class _AestheticReward(_FramesReward):

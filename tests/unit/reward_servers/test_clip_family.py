@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch.nn import functional
-from transformers import CLIPModel
+from transformers import CLIPModel, ViTModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from accord.config.contract import ModelFacts, RewardSpec
@@ -21,7 +21,9 @@ from accord.errors import ModelError
 from accord.plugins import spec_class
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, build, score_groups
+from reward_servers.models.clip import read_open_clip
 from reward_servers.models.frames import cropped, padded, shortest
+from reward_servers.models.same_subject import renamed, vit_config
 from tests.tiny_checkpoints import spec_with_weights
 from tests.unit.reward_servers import tiny_clip as tiny
 
@@ -168,8 +170,8 @@ def test_aesthetics_are_linear_layers_on_the_unit_image_feature(models, name: st
     assert np.ptp(x) > 1e-3
 
 
-def dino(w, picture_3HW):
-    """timm's forward: class token behind the last norm; positions are interpolated to the grid."""
+def dino(w, picture_3HW, *, whole: bool = False):
+    """timm's forward behind the last norm; positions are interpolated to the grid. The unit class token, or all."""
     x = functional.conv2d(picture_3HW[None], w["patch_embed.proj.weight"], w["patch_embed.proj.bias"], tiny.DINO_PATCH)
     rows, columns = x.shape[2:]
     first, grid = w["pos_embed"][:, :1], w["pos_embed"][:, 1:].reshape(1, tiny.DINO_GRID, tiny.DINO_GRID, -1)
@@ -185,7 +187,7 @@ def dino(w, picture_3HW):
         x = x + attended(plain(x, f"{at}.norm1"), *pair, tiny.DINO_WIDE // 64)
         inner = functional.gelu(plain(x, f"{at}.norm2") @ w[f"{at}.mlp.fc1.weight"].T + w[f"{at}.mlp.fc1.bias"])
         x = x + inner @ w[f"{at}.mlp.fc2.weight"].T + w[f"{at}.mlp.fc2.bias"]
-    return functional.normalize(plain(x[0], "norm"), dim=0).numpy()
+    return plain(x, "norm") if whole else functional.normalize(plain(x[0], "norm"), dim=0).numpy()
 
 
 def consistency(f: np.ndarray) -> float:
@@ -217,6 +219,26 @@ def test_a_frozen_clip_is_highest_and_a_cut_lowers(models, name: str):
     values = scored(models[name], frozen, moving, Clip(other, 24.0, SOUND, 48_000)).values
     assert values[0] == pytest.approx(1.0, abs=1e-6)
     assert values[0] > values[1] > values[2]
+
+
+def test_in_their_published_sizes_they_have_the_published_numbers_of_parameters(monkeypatch):
+    full = {"OPEN_VISION": 1280, "OPEN_TEXT": 1024, "OUT": 1024, "GRID": 16, "ROWS": 49_408, "OPEN_LAYERS": (32, 24)}
+    for name, size in (full | {"DINO_WIDE": 768, "DINO_GRID": 14, "LAYERS": 12}).items():
+        monkeypatch.setattr(tiny, name, size)
+    with torch.device("meta"):
+        state = {name: torch.empty(shape) for name, shape in tiny.open_clip_shapes().items()}
+        weights = read_open_clip(Path("HPS_v2.1_compressed.pt"), state)
+        model = CLIPModel(weights.config)
+        vit = dict(renamed({name: torch.empty(shape) for name, shape in tiny.dino_shapes().items()}))
+        seen = ViTModel(vit_config(vit), add_pooling_layer=False)
+    for given, made in ((weights.state, model), (vit, seen)):
+        assert {name: part.shape for name, part in given.items()} == {
+            name: part.shape for name, part in made.state_dict().items()
+        }
+    assert round(model.num_parameters() / 1e6, 1) == 986.1
+    assert round(seen.num_parameters() / 1e6, 1) == 85.8
+    config = weights.config
+    assert (config.vision_config.num_attention_heads, config.text_config.num_attention_heads) == (16, 16)
 
 
 # ---------------------------------------------------------------- what holds for all of them
@@ -325,7 +347,7 @@ def test_a_tokenizer_that_is_missing_or_of_another_model_is_refused(homes: Path,
     tree = json.loads((homes / "hpsv2" / "clip" / "tokenizer.json").read_text())
     tree["post_processor"] = None
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
-    with pytest.raises(ModelError, match="made from"):
+    with pytest.raises(ModelError, match=r"made from"):
         build(type(spec)(path=spec.path, tokenizer=str(tmp_path)))
 
 

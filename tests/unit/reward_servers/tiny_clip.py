@@ -37,6 +37,8 @@ OPEN_VISION, OPEN_TEXT = 160, 128
 """Two heads of 80 and two of 64, as wide as those of ViT-H-14."""
 DINO_WIDE, DINO_PATCH, DINO_GRID = 128, 16, 2
 LAYERS = 2
+OPEN_LAYERS = (LAYERS, LAYERS)
+"""For pictures and for texts."""
 SIZES = (24, 16, 8, 4, 1)
 """Of LAION's second head, in place of 1024, 128, 64, 16, 1."""
 
@@ -94,8 +96,9 @@ def open_clip_shapes() -> dict[str, tuple[int, ...]]:
         "token_embedding.weight": (ROWS, OPEN_TEXT),
     }  # fmt: skip
     norms = {"visual.ln_pre": OPEN_VISION, "visual.ln_post": OPEN_VISION, "ln_final": OPEN_TEXT}
-    for at, wide in (("visual.transformer", OPEN_VISION), ("transformer", OPEN_TEXT)):
-        for index in range(LAYERS):
+    towers = (("visual.transformer", OPEN_VISION), ("transformer", OPEN_TEXT))
+    for (at, wide), layers in zip(towers, OPEN_LAYERS, strict=True):
+        for index in range(layers):
             block = f"{at}.resblocks.{index}"
             norms |= {f"{block}.ln_1": wide, f"{block}.ln_2": wide}
             shapes |= {f"{block}.attn.in_proj_weight": (3 * wide, wide), f"{block}.attn.in_proj_bias": (3 * wide,)}
@@ -136,8 +139,8 @@ def write_linear(file: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def dino_state() -> dict[str, torch.Tensor]:
-    """A vision transformer by timm's names."""
+def dino_shapes() -> dict[str, tuple[int, ...]]:
+    """Shapes of a vision transformer by timm's names."""
     wide = DINO_WIDE
     shapes: dict[str, tuple[int, ...]] = {
         "cls_token": (1, 1, wide), "pos_embed": (1, DINO_GRID**2 + 1, wide),
@@ -150,7 +153,12 @@ def dino_state() -> dict[str, torch.Tensor]:
         for name, size in {"attn.qkv": (3 * wide, wide), "attn.proj": (wide, wide), "mlp.fc1": (4 * wide, wide),
                            "mlp.fc2": (wide, 4 * wide)}.items():  # fmt: skip
             shapes |= {f"blocks.{index}.{name}.weight": size, f"blocks.{index}.{name}.bias": size[:1]}
-    return _drawn(shapes, 8)
+    return shapes
+
+
+def dino_state() -> dict[str, torch.Tensor]:
+    """Its weights."""
+    return _drawn(dino_shapes(), 8)
 
 
 def write_dino(file: Path, state: dict[str, torch.Tensor] | None = None) -> None:
