@@ -85,6 +85,14 @@ class RewardSummary(BaseModel):
     n: int
 
 
+class ChangeSummary(RewardSummary):
+    """A mean of paired differences, with the interval that holds the true one in 95 of 100 evaluations."""
+
+    low: float | None = None
+    high: float | None = None
+    """Both None with fewer than two prompts."""
+
+
 class EvaluationDone(Event):
     """Held-out prompts were sampled and scored with a fixed set of seeds."""
 

@@ -57,7 +57,7 @@ def read_mp4(path: Path) -> Clip:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), format="mp4") as container:  # a playlist of that name would lead to other files
             if not container.streams.video:
                 raise MediaError(f"{path} has no video stream; it is not a clip that write_mp4 wrote")
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

@@ -49,13 +49,18 @@ def step_requests(job: JobSpec, prompts: Sequence[Prompt], step: int) -> list[Ro
     return requests
 
 
+def held_out_seeds(job: JobSpec, prompt: int, count: int) -> tuple[int, ...]:
+    """Seeds of a held-out prompt's samples by its place in the file: those of a job, whatever it evaluates."""
+    return tuple(derive_seed(job.seed, Purpose.HELD_OUT, prompt, sample) for sample in range(count))
+
+
 def evaluation_requests(job: JobSpec, prompts: Sequence[Prompt], version: PolicyVersion) -> list[RolloutRequest]:
     """One group per held-out prompt, same seeds each time, sampled from the trained policy along the ODE."""
-    plan, samples = job.sampling.plan("policy"), range(job.evaluate.samples_per_prompt)
+    plan = job.sampling.plan("policy")
     return [
         RolloutRequest(
             step=0, prompt_index=index, prompt=prompt, policy_version=version, plan=plan,
-            seeds=tuple(derive_seed(job.seed, Purpose.HELD_OUT, index, sample) for sample in samples),
+            seeds=held_out_seeds(job, index, job.evaluate.samples_per_prompt),
         )
         for index, prompt in enumerate(prompts)
     ]  # fmt: skip

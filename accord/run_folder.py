@@ -34,7 +34,7 @@ from pydantic_core import from_json
 
 from accord.disk import append_whole, aside, write_whole
 from accord.errors import UserError
-from accord.events import RewardSummary, StepCompleted
+from accord.events import ChangeSummary, RewardSummary, StepCompleted
 
 if TYPE_CHECKING:
     from upath import UPath
@@ -87,7 +87,7 @@ class Evaluation(BaseModel):
     rewards: dict[str, RewardSummary]
     held_out: dict[str, RewardSummary]
     seconds: float = 0.0
-    change: dict[str, RewardSummary] = Field(default_factory=dict)
+    change: dict[str, ChangeSummary] = Field(default_factory=dict)
     """Difference to the first evaluation, paired by prompt and seed."""
     samples: list[Sample] = Field(default_factory=list)
 

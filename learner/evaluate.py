@@ -32,12 +32,15 @@ from accord.events import EvaluationDone, Event, Phase, Progress, RewardSummary,
 from accord.ids import PolicyVersion
 from accord.media import write_mp4
 from accord.requests import evaluation_requests
-from accord.run_folder import Evaluation, Label, RunFolder
+from accord.run_folder import Evaluation, Label, RunFolder, Sample
 from accord.seeds import Purpose, derive_seed
 from accord.types import Clip, GroupData, GroupSource, Modality, Prompt, RolloutRequest, ScoredGroup
 from accord.world import latent_distance
 from accord.world.latent_distance import WorldStatistics
-from learner.uncertainty import Scores, bootstrapped, clustered, differences
+from learner.uncertainty import Scores, bootstrapped, clustered, compared, differences
+
+_Sound = tuple[np.ndarray, int]
+"""audio_CS and its sample rate."""
 
 
 @dataclass(slots=True)
@@ -46,7 +49,7 @@ class _Seen:
 
     groups: list[ScoredGroup] = field(default_factory=list)
     latents: dict[Modality, list[np.ndarray]] = field(default_factory=dict)
-    audio: list[list[np.ndarray]] = field(default_factory=list)
+    sounds: list[list[_Sound]] = field(default_factory=list)
     scores: dict[str, list[list[float | None]]] = field(default_factory=dict)
 
 
@@ -82,7 +85,7 @@ class Evaluator:
             self._progress(step, len(seen.groups), len(requests))
         rewards = {reward.name: clustered(seen.scores[reward.name]) for reward in self.job.rewards}
         held_out = self._spread(seen)
-        for reward in self.paired:
+        for reward in self.paired if sum(map(len, seen.sounds)) > 1 else ():
             held_out |= self._shuffled_control(reward, seen)
         event = EvaluationDone(step=step, role="policy", rewards=rewards, held_out=held_out)
         self._write(event, seen, time.monotonic() - started)
@@ -94,13 +97,13 @@ class Evaluator:
         data: GroupData = self.source.fetch(group.group.data)
         index = len(seen.groups)
         seen.groups.append(group)
-        seen.audio.append([clip.audio_CS for clip in clips])
+        seen.sounds.append([(clip.audio_CS, clip.sample_rate) for clip in clips])
         for modality, latents in data.latents.items():
             seen.latents.setdefault(modality, []).append(np.asarray(latents))
         for name, rows in seen.scores.items():
             rows.append(group.scores[name].known())
         if step in (0, self.job.steps):
-            self._keep(group.group.request, clips, self._kept(index), "base" if step == 0 else "tuned")
+            self._keep(group.group.request, clips, self._kept(index, len(clips)), "base" if step == 0 else "tuned")
 
     def _keep(self, request: RolloutRequest, clips: Sequence[Clip], samples: range, label: Label) -> None:
         for sample in samples:
@@ -110,10 +113,10 @@ class Evaluator:
             except MediaError as error:
                 self.emit(Warned(code="clip_not_written", message=str(error)))
 
-    def _kept(self, prompt_index: int) -> range:
+    def _kept(self, prompt_index: int, clips: int) -> range:
         """Samples of a prompt whose clips are kept: the wanted number is dealt out to the prompts in turn."""
         whole, rest = divmod(self.job.evaluate.clips, len(self.held_out))
-        return range(min(whole + (prompt_index < rest), self.job.evaluate.samples_per_prompt))
+        return range(min(whole + (prompt_index < rest), clips))
 
     def _spread(self, seen: _Seen) -> dict[str, RewardSummary]:
         """Distance to the clean built-in world and diversity, per modality; nothing for other models and clip sizes."""
@@ -142,7 +145,7 @@ class Evaluator:
             mixed = []
             for sample, clip in enumerate(clips):
                 prompt, other = partner(self.job.seed, index, sample, len(seen.groups), len(clips))
-                mixed.append(Clip(clip.video_FHWC, clip.fps, seen.audio[prompt][other], clip.sample_rate))
+                mixed.append(Clip(clip.video_FHWC, clip.fps, *seen.sounds[prompt][other]))
             scores = self.source.rescore(group.group.request.prompt, mixed, [reward.name])
             shuffled.append(scores[reward.name].known())
         name = reward.name
@@ -182,12 +185,13 @@ class Evaluator:
         if step == 0 or not self.done(0):
             return {}
         samples = Evaluation.model_validate_json(self.folder.read(self.folder.evaluation(0))).samples
-        size = self.job.evaluate.samples_per_prompt
+        base: dict[str, list[Sample]] = {}
+        for sample in samples:
+            base.setdefault(sample.prompt, []).append(sample)
         change = {}
         for name, rows in scores.items():
-            flat = [sample.scores.get(name) for sample in samples]
-            base = [flat[start : start + size] for start in range(0, len(flat), size)]
-            change[name] = clustered(differences(rows, base)).model_dump(mode="json")
+            before = [[sample.scores.get(name) for sample in group] for group in base.values()]
+            change[name] = compared(rows, before, self.job.seed, name).model_dump(mode="json")
         return change
 
     def _progress(self, step: int, done: int, total: int) -> None:

@@ -154,6 +154,8 @@ def rank_main(launch: Launch) -> dict[str, Any]:
 
 
 def _train(launch: Launch) -> dict[str, Any]:
+    if not launch.job.trains:
+        return asdict(_evaluate(launch))
     import ray.train.torch
 
     from learner.run import Run
@@ -167,6 +169,15 @@ def _train(launch: Launch) -> dict[str, Any]:
     if run.ranks.first:
         run.clock.began = _report_loss(launch.events) or launch.began
     return asdict(train(run))
+
+
+def _evaluate(launch: Launch) -> TrainResult:
+    from learner.evaluate_only import evaluate_only
+
+    _report_loss(launch.events)
+    return evaluate_only(
+        launch.job, launch.folder, launch.source, launch.events, launch.held_out, disk_wait_s=launch.disk_wait_s
+    )
 
 
 def _report_loss(events: EventSink) -> float | None:

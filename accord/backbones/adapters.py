@@ -16,11 +16,12 @@ import numpy as np
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
-from safetensors.numpy import save_file
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
 from torch import nn
 
 from accord.config.contract import AdapterSpec, BackboneSpec
-from accord.errors import CheckpointError, SpecError
+from accord.errors import CheckpointError, ModelError, SpecError
 from accord.seeds import Purpose, derive_seed
 from accord.types import Role
 
@@ -188,6 +189,20 @@ def export_lora(state: Mapping[str, np.ndarray], backbone: BackboneSpec, path: P
         for key, value in state.items()
     }
     save_file(tensors, path, metadata={"format": "pt"})  # a second entry would make the bytes differ from run to run
+
+
+def import_lora(backbone: BackboneSpec, path: str) -> dict[str, np.ndarray]:
+    """A role's tensors by key from a file that `export_lora` wrote for the same `lora`. Raises ModelError."""
+    above = f"{backbone.component}." if backbone.component else ""
+    scale = np.float32(backbone.lora.alpha / backbone.lora.rank)
+    try:
+        tensors = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path}: is no adapter file ({error})") from error
+    return {
+        key.removeprefix(above): value.astype(np.float32) / (scale if ".lora_B." in key else 1)
+        for key, value in tensors.items()
+    }
 
 
 def _network(module: nn.Module) -> nn.Module:

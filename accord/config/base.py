@@ -36,11 +36,17 @@ class Spec(BaseModel):
         The work is proportional to the text, whatever is in it, and no message repeats more than a glimpse of it.
         """
         body = body.removeprefix("\ufeff") if isinstance(body, str) else body.removeprefix(codecs.BOM_UTF8)
-        _check_shape(body)
+        tree = _check_shape(body)
+        full = cls.completed(tree)
         try:
-            return cls.model_validate_json(body)
+            return cls.model_validate_json(body if full is tree else json.dumps(full))
         except ValidationError as error:
             raise SpecError(problems_of(error)) from None
+
+    @classmethod
+    def completed(cls, tree: Any) -> Any:
+        """The document, which may be anything, with what it may leave out. Default: nothing."""
+        return tree
 
 
 class Problems(ValueError):
@@ -51,8 +57,9 @@ class Problems(ValueError):
         self.found = found
 
 
-def _check_shape(body: str | bytes) -> None:
-    """Raises SpecError for what is not JSON, holds a key twice in one object, or has more than MAX_FIELDS values."""
+def _check_shape(body: str | bytes) -> Any:
+    """Return the document. Raises SpecError for what is not JSON, holds a key twice in one object, or has more than
+    MAX_FIELDS values."""
     try:
         text = body if isinstance(body, str) else body.decode()
         tree = json.loads(text, object_pairs_hook=_once)
@@ -67,6 +74,7 @@ def _check_shape(body: str | bytes) -> None:
     # Every value but the first of its object or list has a comma before it.
     if text.count(",") + text.count("[") + text.count("{") > MAX_FIELDS and (count := _values(tree)) > MAX_FIELDS:
         raise SpecError([("", f"the document has {count} values; send at most {MAX_FIELDS}")])
+    return tree
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

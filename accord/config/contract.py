@@ -194,6 +194,9 @@ class BackboneSpec(PluginSpec):
     """`module:function` (heavy) of (spec, sampling) that counts what `accord plan` shows, as
     `accord.backbones.sizes.ModelSizes`; "" = it cannot be planned."""
 
+    read_adapter: ClassVar[str] = "accord.backbones.adapters:import_lora"
+    """`module:function` (heavy) of (spec, path) that reads an adapter file as the tensors of a role, by key and at the
+    scale of `lora.alpha`. Default: a file as `accord export` writes it."""
     component: ClassVar[str] = ""
     """The part of the pipeline directory at `path` that adapters sit on, and are merged into by `accord export`; the
     names in an exported adapter begin with it. "" = `path` is no such directory."""
@@ -212,6 +215,7 @@ class BackboneSpec(PluginSpec):
     def code(cls) -> Iterable[tuple[str, str]]:
         """`inspect` and `sizes` may be left out."""
         yield from super().code()
+        yield "read_adapter", cls.read_adapter
         yield from ((hook, path) for hook, path in (("inspect", cls.inspect), ("sizes", cls.sizes)) if path)
 
     def facts(self) -> ModelFacts | None:

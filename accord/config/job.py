@@ -13,9 +13,11 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from accord.config.base import Problems, Spec, pointer, problems_of
 from accord.config.contract import AlgorithmSpec, BackboneSpec, ModelFacts, PluginSpec, Problem, RewardSpec
 from accord.config.guards import GuardsSpec
+from accord.config.panels import PanelName
 from accord.config.paths import PROMPT_BYTES, InputPath, NamedPath, Place, input_paths
 from accord.config.plans import planned
 from accord.config.sampling import SamplingSpec
+from accord.config.subject import SubjectSpec, completed
 from accord.errors import InputError, PluginError
 from accord.plugins import OneOf, answering, origin
 
@@ -90,8 +92,15 @@ class EvaluateSpec(Spec):
 
 
 class JobSpec(Spec):
-    """One post-training job."""
+    """One post-training job, or an evaluation of what one made."""
 
+    kind: Literal["train", "evaluate"] = "train"
+    """`evaluate`: nothing is trained; `subject` is scored on the held-out prompts and compared with its base. Steps,
+    algorithm and training prompts may then be left out; the rewards' weights say nothing."""
+    subject: SubjectSpec | None = None
+    """What an evaluation judges."""
+    panel: PanelName | None = None
+    """A set of rewards that an evaluation measures, besides those that are listed."""
     name: str = Field(default="untitled", min_length=1, max_length=100, pattern=r"^[\w .:-]+$")
     seed: int = Field(default=0, ge=0, le=2**31 - 1)
     steps: int = Field(ge=1, le=1_000_000)
@@ -128,11 +137,26 @@ class JobSpec(Spec):
         return self
 
     @model_validator(mode="after")
+    def _kind_fits(self) -> Self:
+        if not self.trains and self.subject is None:
+            raise ValueError("/subject: an evaluation needs something to judge; give an adapter, a checkpoint or clips")
+        for name, value in (("subject", self.subject), ("panel", self.panel)):
+            if self.trains and value is not None:
+                raise ValueError(f"/{name}: a training job has none; leave it out, or set kind = 'evaluate'")
+        if not self.trains and self.steps != 1:
+            raise ValueError("/steps: an evaluation takes no optimizer steps; leave it out")
+        if not self.trains and self.cluster.learner_ranks != 1:
+            raise ValueError(
+                f"/cluster/learner_ranks: an evaluation has one rank, not {self.cluster.learner_ranks}; leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rewards_fit(self) -> Self:
         twice = [name for name, count in Counter(reward.name for reward in self.rewards).items() if count > 1]
         if twice:
             raise ValueError(f"/rewards: {', '.join(twice)} listed more than once; list each reward once")
-        if not any(reward.weight > 0 for reward in self.rewards):
+        if self.trains and not any(reward.weight > 0 for reward in self.rewards):
             raise ValueError("/rewards: all weights are 0, so nothing would be trained; give one a weight")
         known = set(self.backbone.modalities)
         for index, reward in enumerate(self.rewards):
@@ -162,16 +186,34 @@ class JobSpec(Spec):
         found = self.problems(None)
         if found:
             raise Problems(found)
-        for step in sorted({1, self.steps}):
-            planned(self, step)
+        if self.trains:
+            for step in sorted({1, self.steps}):
+                planned(self, step)
         return self
 
+    @classmethod
+    def completed(cls, tree: Any) -> Any:
+        """What an evaluation may leave out."""
+        return completed(tree)
+
+    @property
+    def trains(self) -> bool:
+        """False for an evaluation."""
+        return self.kind == "train"
+
+    @property
+    def samples(self) -> bool:
+        """False for an evaluation of clips, which needs no model."""
+        return self.subject is None or not self.subject.clips
+
     def plugins(self) -> Iterator[tuple[Place, PluginSpec]]:
-        """The specs of plug-ins and where each stands."""
-        yield ("backbone",), self.backbone
+        """The specs of the plug-ins that are at work, and where each stands."""
+        if self.samples:
+            yield ("backbone",), self.backbone
         for index, reward in enumerate(self.rewards):
             yield ("rewards", index), reward
-        yield ("algorithm",), self.algorithm
+        if self.trains:
+            yield ("algorithm",), self.algorithm
 
     def problems(self, facts: ModelFacts | None) -> list[Problem]:
         """What the plug-ins find wrong, by JSON pointer; `facts` as in `PartSpec.problems`.
@@ -190,13 +232,16 @@ class JobSpec(Spec):
                 below = f"/{where}" if where and not where.startswith("/") else where
                 found.append((where if where.startswith("/") else pointer(place) + below, message))
             self._require_fields(plugin, "problems", (where for where, _ in found))
-        for where, message in self.guards.problems(self, facts):
-            found.append((where if where.startswith("/") else f"/guards/{where}", message))
+        name, part = ("guards", self.guards) if self.subject is None else ("subject", self.subject)
+        for where, message in part.problems(self, facts):
+            found.append((where if where.startswith("/") else f"/{name}/{where}", message))
         return found
 
     def files(self) -> list[NamedPath]:
         """Every file and folder that the job names. Raises PluginError for a plug-in that breaks its contract."""
         found = list(input_paths(PromptsSpec, self.prompts, ("prompts",)))
+        if self.subject is not None:
+            found += input_paths(SubjectSpec, self.subject, ("subject",))
         for place, plugin in self.plugins():
             with answering(plugin, "files"):
                 named = list(plugin.files())

@@ -26,7 +26,7 @@ def preflight(job: JobSpec, roots: Roots | None = None) -> Seen:
         barred = dict(_path_problems(job))
         problems = [*barred.items(), *_prompt_problems(job, barred)]
         facts = ModelFacts()
-        if "/backbone/path" not in barred:
+        if job.samples and "/backbone/path" not in barred:
             try:
                 with answering(job.backbone, "facts"):
                     found = job.backbone.facts()
@@ -64,7 +64,8 @@ def _told(problem: Problem, barred: Mapping[str, str]) -> bool:
 def _prompt_problems(job: JobSpec, barred: Container[str]) -> list[Problem]:
     problems: list[Problem] = []
     loaded: dict[str, list[Prompt]] = {}
-    for name, path in (("train", job.prompts.train), ("held_out", job.prompts.held_out)):
+    files = {"train": job.prompts.train, "held_out": job.prompts.held_out}
+    for name, path in files.items() if job.trains else [("held_out", files["held_out"])]:
         if f"/prompts/{name}" in barred:
             continue
         try:

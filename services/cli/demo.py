@@ -169,34 +169,36 @@ def show_result(folder: RunFolder, console: Console) -> None:
     summary = Summary.model_validate_json(folder.read(SUMMARY))
     rows = summary_rows(summary)
     rewards = [row for row in rows if row.kind == "reward"]
-    console.print(_table("Rewards on held-out prompts", rewards))
-    if not all(row.trained for row in rewards):
+    training = summary.kind == "train"
+    console.print(_table("Rewards on held-out prompts", rewards, starred=training))
+    if training and not all(row.trained for row in rewards):
         console.print("* measured, not trained on", style="dim")
     others = [row for row in rows if row.kind == "held_out"]
     if others:
-        console.print(_table("Held-out metrics, never trained on", others))
+        console.print(_table("Held-out metrics, never trained on" if training else "Controls", others, starred=False))
     console.print(headline(summary, rows), highlight=False, markup=False)
     guidance = f"{summary.guided_by} guidance" if summary.guided_by else f"guidance {summary.guidance:g} (off)"
     console.print(
         f"mean ± standard error; change with its distance from 0 in standard errors of the difference; slightly = "
         f"certain, and too small to matter\n"
-        f"{guidance}, before and after alike; {summary.steps} steps in "
+        f"{guidance}, before and after alike; {f'{summary.steps} steps in ' if training else ''}"
         f"{summary.wall_seconds:.0f} s, {summary.samples_generated} clips sampled",
         style="dim", highlight=False,
     )  # fmt: skip
     shown = Path(os.path.relpath(folder.path()))
-    for name, file in (("Report", REPORT), ("Clips", CLIPS), ("Adapter", "adapter"), ("Numbers", SUMMARY)):
+    adapter = [("Adapter", "adapter")] if training else []
+    for name, file in (("Report", REPORT), ("Clips", CLIPS), *adapter, ("Numbers", SUMMARY)):
         console.print(f"{name:8} {shown / file}", highlight=False, soft_wrap=True)
 
 
-def _table(title: str, rows: Sequence[Row]) -> Table:
+def _table(title: str, rows: Sequence[Row], *, starred: bool) -> Table:
     table = Table(title=title, title_justify="left")
     for column in ("", "route", "before", "after", "change", ""):
         numbers = column in {"before", "after", "change"}
         # On a narrow terminal numbers wrap, names and verdicts do not.
         table.add_column(column, justify="right" if numbers else "left", no_wrap=not numbers)
     for row in rows:
-        name = row.name if row.trained or row.kind == "held_out" else f"{row.name}*"
+        name = f"{row.name}*" if starred and not row.trained else row.name
         change = "" if row.delta is None else f"{row.delta:+.3f}" + ("" if row.z is None else f" ({row.z:+.1f})")
         style = {"better": "green", "worse": "red"}.get(row.verdict, "")
         verdict = row.verdict + (", saturated" if row.saturated and row.verdict != "saturated" else "")

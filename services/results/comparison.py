@@ -37,6 +37,9 @@ class Row:
     """after - before"""
     error: float | None
     """Standard error of delta: of the paired differences, else the root of the sum of both squared standard errors."""
+    low: float | None
+    high: float | None
+    """95 % interval of a paired delta."""
     paired: bool
     z: float | None
     """delta / error; infinite when a difference has no error at all"""
@@ -114,6 +117,8 @@ def _row(name: str, kind: Literal["reward", "held_out"], change: Change, control
         after=change.after,
         delta=delta,
         error=error,
+        low=change.difference.low if change.difference else None,
+        high=change.difference.high if change.difference else None,
         paired=bool(change.difference and change.difference.mean is not None),
         z=z,
         smallest=smallest,
@@ -169,6 +174,8 @@ def headline(summary: Summary, rows: Sequence[Row]) -> str:
     """How it came out: what rose, and beside it everything that fell, trained on or not."""
     if summary.state != "succeeded":
         return "This job did not come to its end; the page shows what it left."
+    if summary.kind == "evaluate":
+        return _judged(rows)
     if all(row.delta is None for row in rows):
         return "Nothing was compared: there are no two evaluations of the same metric."
     trained = [row for row in rows if row.kind == "reward" and row.trained]
@@ -186,6 +193,17 @@ def headline(summary: Summary, rows: Sequence[Row]) -> str:
     if not any(row.verdict.endswith("worse") for row in rows):
         sentences.insert(1, "Nothing that was measured got worse.")
     return " ".join(sentences)
+
+
+def _judged(rows: Sequence[Row]) -> str:
+    """How an evaluation came out: its rewards count alike."""
+    rewards = [row for row in rows if row.kind == "reward"]
+    if all(row.delta is None for row in rows):
+        return f"{len(rewards)} rewards were measured, and there is nothing to compare them with."
+    counts = [f"{len(rows_of(rewards, word))} {word}" for word in ("better", "worse", "unchanged")]
+    certain = ", ".join(row.name for row in rewards if row.verdict in {"better", "worse"})
+    told = f"Of {len(rewards)} rewards, the subject against its base: {', '.join(counts)}"
+    return f"{told}. Certain and large enough to matter: {certain or 'none'}."
 
 
 def rows_of(rows: Iterable[Row], *verdicts: str) -> list[Row]:

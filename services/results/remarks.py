@@ -7,10 +7,13 @@ from itertools import groupby
 
 from accord.config.departures import departures
 from accord.config.job import JobSpec
+from accord.config.panels import missing
 
 
 def remarks(job: JobSpec) -> list[str]:
     """A sentence each. Raises ModelError for a model directory that cannot be read."""
+    if not job.trains:
+        return [told] if job.panel and (told := missing(job.panel, {reward.name for reward in job.rewards})) else []
     found = [f"Departs from its preset: {line}." for line in departures(job)]
     surgery, facts = job.algorithm.active_surgery, job.backbone.facts()
     if surgery is not None and facts is not None and facts.depth:

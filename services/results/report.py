@@ -72,7 +72,7 @@ def write_report(folder: RunFolder) -> None:
         summary=summary,
         job=job,
         surgery=_surgery(job, steps),
-        departures=departures(job) if job else [],
+        departures=departures(job) if job and job.trains else [],
         headline=headline(summary, rows),
         rows=rows,
         pairs=_pairs(folder, summary.clips),
@@ -143,7 +143,7 @@ def duration(seconds: float) -> str:
 
 def _surgery(job: JobSpec | None, steps: Sequence[StepCompleted]) -> str:
     """What the schedule means for this model, and what was measured in the first step, where block norms were."""
-    surgery = job.algorithm.active_surgery if job else None
+    surgery = job.algorithm.active_surgery if job and job.trains else None
     found = {key: value for key, value in (steps[0].metrics if steps else {}).items() if key.startswith(ARRIVED)}
     norms = [value or 0.0 for _, value in sorted(found.items())]
     if surgery is None or not norms:

@@ -10,13 +10,15 @@ import os
 import platform
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from accord.config.job import JobSpec
+from accord.config.panels import missing
 from accord.config.prompts import load_prompts
 from accord.errors import PromptError
-from accord.events import PHASES, RewardSummary, StepCompleted
+from accord.events import PHASES, ChangeSummary, RewardSummary, StepCompleted
 from accord.run_folder import ADAPTER, Evaluation, Label, RunFolder
 from accord.types import Route
 
@@ -32,7 +34,7 @@ class Change(Document):
 
     before: RewardSummary | None
     after: RewardSummary | None
-    difference: RewardSummary | None = None
+    difference: ChangeSummary | None = None
     """After minus before, sample by sample, where the metric has one value per sample."""
 
 
@@ -41,7 +43,7 @@ class RewardChange(Change):
 
     route: Route
     weight: float
-    """0 = measured but not trained on."""
+    """0 = measured but not trained on, as all are in an evaluation."""
     about: str = ""
     smallest_effect: float = 0.0
     """A change below this counts as none that matters, however certain it is."""
@@ -64,6 +66,11 @@ class Summary(Document):
 
     job_id: str
     name: str
+    kind: Literal["train", "evaluate"] = "train"
+    subject: str = ""
+    """What an evaluation judged: a path."""
+    panel: str = ""
+    """What an evaluation's panel left unmeasured, in words."""
     state: str
     reason: str = ""
     """Why the job is in that state, where there is something to say."""
@@ -110,10 +117,13 @@ def build_summary(
     return Summary(
         job_id=job_id,
         name=job.name,
+        kind=job.kind,
+        subject=job.subject.path if job.subject else "",
+        panel=missing(job.panel, {reward.name for reward in job.rewards}) if job.panel else "",
         state=state,
         reason=reason,
         steps=steps[-1].step if steps else 0,
-        steps_wanted=job.steps,
+        steps_wanted=job.steps if job.trains else 0,
         seed=job.seed,
         guidance=job.sampling.guidance,
         guided_by=job.sampling.guidance_text,
@@ -123,7 +133,9 @@ def build_summary(
         held_out=_held_out_changes(evaluations),
         adapter_sha256=folder.sha256(ADAPTER) if folder.exists(ADAPTER) else None,
         policy_version=steps[-1].policy_version if steps else 0,
-        samples_generated=sum(step.samples for step in steps) + sum(len(one.samples) for one in evaluations),
+        samples_generated=(
+            sum(step.samples for step in steps) + sum(len(one.samples) for one in evaluations) if job.samples else 0
+        ),
         components=dict(components) if components is not None else component_versions(job),
         environment=environment(),
         clips=_clip_pairs(folder, job, evaluations, warnings),
@@ -157,7 +169,7 @@ def _reward_changes(job: JobSpec, evaluations: list[Evaluation]) -> dict[str, Re
     return {
         spec.name: RewardChange(
             route=spec.route,
-            weight=spec.weight,
+            weight=spec.weight if job.trains else 0.0,
             about=spec.about,
             smallest_effect=spec.smallest_effect,
             highest=spec.highest,

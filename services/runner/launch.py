@@ -137,10 +137,13 @@ def _train(
     job: JobSpec, folder: RunFolder, sink: StoreEventSink, epoch: int, started: float, settings: Settings
 ) -> TrainResult:
     """Reward servers, rollout workers and stream, learner: then the learner's page runs until the last step."""
+    import ray
+
     from learner import workers
     from reward_servers import app
     from reward_servers.serve_handles import ServeScorer
     from rollout_workers.actor import start_stream
+    from services.runner.clips import ClipsSource
 
     deadline = started + job.max_runtime_s
     _begin("starting reward servers", sink)
@@ -149,11 +152,15 @@ def _train(
     roster = asyncio.run(scorer.roster())
     _patient(settings, sink)(partial(hold_roster, job, folder, roster))
     _begin("loading models into rollout workers and learner ranks", sink)
-    stream = start_stream(job, load_prompts(Path(job.prompts.train)), scorer, QueuedEventSink(sink))
+    source = (
+        start_stream(job, load_prompts(Path(job.prompts.train)), scorer, QueuedEventSink(sink))
+        if job.samples
+        else ClipsSource(job, scorer, ray.put)
+    )
     return workers.run(
         job,
         folder,
-        source=stream,
+        source=source,
         events=sink,
         guard=sink.guard,
         epoch=epoch,

@@ -42,6 +42,7 @@ from accord.types import (
     StepGroups,
 )
 from learner.checkpoint import differences
+from learner.evaluate_only import evaluate_only
 from learner.outcome import TrainResult
 from learner.run import Run
 from learner.train import train
@@ -49,6 +50,7 @@ from learner.workers import COLLECTIVE_TIMEOUT_S
 from reward_servers.scorer import LocalScorer
 from rollout_workers.worker import RolloutWorker
 from services.results.conclude import conclude
+from services.runner.clips import ClipsSource
 from services.runner.inputs import prepare
 from services.runner.roster import hold_roster
 from services.runner.saved_groups import ReplayedSource, SavingSource
@@ -93,7 +95,8 @@ class LocalSource(GroupSource):
 
     def evaluate(self, requests: Sequence[RolloutRequest], rewards: Sequence[str]) -> list[ScoredGroup]:
         """Sample and score held-out requests."""
-        self.worker.load(self.states[requests[0].policy_version])
+        version = requests[0].policy_version
+        self.worker.load(self.states[version] if version in self.states or version else None)  # 0 is always there
         groups = [self.worker.sample(request) for request in requests]
         alone = [name for name in rewards if name in self._judged_alone]
         return [
@@ -165,11 +168,13 @@ def _without_clips(scored: ScoredGroup) -> ScoredGroup:
 def train_here(
     job: JobSpec, folder: RunFolder, source: GroupSource, events: EventSink | None = None, began: float | None = None
 ) -> TrainResult:
-    """Train a job to its end in `folder`, going on from the latest checkpoint there.
+    """Train a job to its end in `folder`, going on from the latest checkpoint there; or do its evaluation.
 
     `source` gives handles that are the things themselves. Raises what `learner.train.train` raises.
     """
     held_out = load_prompts(job.prompts.held_out)
+    if not job.trains:
+        return evaluate_only(job, folder, source, events, held_out)
     if job.cluster.learner_ranks == 1 and job.cluster.engine == "torch":
         return train(Run(job, folder, source, events, held_out, began=began))
     with tempfile.TemporaryDirectory(prefix="accord-ranks-") as meeting, _peers(job, folder, meeting):
@@ -186,22 +191,28 @@ def run_here(
     save: Path | None = None,
     replay: Path | None = None,
 ) -> None:
-    """Train a job in a run folder and conclude it there: summary, report, list of artifacts.
+    """Train or evaluate a job in a run folder and conclude it there: summary, report, list of artifacts.
 
     `save`: keep all groups in this folder. `replay`: take them from there instead of sampling.
 
     Raises UserError when the folder holds a finished run or another job's, when another process runs in it, and for
     groups of another job; what training raises.
     """
+    if not job.samples and (save or replay):
+        raise UserError("--save-groups and --replay-groups: an evaluation of clips samples no groups; leave them out")
     began = time.time()
     with _alone(folder):
         _require_same(job, folder)
         prepare(settings, job, folder).complete_in_background()
-        source: GroupSource = ReplayedSource(job, replay) if replay else LocalSource(job, events)
-        if isinstance(source, LocalSource):
+        source = ReplayedSource(job, replay) if replay else _fresh_source(job, events)
+        if not isinstance(source, ReplayedSource):
             hold_roster(job, folder, asyncio.run(source.scorer.roster()))
         train_here(job, folder, SavingSource(source, save) if save else source, events, began)
         conclude(settings, folder, folder.job_id, job, state="succeeded", wall_seconds=time.time() - began, alone=True)
+
+
+def _fresh_source(job: JobSpec, events: EventSink) -> LocalSource | ClipsSource:
+    return LocalSource(job, events) if job.samples else ClipsSource(job, LocalScorer(job.rewards))
 
 
 @contextmanager

@@ -280,9 +280,12 @@ def _read(spec: LTX2Spec, facts: LTX2Facts, device: str, left_out: Sequence[str]
     return pipeline
 
 
-def _read_adapter(spec: LTX2Spec) -> dict[str, np.ndarray]:
-    """The tensors of `init_lora` by key, at the scale of the job's alpha. Diffusers knows the original's names."""
-    found = read_lora_file(spec.init_lora)
+def read_adapter(spec: LTX2Spec, path: str) -> dict[str, np.ndarray]:
+    """The tensors of a LoRA file by key, at the scale of the job's alpha. Diffusers knows the original's names.
+
+    A [rank, in] and B [out, rank], float32. Raises ModelError as `read_lora_file` does.
+    """
+    found = read_lora_file(path)
     content = {key: value for key, value in load_file(found.path).items() if not key.endswith(".alpha")}
     tensors: Mapping[str, Tensor] = LTX2Pipeline.lora_state_dict(content)
     start = {}
@@ -357,7 +360,7 @@ class LTX2Backbone:
         pipeline = _read(spec, facts, device, left_out)
         add_roles(pipeline.transformer, spec.lora, seed, streams.GATES)
         if spec.init_lora:
-            start = _read_adapter(spec)
+            start = read_adapter(spec, spec.init_lora)
             for name in ADAPTER_ROLES:
                 load_adapter_state(pipeline.transformer, name, start)
         if spec.gradient_checkpointing:

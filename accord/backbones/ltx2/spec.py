@@ -36,6 +36,7 @@ class LTX2Spec(BackboneSpec):
     impl: ClassVar[str] = "accord.backbones.ltx2.model:LTX2Backbone"
     inspect: ClassVar[str] = "accord.backbones.ltx2.model_dir:inspect_model_dir"
     sizes: ClassVar[str] = "accord.backbones.ltx2.sizes:model_sizes"
+    read_adapter: ClassVar[str] = "accord.backbones.ltx2.model:read_adapter"
     modalities: ClassVar[tuple[Modality, ...]] = MODALITIES
     guides: ClassVar[frozenset[Term]] = frozenset({"text", "stg", "modality"})
     component: ClassVar[str] = "transformer"
@@ -64,7 +65,8 @@ class LTX2Spec(BackboneSpec):
                 *_schedule_problems(job, facts),
                 *_guidance_problems(job, facts),
                 *self._target_problems(facts),
-                *self._start_problems(facts),
+                *self._adapter_problems("init_lora", self.init_lora, facts),
+                *self._adapter_problems("/subject/adapter", job.subject.adapter if job.subject else "", facts),
             ]
         except ModelError as error:
             yield "path", str(error)
@@ -89,14 +91,14 @@ class LTX2Spec(BackboneSpec):
             known = ", ".join(sorted(part for part in facts.block_parts if "attn" in part or part.endswith("ff")))
             yield "lora/targets", f"{', '.join(unknown)}: no such part of a block; the model has {known}"
 
-    def _start_problems(self, facts: LTX2Facts) -> Iterable[Problem]:
-        if not self.init_lora:
+    def _adapter_problems(self, place: str, path: str, facts: LTX2Facts) -> Iterable[Problem]:
+        if not path:
             return
         try:
-            found = remembered(read_lora_file, self.init_lora)
-            yield from [("init_lora", why) for why in lora_misfits(found, self.lora, facts)]
+            found = remembered(read_lora_file, path)
+            yield from [(place, why) for why in lora_misfits(found, self.lora, facts)]
         except ModelError as error:
-            yield "init_lora", str(error)
+            yield place, str(error)
 
 
 def _size_problems(job: JobSpec, facts: LTX2Facts) -> Iterable[Problem]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from accord.config.job import JobSpec
-from accord.events import RewardSummary
+from accord.events import ChangeSummary, RewardSummary
 from accord.run_folder import SUMMARY, RunFolder
 from accord.seeds import derive_seed
 from services.results.comparison import headline, summary_rows, verdict_of
@@ -118,7 +118,7 @@ def change(before: float, after: float, sem: float | None = 0.01, difference: fl
     def estimate(mean: float) -> RewardSummary:
         return RewardSummary(mean=mean, sem=sem, n=8)
 
-    paired = None if difference is None else RewardSummary(mean=difference, sem=0.02, n=8)
+    paired = None if difference is None else ChangeSummary(mean=difference, sem=0.02, n=8)
     return Change(before=estimate(before), after=estimate(after), difference=paired)
 
 

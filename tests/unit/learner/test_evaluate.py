@@ -13,7 +13,7 @@ from accord.seeds import derive_seed
 from accord.types import Clip, GroupData, Prompt, RewardScores, SampleGroup, ScoredGroup
 from accord.world import latent_distance
 from learner.evaluate import Evaluator, partner
-from learner.uncertainty import bootstrapped, clustered, differences
+from learner.uncertainty import bootstrapped, clustered, compared, differences
 
 PROMPTS = [Prompt(f"p/{i}", f"av{i}", "v", "a") for i in range(4)]
 SAMPLES = 3
@@ -103,7 +103,7 @@ def test_file_holds_every_sample_and_the_paired_change(tmp_path):
     assert len(body["samples"]) == 12
     assert body["samples"][0]["scores"] == {"sync": None, "text_video": 0.5, "sync_shuffled": 0.25, "sync_gap": None}
     assert body["samples"][0]["reasons"]["sync"] == "timeout"
-    assert body["change"]["text_video"] == {"mean": 0.5, "sem": 0.0, "n": 12}
+    assert body["change"]["text_video"] == {"mean": 0.5, "sem": 0.0, "n": 12, "low": 0.5, "high": 0.5}
     assert body["change"]["sync_gap"]["n"] == 11
 
 
@@ -172,3 +172,42 @@ def test_bootstrap_agrees_with_the_closed_form_and_repeats():
 
 def test_differences_need_both_sides():
     assert differences([[1.0, None], [2.0, 5.0]], [[0.5, 1.0], [None, 1.0]]) == [[0.5, None], [None, 4.0]]
+
+
+class TestIntervals:
+    """By enumeration: of P prompts, of which one differs by 1 and the others by 0, a draw's mean is k / P with k
+    binomial (P, 1 / P)."""
+
+    def test_two_prompts(self):
+        # k = 0, 1, 2 with 1/4, 1/2, 1/4: the outer 2.5 % lie at 0 and at 1.
+        found = compared([[1.0], [3.0]], [[1.0], [2.0]], 0)
+        assert (found.mean, found.low, found.high) == (0.5, 0.0, 1.0)
+
+    def test_four_prompts(self):
+        # P(k >= 3) = 13/256 = 5.1 %, P(k = 4) = 0.4 %: the upper end is 3/4; P(k = 0) = 32 %: the lower is 0.
+        found = compared([[0.0], [0.0], [0.0], [1.0]], [[0.0]] * 4, 0)
+        assert (found.mean, found.low, found.high) == (0.25, 0.0, 0.75)
+
+    def test_a_prompt_comes_with_all_its_samples(self):
+        # Draws of (2 samples of 3, 1 of 0): mean 0, 2 or 3. Samples drawn alone would reach 1 as well.
+        found = compared([[3.0, 3.0], [0.0, None]], [[0.0, 0.0], [0.0, 5.0]], 0)
+        assert (found.mean, found.n, found.low, found.high) == (2.0, 3, 0.0, 3.0)
+
+    def test_pairing_takes_out_what_both_sides_share(self):
+        before = [[float(10 * prompt)] for prompt in range(20)]
+        found = compared([[value + 0.5] for (value,) in before], before, 0)
+        assert (found.low, found.high) == (0.5, 0.5)
+
+    def test_many_prompts_are_near_the_normal_interval(self):
+        values = np.random.default_rng(3).normal(0.2, 1.0, 400)
+        found = compared([[value] for value in values], [[0.0]] * 400, 0)
+        half = 1.96 * values.std(ddof=1) / math.sqrt(400)
+        assert found.low == pytest.approx(values.mean() - half, abs=0.1 * half)
+        assert found.high == pytest.approx(values.mean() + half, abs=0.1 * half)
+
+    def test_one_prompt_has_none_and_the_same_job_the_same(self):
+        alone = compared([[1.0, 2.0]], [[0.0, 0.0]], 0)
+        assert (alone.mean, alone.low, alone.high) == (1.5, None, None)
+        rows = np.random.default_rng(1).normal(size=(7, 3)).tolist()
+        zero = [[0.0] * 3] * 7
+        assert compared(rows, zero, 1, "sync") == compared(rows, zero, 1, "sync") != compared(rows, zero, 2, "sync")
