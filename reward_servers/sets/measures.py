@@ -34,7 +34,7 @@ def vendi_score(made_ND: Floats) -> float:
     unit = made_ND / np.maximum(np.linalg.norm(made_ND, axis=1, keepdims=True), 1e-12)
     values = np.linalg.eigvalsh(unit @ unit.T / len(unit))
     values = values[values > 1e-12]
-    return float(np.exp(-(values * np.log(values)).sum()))
+    return max(1.0, float(np.exp(-(values * np.log(values)).sum())))
 
 
 def mean_distance(made_ND: Floats) -> float:

@@ -141,7 +141,7 @@ class Level(RewardModel):
 
     def __init__(self, spec: LevelReward) -> None:
         super().__init__(spec)
-        self.breaks, self.calls = spec.breaks, 0
+        self.breaks, self.calls, self.wide = spec.breaks, 0, False
         Level.built += 1
 
     def score_batch(self, prompts, clips):
@@ -152,8 +152,8 @@ class Level(RewardModel):
         if self.breaks == "order":
             scores = [replace(score, value=score.value + 0.1 * place) for place, score in enumerate(scores)]
         if self.breaks == "company":
-            wide = any(len(clip.audio_CS) == 6 or clip.sample_rate != 48_000 for clip in clips)
-            scores = [replace(score, value=score.value + wide) for score in scores]
+            self.wide |= any(len(clip.audio_CS) == 6 or clip.sample_rate != 48_000 for clip in clips)
+            scores = [replace(score, value=score.value + self.wide) for score in scores]
         return scores
 
     def score_clip(self, prompt, clip):

@@ -138,7 +138,7 @@ def test_the_curves_are_drawn_one_picture_a_clip(folder, tmp_path):
         (["score", "{}/late.mp4", "--reward", "glow", "--set", "factor=2"], "begin with one of the rewards"),
         (["score", "{}/late.mp4", "--reward", "glow", "--set", "glow.factor=much"], "/factor: "),
         (["score", "{}/late.mp4", "--reward", "glow", "--plot", "{}/x.nokind"], "name a file that can be written"),
-        (["score", "{}/late.mp4", "--reward", "dynamic_degree", "--plot", "{}/x.png"], "there is no curve"),
+        (["score", "{}/late.mp4", "--reward", "clap", "--plot", "{}/x.png"], "there is no curve"),
         (["score", "{}", "--reward", "glow", "--plot", "{}/x.png"], "name a folder for a picture of each"),
         (["check", "glow", "--weights", "{}/notes.txt"], "glow has no weights"),
         (["check", "weighted"], "/path: "),
