@@ -33,6 +33,7 @@ PANELS: Mapping[PanelName, Panel] = {
             "consistency": "what is seen stays what it is", "text_audio": "sound as the prompt says",
             "text_video": "colour and motion as the prompt says", "temporal_flicker": "no flicker",
             "motion_smoothness": "smooth motion", "dynamic_degree": "how much moves",
+            "audio_vendi": "clips of a prompt that sound different", "video_vendi": "that look different",
         },
         weighed={},
         lacks=(),
@@ -43,11 +44,9 @@ PANELS: Mapping[PanelName, Panel] = {
         },
         weighed={
             "videoalign": "visual and motion quality (VideoAlign)", "audiobox": "audio quality (AudioBox)",
-            "clap": "CLAP", "desync": "DeSync (Synchformer)",
+            "clap": "CLAP", "clip_score": "CLIP", "desync": "DeSync (Synchformer)",
         },
-        lacks=(
-            "FVD", "KVD", "FAD", "TV-, TA- and AV-ImageBind", "CLIP", "CAVP", "AVHScore", "JavisScore",
-        ),
+        lacks=("FVD", "KVD", "FAD", "TV-, TA- and AV-ImageBind", "CAVP", "AVHScore", "JavisScore"),
     ),
     "vbench": Panel(
         light={
@@ -55,9 +54,12 @@ PANELS: Mapping[PanelName, Panel] = {
             "motion_smoothness": "stand-in for motion smoothness", "dynamic_degree": "stand-in for dynamic degree",
             "picture": "stand-in for imaging quality", "text_video": "stand-in for overall consistency",
         },
-        weighed={},
+        weighed={
+            "subject_consistency": "subject consistency", "background_consistency": "background consistency",
+            "aesthetic_quality": "aesthetic quality",
+        },
         lacks=(
-            "aesthetic quality", "object class", "multiple objects", "human action", "color", "spatial relationship",
+            "object class", "multiple objects", "human action", "color", "spatial relationship",
             "scene", "appearance style", "temporal style",
         ),
     ),

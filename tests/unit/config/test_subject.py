@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from accord.errors import InputError, SpecError
 from accord.plugins import names, spec_class
 from accord.types import Prompt
 
+PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
 CAT, DOG = (Prompt(name, f"a {name}", f"a {name}", "a sound") for name in ("cat", "dog"))
 ADAPTER = {
     "kind": "evaluate",
@@ -99,6 +101,13 @@ class TestPanels:
     def test_it_needs_no_rewards_beside_it(self) -> None:
         tree = {name: value for name, value in ADAPTER.items() if name != "rewards"} | {"panel": "vbench"}
         assert [reward.name for reward in JobSpec.parse(json.dumps(tree)).rewards] == [*PANELS["vbench"].light]
+
+    def test_the_page_lists_what_each_brings_and_what_needs_weights(self) -> None:
+        rows = re.findall(
+            r"^\| `(\w+)`[^|]*\|([^|]*)\|([^|]*)\|[^|]*\|$", PAGE.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        listed = {name: [{*re.findall(r"`(\w+)`", cell)} for cell in cells] for name, *cells in rows if name in PANELS}
+        assert listed == {name: [{*panel.light}, {*panel.weighed}] for name, panel in PANELS.items()}
 
     def test_what_is_not_measured_is_said(self) -> None:
         told = missing("javis", {"sync", "clap"})
