@@ -36,6 +36,7 @@ EMBED_LIMIT_BYTES = 24 * 2**20
 UNFINISHED = "unfinished"
 """State shown when the run folder has no summary."""
 ARRIVED = "gradient/audio_from_video/"
+TITLES = ("Base model", "Tuned model")
 ROUTE_WORDS = {"video": "video branch", "audio": "audio branch", "both": "both branches"}
 
 
@@ -75,7 +76,7 @@ def write_report(folder: RunFolder) -> None:
         departures=departures(job) if job and job.trains else [],
         headline=headline(summary, rows),
         rows=rows,
-        pairs=_pairs(folder, summary.clips),
+        pairs=_pairs(folder, summary.clips, ("Base", "Judged") if summary.kind == "evaluate" else TITLES),
         reward_figures=_reward_figures(summary, steps, evaluations),
         training_figures=_training_figures(steps),
         resolved=json.dumps(spec, indent=2, ensure_ascii=False),
@@ -176,13 +177,13 @@ def interval(row: Row) -> list[tuple[str, int, float, float, float]]:
     ]
 
 
-def _pairs(folder: RunFolder, clips: Sequence[ClipPair]) -> list[tuple[ClipPair, list[Side]]]:
+def _pairs(folder: RunFolder, clips: Sequence[ClipPair], titles: tuple[str, str]) -> list[tuple[ClipPair, list[Side]]]:
     """Read and embed the clips in order until the limit is reached."""
     left = EMBED_LIMIT_BYTES
     shown = []
     for pair in clips:
         sides = []
-        for title, file in (("Base model", pair.base), ("Tuned model", pair.tuned)):
+        for title, file in zip(titles, (pair.base, pair.tuned), strict=True):
             side, used = _side(folder, title, file, left)
             left -= used
             sides.append(side)
