@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from torch import nn
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPTextModelWithProjection, CLIPVisionModelWithProjection
+from transformers.initialization import no_init_weights
 
 from accord.config.clip_dir import DERIVED, SCALE, TEXT, VISION, ClipFiles
 from accord.errors import ModelError
@@ -111,7 +112,8 @@ class TextTower:
 def _built(kind: Any, config: Any, weights: ClipWeights, prefixes: tuple[str, ...]) -> nn.Module:
     """A tower with its weights. Raises ModelError."""
     try:
-        model: nn.Module = kind(config)
+        with no_init_weights():  # every weight comes from the file; drawing a billion first takes half a minute
+            model: nn.Module = kind(config)
     except Exception as error:  # sizes that do not go together
         raise ModelError(f"{weights.file}: its config describes no CLIP ({error}); copy both again") from error
     fill(weights.file, model, weights.of(prefixes))

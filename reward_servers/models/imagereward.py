@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
+from transformers.initialization import no_init_weights
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 from typing_extensions import override
 
@@ -99,7 +100,8 @@ def built(file: Path, state: Mapping[str, torch.Tensor], med: Mapping[str, Any])
         for at in (_EYES, _WORDS)
     )
     try:
-        models = BlipVisionModel(_vision(eyes)), BlipTextModel(_text(words, med), add_pooling_layer=False)
+        with no_init_weights():
+            models = BlipVisionModel(_vision(eyes)), BlipTextModel(_text(words, med), add_pooling_layer=False)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{file}: does not hold ImageReward ({error!r}); take the published ImageReward.pt") from error
     for model, weights in zip(models, (eyes, words), strict=True):

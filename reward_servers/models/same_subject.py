@@ -29,6 +29,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional
 from transformers import ViTConfig, ViTModel
+from transformers.initialization import no_init_weights
 from typing_extensions import override
 
 from accord.config.clip_dir import CONFIG, inspect_clip_image
@@ -118,7 +119,8 @@ def read_vit(file: Path) -> tuple[Any, int]:
     state = dict(renamed(load_file(file) if file.suffix == ".safetensors" else load_tensors(file)))
     try:
         config = vit_config(state)
-        model = ViTModel(config, add_pooling_layer=False)
+        with no_init_weights():
+            model = ViTModel(config, add_pooling_layer=False)
     except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
         raise ModelError(f"{file}: does not hold a vision transformer as DINO's ({error!r}); take ViT-B/16") from error
     fill(file, model, {name: tensor.float() for name, tensor in state.items()})
