@@ -23,7 +23,7 @@ from accord.types import Clip, Modality, Prompt, Route
 from reward_servers.base import Curve, RewardModel, Score
 from reward_servers.contract import PROMISES, hold, judged, promised
 from reward_servers.trial import Trial
-from tests.tiny_checkpoints import spec_with_weights
+from tests.tiny_checkpoints import WRITERS, spec_with_weights
 
 STEPS = {"level": Component("loudness of the sound", low=0.0, high=1e6)}
 NOT_YET_DECLARED: set[str] = {"text_video"}
@@ -86,7 +86,11 @@ def trial_of(tmp_path_factory):
 
 
 @pytest.mark.parametrize("promise", PROMISES, ids=lambda promise: promise.name)
-@pytest.mark.parametrize("name", [*names("rewards"), "judge"])
+@pytest.mark.parametrize(
+    "name",
+    # Together those with weights take minutes; their own tests are quick, and `make test-all` holds them to it all.
+    [*(pytest.param(one, marks=pytest.mark.slow) if one in WRITERS else one for one in names("rewards")), "judge"],
+)
 def test_a_reward_keeps_its_promises(name, promise, trial_of):
     trial = trial_of(name)
     if not promised(promise, trial.spec):
