@@ -120,11 +120,16 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(array.mean()), float(stats.t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array)))
 
 
+def rewards_in(results: Sequence[Result]) -> list[str]:
+    """The rewards that the runs were scored by, in their order."""
+    return [name for name in results[0]["before"] if name not in HELD_OUT and not name.endswith("_shuffled")]
+
+
 def table(results: Sequence[Result]) -> dict[str, dict[str, tuple[float, float]]]:
     """{arm: {metric: (mean, half width)}} after training, with the base model as the first arm."""
     arms: dict[str, dict[str, tuple[float, float]]] = {BASE: {}}
     first = [result for result in results if result["arm"] == next(iter(ARMS))]
-    for metric in (*REWARDS, *HELD_OUT):
+    for metric in (*rewards_in(results), *HELD_OUT):
         arms[BASE][metric] = interval([result["before"][metric] for result in first])
         for arm in ARMS:
             values = [result["after"][metric] for result in results if result["arm"] == arm]
@@ -142,7 +147,7 @@ def effects(results: Sequence[Result]) -> dict[str, dict[str, tuple[float, float
     return {
         f"{arm} against {before}": {
             metric: interval([by_seed[arm, seed][metric] - by_seed[before, seed][metric] for seed in seeds])
-            for metric in (*REWARDS, *HELD_OUT)
+            for metric in (*rewards_in(results), *HELD_OUT)
         }
         for arm, before in pairs
     }
@@ -178,7 +183,7 @@ def document(results: Sequence[Result], steps: int) -> str:
             "",
             "## After training: what was trained on",
             "",
-            *_cells(table(results), REWARDS, mark=False),
+            *_cells(table(results), rewards_in(results), mark=False),
             "",
             "## After training: what was not",
             "",
@@ -191,7 +196,7 @@ def document(results: Sequence[Result], steps: int) -> str:
             "Differences seed by seed; **bold** where the 95 % interval excludes 0. No correction for the number of "
             "comparisons: about one bold cell in twenty means nothing.",
             "",
-            *_cells(effects(results), REWARDS, mark=True),
+            *_cells(effects(results), rewards_in(results), mark=True),
             "",
             *_cells(effects(results), HELD_OUT, mark=True),
             "",

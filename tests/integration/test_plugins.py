@@ -70,7 +70,7 @@ def job_of(home: Path) -> dict[str, Any]:
         "rewards": [{"name": "palette", "colour": str(home / "red.json")}],
         "algorithm": {"name": "best_of", "keep": 2, "finer": 3},
         "optimizer": {"learning_rate": 0.01},
-        "evaluate": {"samples_per_prompt": 2, "clips": 2},
+        "evaluate": {"samples_per_prompt": 2, "clips": 2}, "guards": {"allow_prompt_blind": True},
     }  # fmt: skip
 
 
@@ -149,6 +149,7 @@ def job_file(home: Path) -> str:
                 'prompts = {train = "train.jsonl", held_out = "held_out.jsonl", per_step = 2, group_size = 4}',
                 'rewards = [{name = "palette", colour = "red.json"}]',
                 'algorithm = {name = "best_of"}',
+                'guards = {allow_prompt_blind = true}',
             ]
         )
     )  # fmt: skip
