@@ -37,13 +37,6 @@ def vendi_score(made_ND: Floats) -> float:
     return max(1.0, float(np.exp(-(values * np.log(values)).sum())))
 
 
-def mean_distance(made_ND: Floats) -> float:
-    """Mean cosine distance of all pairs of rows, 0 to 2. Needs two."""
-    unit = made_ND / np.maximum(np.linalg.norm(made_ND, axis=1, keepdims=True), 1e-12)
-    count = len(unit)
-    return float(1.0 - ((unit @ unit.T).sum() - count) / (count * (count - 1)))
-
-
 def inception_score(classes_NK: Floats) -> float:
     """Exp of the mean KL divergence of each row's class probabilities to their mean (Salimans et al. 2016). 1 to K."""
     mean = classes_NK.mean(0, keepdims=True)

@@ -64,9 +64,7 @@ def buckets(frames: int) -> np.ndarray:
 def numpy_axes(state: dict[str, torch.Tensor], sound_S: np.ndarray) -> dict[str, float]:
     """The four heads for one window, from the weights by published name, in float64."""
     w = {name: tensor.numpy().astype(np.float64) for name, tensor in state.items()}
-    padded = np.zeros(160_000)
-    padded[: len(sound_S)] = sound_S
-    x = padded[None]
+    x = np.pad(sound_S.astype(np.float64), (0, 160_000 - len(sound_S)))[None]
     for place, step in enumerate((5, 2, 2, 2, 2, 2, 2)):
         kernel = w[f"wavlm_model.feature_extractor.conv_layers.{place}.0.weight"]
         windows = sliding_window_view(x, kernel.shape[2], axis=1)[:, ::step]

@@ -9,7 +9,6 @@ from reward_servers.sets.measures import (
     frechet_distance,
     inception_score,
     leave_one_out,
-    mean_distance,
     vendi_score,
 )
 
@@ -40,13 +39,6 @@ def test_vendi_score_counts_what_differs():
     assert vendi_score(np.array([[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]])) == pytest.approx(2.0)
     # eigenvalues 3/4 and 1/4
     assert vendi_score(np.array([[1.0, 0.0]] * 3 + [[0.0, 1.0]])) == pytest.approx(4 / 3**0.75)
-
-
-def test_mean_distance_is_that_of_all_pairs():
-    rows = RNG.standard_normal((6, 4))
-    pairs = [(first, second) for index, first in enumerate(rows) for second in rows[index + 1 :]]
-    cosines = [first @ second / np.linalg.norm(first) / np.linalg.norm(second) for first, second in pairs]
-    assert mean_distance(rows) == pytest.approx(1 - np.mean(cosines))
 
 
 def test_inception_score_and_class_divergence_by_hand():
