@@ -6,7 +6,7 @@ The bands are a function of the run folder's lines, so an attempt that resumes h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -111,20 +111,30 @@ def feature_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
 class Controls:
     """One clip of every group, scored as if it belonged to another: with the other's prompt, and with its sound.
 
-    Runs beside the update, on the first rank. A control that fails is missing from the step's numbers and costs nothing
-    else.
+    Runs beside the update, on the first rank. A step whose controls fail, in whatever way, is without their numbers;
+    that costs nothing else.
     """
 
-    def __init__(self, job: JobSpec, source: GroupSource) -> None:
-        self.job, self.source = job, source
+    def __init__(self, job: JobSpec, source: GroupSource, warn: Callable[[str, str], None]) -> None:
+        """`warn` takes a code and a message."""
+        self.source, self.warn = source, warn
         trained = [reward for reward in job.rewards if reward.weight > 0]
         self.anchored = [reward.name for reward in trained if reward.prompt_anchored]
         self.paired = [reward.name for reward in trained if reward.route == "both" and len(reward.needs) > 1]
         self._pool = ThreadPoolExecutor(1, "controls")
+        self._begun: Future[dict[str, float | None]] | None = None
 
-    def begin(self, groups: Sequence[ScoredGroup]) -> Future[dict[str, float | None]]:
-        """Start scoring the controls of a step. The result: `control/<reward>/{prompt,sound}_gap`."""
-        return self._pool.submit(self._measured, list(groups))
+    def begin(self, groups: Sequence[ScoredGroup]) -> None:
+        """Start scoring the controls of a step."""
+        self._begun = self._pool.submit(self._measured, list(groups))
+
+    def gaps(self) -> dict[str, float | None]:
+        """`control/<reward>/{prompt,sound}_gap` of the step begun last; waits for them."""
+        try:
+            return self._begun.result() if self._begun is not None else {}
+        except Exception as error:  # a library's too: a lost object, say
+            self.warn("controls", f"the controls of this step were not scored: {error!r}")
+            return {}
 
     def _measured(self, groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
         gaps: dict[str, list[float]] = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -13,7 +12,7 @@ from typing import Any, TypeVar
 from accord.backbones.adapters import export_lora
 from accord.config.job import JobSpec
 from accord.disk import WAIT_S, patiently
-from accord.errors import AccordError, GuardError, RewardError, RolloutError
+from accord.errors import GuardError, RewardError, RolloutError
 from accord.events import CheckpointSaved, Event, EventSink, Phase, Progress, StepCompleted, Warned
 from accord.ids import PolicyVersion
 from accord.requests import sampling_version
@@ -73,12 +72,11 @@ class Run:
         self.saved = 0
         """The step of the last checkpoint."""
         self.clock = PhaseClock(began)
-        self.controls = Controls(job, source) if job.guards.controls and self.ranks.first else None
+        self.controls = Controls(job, source, self._warn) if job.guards.controls and self.ranks.first else None
         self._watch: Watch | None = None
         self._sampled: PolicyState | None = None
         self._best: PolicyState | None = None
         """The latest version whose samples were within the bands."""
-        self._gaps: Future[dict[str, float | None]] | None = None
 
     def restore(self) -> int:
         """Load the latest whole checkpoint and cut the run folder back to it. Returns its step, 0 = fresh."""
@@ -119,7 +117,8 @@ class Run:
         # Before the update, which no rank leaves until all have come here: the lines are those of earlier steps.
         self._watch = self._watch or Watch(self.job, self.folder.steps())
         self._sampled = next(state for state in self.states if state.version == wanted)
-        self._gaps = self.controls.begin(groups) if self.controls is not None else None
+        if self.controls is not None:
+            self.controls.begin(groups)
         return groups
 
     def credit(self, step: int, groups: Sequence[ScoredGroup]) -> Credit:
@@ -170,8 +169,9 @@ class Run:
             self._best = self._sampled
         elif self.ranks.first and self._best is not None:
             self.patiently(partial(self._export, self._best))
+        gaps = self.controls.gaps() if self.controls is not None else {}
         event = StepCompleted(
-            step=step, policy_version=step, metrics=numbers | self._control_gaps(), phase_seconds=self.clock.seconds,
+            step=step, policy_version=step, metrics=numbers | gaps, phase_seconds=self.clock.seconds,
             samples=sum(len(group.group.request.seeds) for group in groups),
         )  # fmt: skip
         if self.ranks.first:
@@ -207,14 +207,6 @@ class Run:
     def _export(self, state: PolicyState) -> None:
         with self.folder.writing(ADAPTER) as draft:
             export_lora(state.adapters["policy"], self.job.backbone, draft)
-
-    def _control_gaps(self) -> dict[str, float | None]:
-        """What the controls of this step found; nothing where they could not be scored."""
-        try:
-            return self._gaps.result() if self._gaps is not None else {}
-        except AccordError as error:
-            self._warn("controls", f"the controls of this step were not scored: {error}")
-            return {}
 
     def _heed(self, step: int, watch: Watch, verdict: Verdict) -> None:
         if not watch.raised:

@@ -159,9 +159,25 @@ class Source:
 
 def test_controls_take_the_prompt_and_the_sound_of_another_group():
     both = ({"name": "sync"}, {"name": "clap", "route": "audio"})
-    controls = Controls(job(rewards=both), Source())
-    found = controls.begin([group(index, index / 10, 1.0) for index in range(3)]).result(10)
-    assert found == {"control/clap/prompt_gap": 1.0, "control/sync/sound_gap": 1.0}
+    told: list[tuple[str, str]] = []
+    controls = Controls(job(rewards=both), Source(), lambda *said: told.append(said))
+    assert controls.gaps() == {}, "nothing has begun"
+    controls.begin([group(index, index / 10, 1.0) for index in range(3)])
+    assert controls.gaps() == {"control/clap/prompt_gap": 1.0, "control/sync/sound_gap": 1.0}
+    assert told == []
+
+
+def test_controls_whose_clips_are_gone_cost_a_step_nothing_but_their_numbers():
+    class Lost(Source):
+        def fetch(self, handle):
+            raise ConnectionError("the object is lost")  # a library's, and none of ours
+
+    told: list[tuple[str, str]] = []
+    controls = Controls(job(), Lost(), lambda *said: told.append(said))
+    controls.begin([group(0, 0.0, 1.0), group(1, 0.1, 1.0)])
+    assert controls.gaps() == {}
+    ((code, message),) = told
+    assert code == "controls" and "the object is lost" in message
 
 
 def test_feature_metrics_are_over_all_samples():
