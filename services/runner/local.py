@@ -87,9 +87,8 @@ class LocalSource(GroupSource):
             self._progress("rollout", step, len(groups), len(requests))
         sampled = time.perf_counter()
         scored = []
-        for group, together in zip(groups, self._together(groups), strict=True):
-            alone = self.rescore(group.request.prompt, group.clips, self._judged_alone)
-            scored.append(ScoredGroup(group, alone | together))
+        for group in self._scored(groups, [reward.name for reward in self.job.rewards]):
+            scored.append(group)
             self._progress("reward", step, len(scored), len(groups))
         return StepGroups(scored, sampled - began, time.perf_counter() - sampled)
 
@@ -97,12 +96,7 @@ class LocalSource(GroupSource):
         """Sample and score held-out requests."""
         version = requests[0].policy_version
         self.worker.load(self.states[version] if version in self.states or version else None)  # 0 is always there
-        groups = [self.worker.sample(request) for request in requests]
-        alone = [name for name in rewards if name in self._judged_alone]
-        return [
-            ScoredGroup(group, self.rescore(group.request.prompt, group.clips, alone) | together)
-            for group, together in zip(groups, self._together(groups), strict=True)
-        ]
+        return list(self._scored([self.worker.sample(request) for request in requests], rewards))
 
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> dict[str, RewardScores]:
         """Score clips, one reward after the other."""
@@ -112,17 +106,16 @@ class LocalSource(GroupSource):
 
         return asyncio.run(scores())
 
-    def _together(self, groups: Sequence[SampleGroup]) -> list[dict[str, RewardScores]]:
-        """Scores by the rewards whose scope is the step, for each group."""
-        names = [reward.name for reward in self.job.rewards if reward.scope == "step"]
+    def _scored(self, groups: Sequence[SampleGroup], rewards: Sequence[str]) -> Iterator[ScoredGroup]:
+        """Each group with its scores: first by the rewards that judge all groups together, then by the others."""
+        by_step = [reward.name for reward in self.job.rewards if reward.scope == "step" and reward.name in rewards]
+        alone = [name for name in rewards if name not in by_step]
         prompts, clips = [group.request.prompt for group in groups], [group.clips for group in groups]
         counts = [len(group.request.seeds) for group in groups]
-        found = {name: asyncio.run(self.scorer.score_step(name, prompts, clips, counts)) for name in names}
-        return [{name: scores[place] for name, scores in found.items()} for place in range(len(groups))]
-
-    @property
-    def _judged_alone(self) -> list[str]:
-        return [reward.name for reward in self.job.rewards if reward.scope != "step"]
+        found = {name: asyncio.run(self.scorer.score_step(name, prompts, clips, counts)) for name in by_step}
+        for place, group in enumerate(groups):
+            together = {name: scores[place] for name, scores in found.items()}
+            yield ScoredGroup(group, self.rescore(group.request.prompt, group.clips, alone) | together)
 
     def _progress(self, phase: Phase, step: int, done: int, total: int) -> None:
         if self.events is not None:
