@@ -1,47 +1,27 @@
 """The commands of `accord`. Importing them is light: Ray and torch load only in the commands that need them.
 
-Exit statuses: 0 done, 1 the job failed, 2 wrong usage or input, 3 nothing answers.
+Exit statuses and what else all commands have: shell.py. `accord rewards …`: rewards.py.
 """
 
 from __future__ import annotations
 
-import json
-import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
-from pydantic import ValidationError
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from accord import logs
-from accord.config.settings import Settings, variable_of
-from accord.errors import (
-    AccordError,
-    CheckpointError,
-    DeadlineExceeded,
-    ServiceError,
-    SpecError,
-    StoreUnavailable,
-    Unreachable,
-    UnsafeStore,
-    UserError,
-)
 from services.cli.client import ApiClient
 from services.cli.job_file import read_job, shown
+from services.cli.rewards import app as rewards_app
+from services.cli.shell import FAILED, JobFile, JobId, Overrides, Port, err, out, say, settings_with, told
 from services.cli.watch import JobPicture
 from services.cli.watch import watch as show
-from services.connections import base_url, ray_address
-from services.signals import Signals, interrupt_again
-
-FAILED, USAGE, UNREACHABLE = 1, 2, 3
-_AWAY = (Unreachable, StoreUnavailable, DeadlineExceeded)
-_WRONG = (UserError, ServiceError, CheckpointError, UnsafeStore)
+from services.connections import base_url
+from services.signals import Signals
 
 app = typer.Typer(
     name="accord", no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
@@ -51,57 +31,12 @@ app = typer.Typer(
     epilog="Exit status: 0 done, 1 the job failed, 2 wrong input, 3 nothing answers. Settings: environment variables "
     "`ACCORD_*`, `REDIS_URL`, `RAY_ADDRESS`.",
 )  # fmt: skip
-rewards_app = typer.Typer(no_args_is_help=True, help="Rewards: try one here; see and scale their servers.")
 app.add_typer(rewards_app, name="rewards")
-
-out, err = Console(), Console(stderr=True)
-
-Port = Annotated[int | None, typer.Option(help="Port of the API (also ACCORD_PORT).", min=1, max=65535)]
-JobId = Annotated[str, typer.Argument(help="Job id, as `accord submit` printed it.", show_default=False)]
-JobFile = Annotated[Path, typer.Argument(help="A job file (TOML).", show_default=False)]
-Overrides = Annotated[
-    list[str], typer.Option("--set", help="Change a field: `--set steps=5`, `--set rewards.0.weight=2`. Repeatable.")
-]
-RewardName = Annotated[str, typer.Argument(help="Reward, as a job names it.", show_default=False)]
-RewardFields = Annotated[
-    list[str], typer.Option("--set", help="Change a field of the reward: `--set path=DIR`. Repeatable.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="JSON instead of a table.")]
-
-
-@contextmanager
-def _told() -> Iterator[None]:
-    """Turn what goes wrong on purpose into one line and an exit status."""
-    interrupt_again()
-    try:
-        yield
-    except AccordError as error:
-        said = [f"{at or '/'}: {why}" for at, why in error.problems] if isinstance(error, SpecError) else [str(error)]
-        for line in said:
-            err.print(f"[red]error:[/red] {escape(line)}", highlight=False, soft_wrap=True)
-        away, wrong = isinstance(error, _AWAY), isinstance(error, _WRONG)
-        raise typer.Exit(UNREACHABLE if away else USAGE if wrong else FAILED) from error
-
-
-def _settings(**changes: Any) -> Settings:
-    """Settings from the environment. Raises ServiceError naming the variable that is wrong."""
-    try:
-        return Settings(**{name: value for name, value in changes.items() if value is not None})
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{variable_of(str(item['loc'][0]))}: {item['msg'].removeprefix('Value error, ')}"
-            for item in error.errors(include_input=False)
-        )
-        raise ServiceError(f"a setting in the environment is wrong: {problems}") from None
 
 
 def _client() -> ApiClient:
-    settings = _settings()
+    settings = settings_with()
     return ApiClient.of(settings, base_url(settings))
-
-
-def _say(text: str) -> None:
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -111,34 +46,34 @@ def up(port: Port = None) -> None:
     `REDIS_URL` and `RAY_ADDRESS` point at real ones; what is not set is started here and goes down with this command.
     Ctrl-C stops cleanly: a running job is requeued and goes on from its last checkpoint at the next start.
     """
-    with _told():
+    with told():
         signals = Signals().install()
         from services.node.service import Service
 
         logs.configure("WARNING", role="service")
-        Service(_settings(port=port), signals, _say).run()
+        Service(settings_with(port=port), signals, say).run()
 
 
 @app.command()
 def api(port: Port = None) -> None:
     """Run the API alone against a shared job store (`REDIS_URL`), as in a cluster."""
-    with _told():
+    with told():
         signals = Signals().install()
         from services.node.service import run_api
 
         logs.configure(role="api")
-        run_api(_settings(port=port), signals, _say)
+        run_api(settings_with(port=port), signals, say)
 
 
 @app.command()
 def runner() -> None:
     """Run a supervisor alone against a shared job store (`REDIS_URL`) and Ray (`RAY_ADDRESS`), as in a cluster."""
-    with _told():
+    with told():
         signals = Signals().install()
         from services.node.service import run_runner
 
         logs.configure(role="runner")
-        run_runner(_settings(), signals, _say)
+        run_runner(settings_with(), signals, say)
 
 
 @app.command()
@@ -153,12 +88,12 @@ def submit(
     Paths in the file are relative to the file. Example:
     `accord submit examples/tiny_omninft.toml --set steps=5 --set seed=1`
     """
-    with _told():
+    with told():
         client = _client()
         job = client.submit(read_job(job_file, set_), idempotency_key)
-        _say(job.id)
+        say(job.id)
         if out.is_terminal:
-            _say(f"Follow it: accord watch {job.id}\nPage:      {client.url}{job.links['page']}")
+            say(f"Follow it: accord watch {job.id}\nPage:      {client.url}{job.links['page']}")
         if watch:
             _watch(client, job.id)
 
@@ -166,7 +101,7 @@ def submit(
 @app.command()
 def watch(job: JobId) -> None:
     """Follow a job live: a bar per stage, reward curves. Ctrl-C detaches, the job goes on."""
-    with _told():
+    with told():
         _watch(_client(), job)
 
 
@@ -176,7 +111,7 @@ def _watch(client: ApiClient, job_id: str) -> None:
     try:
         show(client.follow(job_id), picture, out)
     except KeyboardInterrupt:
-        _say(f"Detached; the job goes on. Cancel it: accord cancel {job_id}")
+        say(f"Detached; the job goes on. Cancel it: accord cancel {job_id}")
         return
     found = client.job(job_id)
     if found.state != "succeeded":
@@ -187,7 +122,7 @@ def _watch(client: ApiClient, job_id: str) -> None:
 @app.command()
 def jobs(limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] = 20) -> None:
     """List jobs, newest first."""
-    with _told():
+    with told():
         table = Table(box=None, header_style="dim")
         for column in ("job", "name", "state", "step", "attempt", "accepted"):
             table.add_column(column, no_wrap=column == "job")
@@ -204,23 +139,23 @@ def jobs(limit: Annotated[int, typer.Option(min=1, max=100, help="How many.")] =
 @app.command()
 def cancel(job: JobId) -> None:
     """Ask a job to stop. It keeps its last checkpoint."""
-    with _told():
-        _say(f"{job} is {_client().cancel(job).state}")
+    with told():
+        say(f"{job} is {_client().cancel(job).state}")
 
 
 @app.command("sign-in")
 def sign_in() -> None:
     """Print a link that signs a browser in: it works once, within two minutes, and holds no key."""
-    with _told():
-        _say(_client().sign_in_link())
+    with told():
+        say(_client().sign_in_link())
 
 
 @app.command()
 def delete(job: JobId) -> None:
     """Remove a job that has ended: its record at once, its run folder, adapter and clips included, within seconds."""
-    with _told():
+    with told():
         _client().delete(job)
-        _say(f"{job} is deleted")
+        say(f"{job} is deleted")
 
 
 @app.command()
@@ -233,7 +168,7 @@ def validate(job_file: JobFile, set_: Overrides = []) -> None:  # noqa: B006
     from accord.config.preflight import preflight
     from services.results.remarks import remarks
 
-    with _told():
+    with told():
         spec = JobSpec.parse(shown(read_job(job_file, set_)))
         preflight(spec)
         print(shown(spec.model_dump(mode="json")))
@@ -253,7 +188,7 @@ def plan(
     """
     from accord.config.job import JobSpec
 
-    with _told():
+    with told():
         spec = JobSpec.parse(shown(read_job(job_file, set_)))
         from services.cli import plan as planning
 
@@ -288,8 +223,8 @@ def run_here(
     """
     from services.cli.here import run
 
-    with _told():
-        run(job_file, set_, _settings(), out, out_dir, save_groups, replay_groups)
+    with told():
+        run(job_file, set_, settings_with(), out, out_dir, save_groups, replay_groups)
 
 
 @app.command()
@@ -300,8 +235,8 @@ def demo(
     """Start the service, run one whole job, show every reward before and after, stop everything."""
     from services.cli.demo import demo as run_demo
 
-    with _told():
-        status = run_demo(job_file, set_, _settings(), out)
+    with told():
+        status = run_demo(job_file, set_, settings_with(), out)
     raise typer.Exit(status)
 
 
@@ -326,8 +261,8 @@ def export(
     """
     from services.results.export import export as write
 
-    with _told():
-        _say(str(write(_settings().runs_dir, job, to, step=step, out=out_dir, force=force, link=link)))
+    with told():
+        say(str(write(settings_with().runs_dir, job, to, step=step, out=out_dir, force=force, link=link)))
 
 
 @app.command("pretrain-tiny")
@@ -335,158 +270,5 @@ def pretrain_tiny(target: Annotated[Path, typer.Argument(metavar="OUT", show_def
     """Build the tiny LTX-2 pipeline that ships with Accord, from nothing (about an hour of CPU)."""
     from tiny_models.build import pretrain_tiny as build
 
-    with _told():
+    with told():
         build(target)
-
-
-@rewards_app.command("list")
-def rewards_list() -> None:
-    """Show every reward server: state, replicas, load."""
-    with _told():
-        rewards = _rewards()
-        table = Table(box=None, header_style="dim")
-        for column in ("reward", "status", "replicas", "scoring", "waiting", "note"):
-            table.add_column(column)
-        for row in rewards.status():
-            replicas = f"{row.replicas_ready}/{row.replicas_target}"
-            held = f"holds {', '.join(row.rewards)} " if len(row.rewards) > 1 else ""
-            note = escape((held + row.message)[:200])
-            table.add_row(row.name, row.status, replicas, str(row.ongoing), str(row.queued), note)
-        out.print(table)
-        if not table.rows:
-            _say("No reward server runs; the first job starts those it needs.")
-
-
-@rewards_app.command("scale")
-def rewards_scale(
-    name: Annotated[str, typer.Argument(help="Reward, as in `accord rewards list`.", show_default=False)],
-    replicas: Annotated[int, typer.Option(min=1, max=1000, help="How many replicas it gets.", show_default=False)],
-) -> None:
-    """Give one reward more or fewer replicas; the others, and scoring under way, go on. Works while a job runs.
-
-    Example: `accord rewards scale sync --replicas 2`
-    """
-    with _told():
-        scaled = ", ".join(_rewards().scale(name, replicas))
-        _say(f"{scaled}: {replicas} replica{'s' if replicas > 1 else ''}.")
-
-
-@rewards_app.command("change")
-def rewards_change(
-    name: Annotated[str, typer.Argument(help="Reward, as in `accord rewards list`.", show_default=False)],
-    set_: Annotated[list[str], typer.Option("--set", help="Field and value: `--set max_batch_groups=8`. Repeatable.")],
-) -> None:
-    """Give a running reward server other batches, queue or autoscaling; no replica restarts, scoring goes on.
-
-    Example: `accord rewards change sync --set max_replicas=8 --set upscale_delay_s=2`
-    """
-    with _told():
-        values = {}
-        for item in set_:
-            field, equals, value = item.partition("=")
-            if not equals:
-                raise UserError(f"--set {item}: write field=value")
-            try:
-                values[field] = json.loads(value)
-            except ValueError:
-                values[field] = value
-        changed = ", ".join(_rewards().change(name, values))
-        _say(f"{changed}: {', '.join(set_)}.")
-
-
-@rewards_app.command("score")
-def rewards_score(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Clips, or folders.", show_default=False)],
-    prompt: Annotated[str, typer.Option(help="What was asked for.")] = "",
-    prompt_video: Annotated[str, typer.Option(help="What of it can be seen. Default: the prompt.")] = "",
-    prompt_audio: Annotated[str, typer.Option(help="What of it can be heard. Default: the prompt.")] = "",
-    reward: Annotated[list[str], typer.Option(help="Repeatable. Default: all without weights.")] = [],  # noqa: B006
-    set_: Annotated[list[str], typer.Option("--set", help="`--set clap.path=DIR`. Repeatable.")] = [],  # noqa: B006
-    plot: Annotated[Path | None, typer.Option(help="Draw what the scores came from: a file, or a folder.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Score clips in files right here, without service, Ray or store.
-
-    Example: `accord rewards score clip.mp4 --prompt "a dog barks" --reward sync --plot curves.png`
-    """
-    from accord.types import Prompt
-
-    with _told():
-        from services.cli import try_reward
-
-        asked = Prompt("typed", prompt, prompt_video or prompt, prompt_audio or prompt)
-        rows = []
-        for row in try_reward.score(files, asked, try_reward.chosen(reward, set_), plot):
-            rows.append(row)
-            if not json:
-                try_reward.show_scores(row, out)
-        if json:
-            print(shown(rows))
-
-
-@rewards_app.command("check")
-def rewards_check(
-    name: RewardName,
-    weights: Annotated[str, typer.Option(help="Where its weights are.", show_default=False)] = "",
-    set_: RewardFields = [],  # noqa: B006
-    json: AsJson = False,
-) -> None:
-    """Load a reward, score the canary set, print weights digest, licence, memory, latency and values.
-
-    Example: `accord rewards check clap --weights models/clap-htsat-unfused`
-    """
-    with _told():
-        from services.cli import try_reward
-
-        found = try_reward.check(try_reward.spec_of(name, set_, weights))
-        if json:
-            print(shown(found))
-        else:
-            try_reward.show_check(found, out)
-
-
-@rewards_app.command("contract")
-def rewards_contract(name: RewardName, set_: RewardFields = []) -> None:  # noqa: B006
-    """Hold a reward, yours too, to what all rewards promise. Exit status 1 when it breaks a promise.
-
-    Example: `accord rewards contract loudness --set target_db=-23`
-    """
-    with _told():
-        from reward_servers.contract import hold
-        from services.cli import try_reward
-
-        verdicts = list(hold(try_reward.spec_of(name, set_)))
-        try_reward.show_verdicts(name, verdicts, out)
-        if any(verdict.breaches for verdict in verdicts):
-            raise typer.Exit(FAILED)
-
-
-@rewards_app.command("exemplars")
-def rewards_exemplars(
-    name: RewardName,
-    files: Annotated[list[Path], typer.Argument(help="Clips, or folders of them, as the policy's should be.")],
-    to: Annotated[Path, typer.Option("--out", help="File to write.")],
-) -> None:
-    """Write clips as the exemplars of a reward that holds a step's clips against some.
-
-    Example: `accord rewards exemplars audio_frechet good-clips/ --out exemplars.safetensors`
-    """
-    with _told():
-        from services.cli import try_reward
-
-        count = try_reward.exemplars(name, files, to)
-        out.print(f"{count} clips written to {to}")
-
-
-def _rewards() -> Any:
-    """The module that manages reward servers, connected to Ray. Raises Unreachable."""
-    address = ray_address(_settings())
-    import ray
-
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise Unreachable(f"Ray at {address} does not answer: {error}") from error
-    from reward_servers import app as rewards
-
-    return rewards
