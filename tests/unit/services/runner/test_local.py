@@ -54,7 +54,7 @@ def job(seed: int = 0) -> JobSpec:
     tree = {
         "steps": 1, "seed": seed, "backbone": {"name": "ltx2"}, "guards": {"allow_prompt_blind": True},
         "sampling": {"frames": 9, "height": 32, "width": 32, "fps": 12.0, "num_steps": 1},
-        "rewards": [{"name": "picture", "route": "both"}],
+        "rewards": [{"name": "sync"}],
         "prompts": {"train": str(PROMPTS / "world_train.jsonl"), "held_out": str(PROMPTS / "world_heldout.jsonl")},
         "algorithm": {"name": "awm"}, "evaluate": {"samples_per_prompt": 2},
     }  # fmt: skip
@@ -95,7 +95,7 @@ def test_an_evaluation_asks_no_reward_that_it_does_not_name() -> None:
     spec = spec.model_copy(update={"rewards": (*spec.rewards, CrowdReward())})  # no package brings it
     source = LocalSource(spec)
     requests = evaluation_requests(spec, load_prompts(spec.prompts.held_out)[:2], PolicyVersion(0))
-    for named in (["picture"], ["crowd"], ["picture", "crowd"]):
+    for named in (["sync"], ["crowd"], ["sync", "crowd"]):
         groups = source.evaluate(requests, named)
         assert [set(group.scores) for group in groups] == [set(named)] * 2
     assert [group.scores["crowd"].values for group in groups] == [(4.0, 4.0)] * 2, "of all prompts together"
