@@ -14,7 +14,6 @@ from typing import Any
 
 from accord.config.contract import RewardSpec
 from accord.plugins import spec_class
-from accord.types import Modality
 from accord.world.scene import make_clips
 from reward_servers.sets.models import write_exemplars
 from tests.unit.reward_servers import tiny_audiobox, tiny_clip, tiny_imagereward, tiny_qwen, tiny_synchformer
@@ -81,12 +80,12 @@ def _vlm_judge(folder: Path) -> dict[str, Any]:
     return {"url": server.url, "model": "judge", "preset": "videoscore2"}
 
 
-def _exemplars(modality: Modality) -> Callable[[Path], dict[str, Any]]:
+def _exemplars(name: str) -> Callable[[Path], dict[str, Any]]:
     def write(folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
-        clips = [made.clip for made in make_clips(4, 3)]
-        write_exemplars(folder / "exemplars.safetensors", modality, f"{modality}_frechet", clips)
-        return {"exemplars": str(folder / "exemplars.safetensors")}
+        fields = {"exemplars": str(folder / "exemplars.safetensors")}
+        write_exemplars(spec_class("rewards", name)(**fields), [made.clip for made in make_clips(4, 3)])
+        return fields
 
     return write
 
@@ -111,8 +110,8 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "subject_consistency": _subject,
     "background_consistency": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),
     "vlm_judge": _vlm_judge,
-    "audio_frechet": _exemplars("audio"),
-    "video_frechet": _exemplars("video"),
+    "audio_frechet": _exemplars("audio_frechet"),
+    "video_frechet": _exemplars("video_frechet"),
 }
 
 

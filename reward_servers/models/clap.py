@@ -47,9 +47,25 @@ class ClapRewardModel(RewardModel):
 
     def __init__(self, spec: ClapReward) -> None:
         super().__init__(spec)
+        device = torch.device("cuda" if spec.num_gpus > 0 else "cpu")
+        self._towers = ClapTowers(inspect_clap_dir(str(spec.weights)), device)
+        self.weights_digest = self._towers.digest
+
+    @override
+    def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
+        """Cosine averaged over windows; the only component is the number of windows."""
+        windows = self._towers.sound(clip)
+        text = self._towers.text(prompt.prompt_a)
+        cosines = [float((window * text).sum()) for window in windows]
+        return Score(float(np.mean(cosines)), {"windows": float(len(cosines))})
+
+
+class ClapTowers:
+    """Sound and texts to unit vectors. Raises ModelError at construction."""
+
+    def __init__(self, directory: Path, device: torch.device) -> None:
         torch.set_num_threads(1)
-        self._device = torch.device("cuda" if spec.num_gpus > 0 else "cpu")
-        directory = inspect_clap_dir(str(spec.weights))
+        self._device = device
         try:
             self._extractor = ClapFeatureExtractor.from_pretrained(directory, local_files_only=True)
             self._tokenizer: Any = AutoTokenizer.from_pretrained(
@@ -59,29 +75,21 @@ class ClapRewardModel(RewardModel):
         except (ModelError, MemoryError):
             raise
         except Exception as error:  # a tokenizer's file may be wrong in ways that have no class of their own
-            raise ModelError(f"{spec.path} is not a CLAP checkpoint that transformers can load: {error}") from error
-        self.weights_digest = digest(clap_files(directory))
+            raise ModelError(f"{directory} is not a CLAP checkpoint that transformers can load: {error}") from error
+        self.digest = digest(clap_files(directory))
         self._length = int(self._extractor.nb_max_samples)
         self._text_limit = int(self._model.config.text_config.max_position_embeddings) - 2
         self._texts: dict[str, torch.Tensor] = {}
 
-    @override
-    def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
-        """Cosine averaged over windows; the only component is the number of windows."""
-        windows = self._windows(resampled(mono(clip.audio_CS), clip.sample_rate, self._extractor.sampling_rate))
-        text = self._embed_text(prompt.prompt_a)
-        cosines = [float((self._embed_sound(window) * text).sum()) for window in windows]
-        return Score(float(np.mean(cosines)), {"windows": float(len(cosines))})
-
-    def _windows(self, sound_S: Float) -> list[Float]:
-        """Cut into evenly spaced windows of the checkpoint's length; shorter sound is one window."""
+    def sound(self, clip: Clip) -> list[torch.Tensor]:
+        """Unit embeddings [D] of evenly spaced windows of the checkpoint's length; shorter sound is one window."""
+        sound_S = resampled(mono(clip.audio_CS), clip.sample_rate, self._extractor.sampling_rate)
         count = max(1, -(-len(sound_S) // self._length))
         starts = np.linspace(0, max(0, len(sound_S) - self._length), count).round().astype(int)
-        return [sound_S[start : start + self._length] for start in starts]
+        return [self._window(sound_S[start : start + self._length]) for start in starts]
 
     @torch.no_grad()
-    def _embed_sound(self, window_S: Float) -> torch.Tensor:
-        """Unit embedding [D] of one window."""
+    def _window(self, window_S: Float) -> torch.Tensor:
         rate = self._extractor.sampling_rate
         made = self._extractor(
             window_S, sampling_rate=rate, max_length=self._length, padding="repeatpad", return_tensors="pt"
@@ -93,7 +101,7 @@ class ClapRewardModel(RewardModel):
         return torch.nn.functional.normalize(out.pooler_output[0], dim=0)
 
     @torch.no_grad()
-    def _embed_text(self, text: str) -> torch.Tensor:
+    def text(self, text: str) -> torch.Tensor:
         """Unit embedding [D] of a text, cut at the checkpoint's length, remembered."""
         if text not in self._texts:
             if len(self._texts) >= _TEXTS_KEPT:

@@ -1,19 +1,23 @@
-"""From clips to the rows that measures of sets work on. `signal` needs no weights, and knows little.
+"""From clips to the rows that measures of sets work on. Two need no weights, and know little.
 
-`signal` of the sound: mean and standard deviation over time of 64 log-mel bands [128]. Of the picture: histogram of
-hue, saturation and value, 12 x 4 x 4, and of brightness changes from frame to frame, 16 bins [208]. It sees a change of
-material or of colours, and no change of content at equal colours.
+* `log_mel`, of the sound: mean and standard deviation over time of 64 log-mel bands [128].
+* `colours`, of the picture: histogram of hue, saturation and value, 12 x 4 x 4, and of brightness changes from frame to
+  frame, 16 bins [208]. It sees a change of material or of colours, and no change of content at equal colours.
+* `clap` and `clip` have weights and stand in `learned.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import cv2
 import numpy as np
 from scipy.signal import stft
 
-from accord.types import Clip, Modality
+from accord.config.rewards.sets import SetReward
+from accord.errors import UserError
+from accord.types import Clip
 from reward_servers.sets.measures import Floats
 from reward_servers.signals import luma, mono, resampled, shrunk
 
@@ -27,13 +31,35 @@ _WINDOW = 512
 class Embedder(Protocol):
     """Makes one row of a clip."""
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its weights, hexadecimal; "" = it has none."""
+
     def __call__(self, clip: Clip) -> Floats:
         """[D], the same for the same clip wherever it is computed."""
 
 
-def signal(modality: Modality) -> Embedder:
-    """The weight-free embedder of a modality."""
-    return heard if modality == "audio" else seen
+def embedder_of(spec: SetReward) -> Embedder:
+    """The embedder that a spec names. Raises UserError for one without its `path`, ModelError for what is there."""
+    if spec.misplaced_path:
+        raise UserError(f"{spec.name}: path: {spec.misplaced_path}")
+    if spec.weights is None:
+        return _Free(heard if spec.embedder == "log_mel" else seen)
+    from reward_servers.sets.learned import load  # torch is needed from here on, and by none of the others
+
+    return load(spec.embedder, spec.weights, "cuda" if spec.num_gpus > 0 else "cpu")
+
+
+class _Free:
+    """One without weights."""
+
+    digest = ""
+
+    def __init__(self, embed: Callable[[Clip], Floats]) -> None:
+        self._embed = embed
+
+    def __call__(self, clip: Clip) -> Floats:
+        return self._embed(clip)
 
 
 def heard(clip: Clip) -> Floats:

@@ -6,39 +6,43 @@ distance is biased upwards by few clips, the more so the more dimensions there a
 
 from __future__ import annotations
 
+import hashlib
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 from typing_extensions import override
 
-from accord.config.rewards.sets import FrechetReward
+from accord.config.exemplars import LEAST, ROWS, inspect_exemplars
+from accord.config.rewards.sets import ExemplarReward, SetReward
 from accord.disk import write_whole
-from accord.errors import ModelError
-from accord.types import Clip, Modality, Prompt
+from accord.errors import ModelError, UserError
+from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, Score
-from reward_servers.sets import embedders
-from reward_servers.sets.measures import Floats, frechet_distance, leave_one_out, vendi_score
-
-LEAST = 3
-"""Clips of a set whose leave-one-out measure is defined."""
+from reward_servers.sets.embedders import embedder_of
+from reward_servers.sets.measures import (
+    Floats,
+    frechet_distance,
+    leave_one_out,
+    vendi_score,
+)
 
 
 class SetModel(RewardModel):
-    """A measure over one embedder."""
+    """A measure over one embedder. Raises ModelError or UserError at construction, as the embedder does."""
 
     component: ClassVar[str]
     """What the measure of the whole set is called."""
     sign: ClassVar[float] = 1.0
     """-1 where the set is better when the measure is less."""
 
-    def embed(self, clip: Clip) -> Floats:
-        """One row of a clip [D]."""
-        return embedders.signal(self.spec.needs[0])(clip)
+    def __init__(self, spec: SetReward) -> None:
+        super().__init__(spec)
+        self.embedder = embedder_of(spec)
+        self.weights_digest = self.embedder.digest
 
     @abstractmethod
     def measure(self, rows: Floats) -> float:
@@ -49,7 +53,7 @@ class SetModel(RewardModel):
         """Component: the measure of the whole set, the same for each of its clips."""
         if len(clips) < LEAST:
             return [Score.invalid("too_few") for _ in clips]
-        rows = np.stack([self.embed(clip) for clip in clips])
+        rows = np.stack([self.embedder(clip) for clip in clips])
         order = np.lexsort(rows.T)  # sums have the same bits in whatever order the clips come
         whole, gains = self.measure(rows[order]), np.empty(len(rows))
         gains[order] = leave_one_out(self.measure, rows[order])
@@ -66,37 +70,54 @@ class DiversityModel(SetModel):
         return vendi_score(rows)
 
 
-class FrechetModel(SetModel):
-    """Frechet distance to exemplars. Raises ModelError for a file that is missing, torn, or of another reward."""
+class ExemplarModel(SetModel):
+    """One that holds a step against exemplars.
 
-    component: ClassVar[str] = "distance"
+    Raises:
+        ModelError: at construction, for a file that is missing, torn, of another reward, embedder or weights.
+    """
+
     sign: ClassVar[float] = -1.0
 
-    def __init__(self, spec: FrechetReward) -> None:
+    def __init__(self, spec: ExemplarReward) -> None:
         super().__init__(spec)
-        self._exemplars = read_exemplars(spec.exemplars, spec.name)
+        self.exemplars = read_exemplars(spec, self.embedder.digest)
+        files = hashlib.sha256(self.embedder.digest.encode() + Path(spec.exemplars).read_bytes())
+        self.weights_digest = files.hexdigest()
+
+
+class FrechetModel(ExemplarModel):
+    """Frechet distance to exemplars."""
+
+    component: ClassVar[str] = "distance"
 
     @override
     def measure(self, rows: Floats) -> float:
-        return frechet_distance(rows, self._exemplars)
+        return frechet_distance(rows, self.exemplars)
 
 
-def write_exemplars(path: Path, modality: Modality, reward: str, clips: Sequence[Clip]) -> None:
-    """Embed clips and write them as exemplars of a reward."""
-    rows = np.stack([embedders.signal(modality)(clip) for clip in clips])
-    write_whole(path, safetensors.numpy.save({"rows": rows}, {"reward": reward}))
+def write_exemplars(spec: ExemplarReward, clips: Iterable[Clip]) -> int:
+    """Embed clips and write them to `spec.exemplars`; returns how many. Raises as the embedder does, and UserError."""
+    embed = embedder_of(spec)
+    rows = [embed(clip) for clip in clips]
+    if len(rows) < LEAST:
+        raise UserError(f"{len(rows)} clips are too few for a distribution; give {LEAST} or more, better hundreds")
+    told = {"reward": spec.name, "embedder": spec.embedder, "weights": embed.digest}
+    write_whole(Path(spec.exemplars), safetensors.numpy.save({ROWS: np.stack(rows)}, told))
+    return len(rows)
 
 
-def read_exemplars(path: str, reward: str) -> Floats:
-    """Rows [M, D] of a file of exemplars. Raises ModelError."""
-    remedy = f"write it with `accord rewards exemplars {reward} CLIPS --out FILE`"
-    try:
-        with safetensors.safe_open(path, "np") as file:
-            made_for, rows = (file.metadata() or {}).get("reward", ""), file.get_tensor("rows")
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ModelError(f"{path} holds no exemplars ({error}); {remedy}") from error
-    if made_for != reward:
-        raise ModelError(f"{path} holds exemplars of {made_for or 'no reward'}, not of {reward}; {remedy}")
-    if rows.dtype != np.float64 or rows.ndim != 2 or len(rows) < LEAST or not np.isfinite(rows).all():
-        raise ModelError(f"{path} holds {rows.dtype} {list(rows.shape)}; exemplars are {LEAST} or more rows; {remedy}")
-    return np.asarray(rows)
+def read_exemplars(spec: ExemplarReward, weights: str) -> Floats:
+    """Rows [M, D] of the exemplars of a reward whose embedder has weights of that digest. Raises ModelError."""
+    path = spec.exemplars
+    told = inspect_exemplars(path, spec.name, spec.embedder)
+    if told.get("weights", "") != weights:
+        was = told.get("weights", "")[:12] or "none"
+        raise ModelError(
+            f"{path} was written with other weights of {spec.embedder} (sha256 {was}…) than are at {spec.path} "
+            f"({weights[:12]}…); write it anew with `accord rewards exemplars {spec.name}`, or name its weights"
+        )
+    rows = np.asarray(safetensors.numpy.load_file(path)[ROWS])
+    if not np.isfinite(rows).all():
+        raise ModelError(f"{path} holds what is no number; write it anew with `accord rewards exemplars {spec.name}`")
+    return rows

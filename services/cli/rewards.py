@@ -146,15 +146,18 @@ def rewards_exemplars(
     name: RewardName,
     files: Annotated[list[Path], typer.Argument(help="Clips, or folders of them, as the policy's should be.")],
     to: Annotated[Path, typer.Option("--out", help="File to write.")],
+    set_: RewardFields = [],  # noqa: B006
 ) -> None:
     """Write clips as the exemplars of a reward that holds a step's clips against some.
+
+    They are of one embedder with its weights: `--set embedder=clap --set path=models/clap-htsat-unfused`.
 
     Example: `accord rewards exemplars audio_frechet good-clips/ --out exemplars.safetensors`
     """
     with told():
         from services.cli import try_reward
 
-        count = try_reward.exemplars(name, files, to)
+        count = try_reward.exemplars(name, set_, files, to)
         out.print(f"{count} clips written to {to}")
 
 

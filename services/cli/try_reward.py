@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 from rich.console import Console
@@ -66,8 +66,14 @@ def _weights_field(kind: type[RewardSpec], weights: str) -> str:
 
 
 def without_weights() -> list[str]:
-    """Rewards that can be tried as they are: they name no file."""
-    return [name for name in names("rewards") if not _path_fields(spec_class("rewards", name))]
+    """Rewards that can be tried as they are: no field must be given, and no file is named unless it is."""
+    fields = {name: spec_class("rewards", name).model_fields for name in names("rewards")}
+    return [
+        name
+        for name, of in fields.items()
+        if not any(field.is_required() for field in of.values())
+        and all(of[one].default == "" for one in _path_fields(spec_class("rewards", name)))
+    ]
 
 
 def chosen(rewards: Sequence[str], overrides: Sequence[str]) -> list[RewardSpec]:
@@ -104,19 +110,17 @@ def decoded(path: Path) -> Clip:
         raise UserError(str(error)) from error
 
 
-def exemplars(name: str, paths: Sequence[Path], out: Path) -> int:
-    """Write clips from files as the exemplars of a reward. Returns how many. Raises UserError."""
+def exemplars(name: str, overrides: Sequence[str], paths: Sequence[Path], out: Path) -> int:
+    """Write clips from files as the exemplars of a reward. Returns how many. Raises UserError, SpecError."""
     kind = spec_class("rewards", name) if name in names("rewards") else RewardSpec
     if "exemplars" not in kind.model_fields:
         those = [one for one in names("rewards") if "exemplars" in spec_class("rewards", one).model_fields]
         raise UserError(f"{name} takes no exemplars; those that do: {', '.join(those)}")
-    from reward_servers.sets.models import LEAST, write_exemplars
+    from accord.config.rewards.sets import ExemplarReward
+    from reward_servers.sets.models import write_exemplars
 
-    found = files_of(paths)
-    if len(found) < LEAST:
-        raise UserError(f"{len(found)} clips are too few for a distribution; give {LEAST} or more, better hundreds")
-    write_exemplars(out, kind.needs[0], name, [decoded(path) for path in found])
-    return len(found)
+    spec = cast(ExemplarReward, spec_of(name, [*overrides, f"exemplars={json.dumps(str(out))}"]))
+    return write_exemplars(spec, (decoded(path) for path in files_of(paths)))
 
 
 def score(

@@ -2,32 +2,97 @@
 
 `…_vendi` looks at the clips of one prompt. The others look at all clips of a step and hold them against exemplars,
 a file that `accord rewards exemplars` writes from clips that are as the policy's should be.
+
+A measure works on one row of numbers for each clip. `embedder` says which: one without weights, or a model at `path`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
+from typing_extensions import override
 
-from accord.config.contract import Component, RewardSpec
-from accord.config.paths import InputPath
+from accord.config.clap_dir import inspect_clap_dir
+from accord.config.clip_dir import inspect_clip_image
+from accord.config.contract import Component, ModelFacts, Problem, RewardSpec
+from accord.config.exemplars import EXEMPLARS_BYTES, inspect_exemplars
+from accord.config.paths import InputPath, NamedPath, is_path
+from accord.config.rewards.bundle import part, told
+from accord.errors import ModelError
 from accord.types import Modality, Route
 
-EXEMPLARS_BYTES = 1 << 30
+if TYPE_CHECKING:
+    from accord.config.job import JobSpec
+
+LEARNED: Mapping[str, tuple[str, Callable[[str], object]]] = {
+    "clap": ("CLAP", inspect_clap_dir),
+    "clip": ("clip-vit-base-patch32", inspect_clip_image),
+}
+"""Embedders that have weights: name of their folder in a bundle, and who looks at it."""
 
 
-class _Set(RewardSpec):
+class SetReward(RewardSpec):
     """A measure of a set, and what each clip adds to it."""
 
     scope: ClassVar[Literal["clip", "group", "step"]] = "step"
     needs_sound: ClassVar[bool] = False
     smallest_effect: ClassVar[float] = 0.001
+    embedder: str
+    """What the rows are; a subclass says which there are."""
+    path: Annotated[str, InputPath("directory")] = Field(default="", max_length=4096)
+    """Directory of the embedder's model, or a bundle that has it; "" for an embedder without weights."""
     num_cpus: float = Field(default=0.2, ge=0, le=64)
 
+    @property
+    def weights(self) -> Path | None:
+        """Directory of the embedder's model, whether it is there or not; None for one without weights."""
+        return part(self.path, LEARNED[self.embedder][0]) if self.embedder in LEARNED else None
 
-class _Diversity(_Set):
+    @property
+    def misplaced_path(self) -> str:
+        """What is wrong with `path` beside `embedder`; "" = nothing."""
+        if self.path and self.embedder not in LEARNED:
+            return f"{self.embedder} has no weights; leave it out, or set embedder to the model that is there"
+        if not self.path and self.embedder in LEARNED:
+            return f"name the directory of the {self.embedder} model that makes the rows"
+        return ""
+
+    @override
+    def files(self) -> Iterable[NamedPath]:
+        """Its embedder's part of `path` alone."""
+        for named in super().files():
+            if named.place != ("path",):
+                yield named
+        if self.weights is not None and is_path(self.path):
+            yield NamedPath(("path",), str(self.weights), InputPath("directory"))
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its base's: the embedder's directory."""
+        yield from super().problems(job, facts)
+        if self.misplaced_path:
+            yield "path", self.misplaced_path
+        elif facts is not None and self.weights is not None:
+            yield from told("path", LEARNED[self.embedder][1], str(self.weights))
+
+
+class _OfSound(SetReward):
+    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
+    route: Route = "audio"
+    embedder: Literal["log_mel", "clap"] = "log_mel"
+    """log_mel: statistics of mel bands, no weights. clap: CLAP's embedding of the sound."""
+
+
+class _OfPicture(SetReward):
+    needs: ClassVar[tuple[Modality, ...]] = ("video",)
+    route: Route = "video"
+    embedder: Literal["colours", "clip"] = "colours"
+    """colours: histograms of colour and change, no weights. clip: CLIP's embedding of frames."""
+
+
+class _Diversity(SetReward):
     """What a clip adds to the Vendi score of its group."""
 
     impl: ClassVar[str] = "reward_servers.sets.models:DiversityModel"
@@ -38,23 +103,36 @@ class _Diversity(_Set):
     }
 
 
-class AudioVendiReward(_Diversity):
-    """What a clip's sound adds to the Vendi score of its group, over log-mel statistics."""
+class AudioVendiReward(_OfSound, _Diversity):
+    """What a clip's sound adds to the Vendi score of its group."""
 
-    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     name: Literal["audio_vendi"] = "audio_vendi"
-    route: Route = "audio"
 
 
-class VideoVendiReward(_Diversity):
-    """What a clip's picture adds to the Vendi score of its group, over histograms of colour and change."""
+class VideoVendiReward(_OfPicture, _Diversity):
+    """What a clip's picture adds to the Vendi score of its group."""
 
-    needs: ClassVar[tuple[Modality, ...]] = ("video",)
     name: Literal["video_vendi"] = "video_vendi"
-    route: Route = "video"
 
 
-class FrechetReward(_Set):
+class ExemplarReward(SetReward):
+    """One that holds the step's clips against others."""
+
+    exemplars: Annotated[str, InputPath("file", EXEMPLARS_BYTES)] = Field(min_length=1, max_length=4096)
+    """File of exemplars that `accord rewards exemplars` wrote for this reward and this embedder."""
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its base's: exemplars of another reward or embedder. Whether the embedder's weights are the same is
+        seen when they are loaded."""
+        yield from super().problems(job, facts)
+        if facts is not None:
+            try:
+                inspect_exemplars(self.exemplars, self.name, self.embedder)
+            except ModelError as error:
+                yield "exemplars", str(error)
+
+
+class _Frechet(ExemplarReward):
     """By how much the step's Frechet distance to the exemplars would be larger without the clip."""
 
     impl: ClassVar[str] = "reward_servers.sets.models:FrechetModel"
@@ -62,21 +140,15 @@ class FrechetReward(_Set):
     components: ClassVar[Mapping[str, Component]] = {
         "distance": Component("Frechet distance of the step to the exemplars", low=0.0)
     }
-    exemplars: Annotated[str, InputPath("file", EXEMPLARS_BYTES)] = Field(min_length=1, max_length=4096)
-    """File of exemplars that `accord rewards exemplars` wrote for this reward."""
 
 
-class AudioFrechetReward(FrechetReward):
-    """Frechet audio distance (FAD) over log-mel statistics, as credit of a clip."""
+class AudioFrechetReward(_OfSound, _Frechet):
+    """Frechet audio distance (FAD), as credit of a clip."""
 
-    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
     name: Literal["audio_frechet"] = "audio_frechet"
-    route: Route = "audio"
 
 
-class VideoFrechetReward(FrechetReward):
-    """Frechet distance over histograms of colour and change, as credit of a clip."""
+class VideoFrechetReward(_OfPicture, _Frechet):
+    """Frechet distance of the pictures, as credit of a clip."""
 
-    needs: ClassVar[tuple[Modality, ...]] = ("video",)
     name: Literal["video_frechet"] = "video_frechet"
-    route: Route = "video"

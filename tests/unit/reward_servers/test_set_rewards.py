@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from accord.config.contract import ModelFacts
 from accord.config.rewards.sets import AudioFrechetReward, AudioVendiReward, VideoVendiReward
-from accord.errors import ModelError
+from accord.errors import ModelError, UserError
 from accord.types import Clip, Prompt
 from reward_servers.base import build, score_groups
 from reward_servers.sets.embedders import heard, seen
@@ -55,39 +56,60 @@ def test_a_set_too_small_to_leave_one_out_has_no_score_and_a_bad_clip_leaves_the
 
 class TestExemplars:
     @pytest.fixture
-    def file(self, tmp_path):
-        path = tmp_path / "low.safetensors"
-        write_exemplars(path, "audio", "audio_frechet", [clip(380 + 5 * seed, seed=seed) for seed in range(8)])
-        return path
+    def spec(self, tmp_path):
+        spec = AudioFrechetReward(exemplars=str(tmp_path / "low.safetensors"))
+        assert write_exemplars(spec, (clip(380 + 5 * seed, seed=seed) for seed in range(8))) == 8
+        return spec
 
-    def test_who_is_like_the_exemplars_brings_the_step_nearer(self, file):
-        model = build(AudioFrechetReward(exemplars=str(file)))
+    def test_who_is_like_the_exemplars_brings_the_step_nearer(self, spec):
+        model = build(spec)
+        assert not list(spec.problems(None, ModelFacts()))
         groups = [[clip(400, seed=20), clip(410, seed=21)], [clip(395, seed=22), clip(4000, seed=23)]]
         first, second = score_groups(model, [PROMPT, PROMPT], groups)
         values = [*first.values, *second.values]
         assert np.argmin(values) == 3 and values[3] < 0 < max(values)
         assert len({*first.components["distance"], *second.components["distance"]}) == 1  # the step is one set
 
+    def test_the_digest_is_of_the_exemplars_too(self, spec, tmp_path):
+        other = AudioFrechetReward(exemplars=str(tmp_path / "other.safetensors"))
+        write_exemplars(other, [clip(900 + 5 * seed, seed=seed) for seed in range(8)])
+        digests = {build(one).weights_digest for one in (spec, other, spec)}
+        assert len(digests) == 2 and all(len(one) == 64 for one in digests)
+
     @pytest.mark.parametrize(
-        ("tensors", "made_for", "told"),
+        ("tensors", "header", "told"),
         [
-            ({"rows": np.zeros((8, 128))}, "video_frechet", "exemplars of video_frechet, not of audio_frechet"),
-            ({"rows": np.zeros((2, 128))}, "audio_frechet", "3 or more rows"),
-            ({"rows": np.full((8, 128), np.nan)}, "audio_frechet", "3 or more rows"),
-            ({"others": np.zeros((8, 128))}, "audio_frechet", "holds no exemplars"),
+            ({"rows": np.zeros((8, 128))}, {"reward": "video_frechet"}, "of the reward 'video_frechet', not"),
+            ({"rows": np.zeros((8, 128))}, {"embedder": "clap"}, "of the embedder 'clap', not 'log_mel'"),
+            ({"rows": np.zeros((2, 128))}, {}, "3 or more rows"),
+            ({"rows": np.zeros((8, 128), np.float32)}, {}, "3 or more rows"),
+            ({"others": np.zeros((8, 128))}, {}, "3 or more rows"),
         ],
     )
-    def test_a_file_that_is_none_is_refused_with_the_remedy(self, tmp_path, tensors, made_for, told):
+    def test_a_file_that_is_none_is_refused_with_the_remedy(self, tmp_path, tensors, header, told):
         path = tmp_path / "x.safetensors"
-        safetensors.numpy.save_file(tensors, path, {"reward": made_for})
+        safetensors.numpy.save_file(tensors, path, {"reward": "audio_frechet", "embedder": "log_mel"} | header)
+        spec = AudioFrechetReward(exemplars=str(path))
+        ((where, what),) = spec.problems(None, ModelFacts())
+        assert where == "exemplars" and told in what and "accord rewards exemplars audio_frechet" in what
         with pytest.raises(ModelError, match=rf"(?s){told}.*accord rewards exemplars audio_frechet"):
-            build(AudioFrechetReward(exemplars=str(path)))
+            build(spec)
 
-    def test_a_torn_file_and_none_are_refused(self, file, tmp_path):
+    def test_what_is_no_number_a_torn_file_and_none_are_refused(self, spec, tmp_path):
+        header = {"reward": "audio_frechet", "embedder": "log_mel"}
+        safetensors.numpy.save_file({"rows": np.full((8, 128), np.nan)}, tmp_path / "nan", header)
+        with pytest.raises(ModelError, match="no number"):
+            build(AudioFrechetReward(exemplars=str(tmp_path / "nan")))
+        file = tmp_path / "low.safetensors"
         file.write_bytes(file.read_bytes()[:100])
         for path in (file, tmp_path / "absent"):
             with pytest.raises(ModelError, match="holds no exemplars"):
                 build(AudioFrechetReward(exemplars=str(path)))
+
+    def test_too_few_clips_are_no_distribution(self, tmp_path):
+        with pytest.raises(UserError, match="2 clips are too few"):
+            write_exemplars(AudioFrechetReward(exemplars=str(tmp_path / "few")), [clip(400), clip(500)])
+        assert not (tmp_path / "few").exists()
 
 
 def test_embeddings_follow_what_they_are_of():
