@@ -52,6 +52,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "clap": "accord.config.rewards.sound:ClapReward",
         "desync": "accord.config.rewards.cross:DesyncReward",
         "audiobox": "accord.config.rewards.sound:AudioboxReward",
+        "audio_events": "accord.config.rewards.sound:AudioEventsReward",
         "sound": "accord.config.rewards.panel:SoundReward",
         "picture": "accord.config.rewards.panel:PictureReward",
         "motion": "accord.config.rewards.panel:MotionReward",

@@ -16,7 +16,7 @@ from accord.config.contract import RewardSpec
 from accord.plugins import spec_class
 from accord.world.scene import make_clips
 from reward_servers.sets.models import write_exemplars
-from tests.unit.reward_servers import tiny_audiobox, tiny_clip, tiny_imagereward, tiny_qwen, tiny_synchformer
+from tests.unit.reward_servers import tiny_ast, tiny_audiobox, tiny_clip, tiny_imagereward, tiny_qwen, tiny_synchformer
 from tests.unit.reward_servers.judge_server import JudgeServer
 
 
@@ -35,6 +35,11 @@ def _videoalign(folder: Path) -> dict[str, Any]:
 def _audiobox(folder: Path) -> dict[str, Any]:
     tiny_audiobox.write_checkpoint(folder / "OmniNFT-Reward-Series" / "audiobox-aesthetics" / "checkpoint.pt")
     return {"path": str(folder / "OmniNFT-Reward-Series")}
+
+
+def _audio_events(folder: Path) -> dict[str, Any]:
+    tiny_ast.write_checkpoint(folder / "ast-finetuned-audioset-10-10-0.4593")
+    return {"path": str(folder)}
 
 
 def _clip(name: str, scale: float, act: str) -> Callable[[Path], dict[str, Any]]:
@@ -99,6 +104,7 @@ def _desync(folder: Path) -> dict[str, Any]:
 WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": _hpsv3,
     "audiobox": _audiobox,
+    "audio_events": _audio_events,
     "desync": _desync,
     "videoalign": _videoalign,
     "clip_score": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),

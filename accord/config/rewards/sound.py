@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from accord.config.ast_dir import FILES as AST_FILES
+from accord.config.ast_dir import inspect_ast
 from accord.config.audiobox_files import CONFIG, WHOLE, inspect_audiobox
 from accord.config.clap_dir import inspect_clap_dir
 from accord.config.contract import Component, ModelFacts, Problem
@@ -79,3 +81,44 @@ class ClapReward(BundledReward):
         yield from super().problems(job, facts)
         if facts is not None:
             yield from told("path", inspect_clap_dir, str(self.weights))
+
+
+class AudioEventsReward(BundledReward):
+    """Whether the sounds that the prompt names are heard, and strange ones are not (AST, tags of AudioSet)."""
+
+    impl: ClassVar[str] = "reward_servers.models.audio_events:AudioEventsModel"
+    about: ClassVar[str] = "the sounds that the text names are heard, and no strange ones"
+    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
+    needs_sound: ClassVar[bool] = False
+    prompt_anchored: ClassVar[bool] = True
+    accelerator: ClassVar[bool] = True
+    folder: ClassVar[str] = "ast-finetuned-audioset-10-10-0.4593"
+    range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
+    floor: ClassVar[float] = -0.5
+    components: ClassVar[Mapping[str, Component]] = {
+        "present": Component("mean probability of the events that the text names", low=0.0, high=1.0, better="higher"),
+        "weakest": Component("probability of the least of them", low=0.0, high=1.0, better="higher"),
+        "stray": Component("how far the strongest strange event is above `strong`", low=0.0, high=1.0, better="lower"),
+        "events": Component("events that the text names", low=1.0),
+        "windows": Component("stretches of the checkpoint's length that the sound was cut into", low=1.0),
+    }
+    licence: ClassVar[str] = "BSD-3-Clause"
+    name: Literal["audio_events"] = "audio_events"
+    route: Route = "audio"
+    strong: float = Field(default=0.3, ge=0, lt=1)
+    """Probability from which an event that the text does not name counts against a sound."""
+    penalty: float = Field(default=0.5, ge=0, le=1)
+    """Weight of the strongest such event."""
+    num_cpus: float = Field(default=1.0, ge=0, le=64)
+    deadline_s: float = Field(default=300.0, gt=0, le=3600)
+
+    @override
+    def files(self) -> Iterable[NamedPath]:
+        """Config, settings of the extractor and weights."""
+        yield from (NamedPath(("path",), str(self.weights / name), InputPath("file")) for name in AST_FILES)
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its base's: the checkpoint's files, see `accord.config.ast_dir`."""
+        yield from super().problems(job, facts)
+        if facts is not None:
+            yield from told("path", inspect_ast, str(self.weights))
