@@ -73,6 +73,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "subject_consistency": "accord.config.rewards.picture:SubjectConsistencyReward",
         "background_consistency": "accord.config.rewards.picture:BackgroundConsistencyReward",
         "vlm_judge": "accord.config.rewards.judges:VLMJudgeReward",
+        "vlm_ranking": "accord.config.rewards.judges:VLMRankingReward",
         "audio_vendi": "accord.config.rewards.sets:AudioVendiReward",
         "video_vendi": "accord.config.rewards.sets:VideoVendiReward",
         "audio_frechet": "accord.config.rewards.sets:AudioFrechetReward",

@@ -85,6 +85,11 @@ def _vlm_judge(folder: Path) -> dict[str, Any]:
     return {"url": server.url, "model": "judge", "preset": "videoscore2"}
 
 
+def _vlm_ranking(folder: Path) -> dict[str, Any]:
+    told = _vlm_judge(folder)
+    return {"url": told["url"], "model": told["model"]}
+
+
 def _exemplars(name: str) -> Callable[[Path], dict[str, Any]]:
     def write(folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
@@ -116,6 +121,7 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "subject_consistency": _subject,
     "background_consistency": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),
     "vlm_judge": _vlm_judge,
+    "vlm_ranking": _vlm_ranking,
     "audio_frechet": _exemplars("audio_frechet"),
     "video_frechet": _exemplars("video_frechet"),
 }

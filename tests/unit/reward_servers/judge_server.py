@@ -39,6 +39,8 @@ def by_content(request: Mapping[str, Any]) -> list[Token]:
     """A verdict that depends on every word and pixel of the question."""
     seen = hashlib.sha256(json.dumps(request["messages"]).encode()).digest()
     share = 0.05 + 0.9 * seen[0] / 255
+    if request["messages"][0]["content"][0].get("text") == "Video A:":
+        return [("A", {"A": share, "B": 0.97 - share})]
     if request["max_tokens"] == 1:
         return [("Yes", {"Yes": share, "No": 0.97 - share, "Maybe": 0.02})]
     axes = ("(1) visual quality: ", "\n(2) text-to-video alignment: ", "\n(3) physical consistency: ")
