@@ -41,12 +41,18 @@ class Spec(BaseModel):
         try:
             return cls.model_validate_json(body if full is tree else json.dumps(full))
         except ValidationError as error:
-            raise SpecError(problems_of(error)) from None
+            raise SpecError(cls.told(problems_of(error), full)) from None
 
     @classmethod
     def completed(cls, tree: Any) -> Any:
-        """The document, which may be anything, with what it may leave out. Default: nothing."""
+        """The document, which may be anything, with what it may leave out. Default: nothing. Raises SpecError."""
         return tree
+
+    @classmethod
+    def told(cls, found: list[tuple[str, str]], tree: Any) -> list[tuple[str, str]]:
+        """Problems of a completed document, said so that who wrote it knows what is meant. Default: as they are."""
+        del tree
+        return found
 
 
 class Problems(ValueError):

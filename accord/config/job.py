@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Annotated, Any, Literal, Self
@@ -16,6 +16,7 @@ from accord.config.guards import GuardsSpec
 from accord.config.panels import PanelName
 from accord.config.paths import PROMPT_BYTES, InputPath, NamedPath, Place, input_paths
 from accord.config.plans import planned
+from accord.config.reward_presets import listed
 from accord.config.sampling import SamplingSpec
 from accord.config.subject import SubjectSpec, completed
 from accord.errors import InputError, PluginError
@@ -193,8 +194,15 @@ class JobSpec(Spec):
 
     @classmethod
     def completed(cls, tree: Any) -> Any:
-        """What an evaluation may leave out."""
-        return completed(tree)
+        """Its rewards one by one, and what an evaluation may leave out."""
+        return completed(listed(tree))
+
+    @classmethod
+    def told(cls, found: list[tuple[str, str]], tree: Any) -> list[tuple[str, str]]:
+        """Problems of rewards name them."""
+        rewards = tree.get("rewards") if isinstance(tree, dict) else None
+        listed = rewards if isinstance(rewards, list) else []
+        return with_names(found, [one.get("name") if isinstance(one, dict) else None for one in listed])
 
     @property
     def trains(self) -> bool:
@@ -262,6 +270,20 @@ class JobSpec(Spec):
                     value = dict(value)[part] if isinstance(value, BaseModel | dict) else value[_index(part)]
             except (LookupError, TypeError, ValueError):
                 raise PluginError(f"{origin(plugin)}: {hook} names {where}, which is no field of the job") from None
+
+
+def with_names(found: Iterable[Problem], rewards: Sequence[Any]) -> list[Problem]:
+    """Problems with the name of the reward that each is about, where its text lacks it. `rewards`: their names.
+
+    A preset or a panel brings rewards, so a place in the list need not be one that the submitter wrote.
+    """
+    made = []
+    for where, why in found:
+        root, _, rest = where.removeprefix("/").partition("/")
+        index = rest.partition("/")[0]
+        name = rewards[int(index)] if root == "rewards" and index.isdecimal() and int(index) < len(rewards) else None
+        made.append((where, f"{name}: {why}" if isinstance(name, str) and name not in why else why))
+    return made
 
 
 def _index(part: str) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 
 from accord.config.contract import ModelFacts, Problem
 from accord.config.files import Roots, Seen, files_below, open_file, reading, remembered
-from accord.config.job import JobSpec
+from accord.config.job import JobSpec, with_names
 from accord.config.prompts import load_prompts
 from accord.errors import InputError, PluginError, PromptError, SpecError, UserError
 from accord.plugins import answering, origin
@@ -37,7 +37,7 @@ def preflight(job: JobSpec, roots: Roots | None = None) -> Seen:
                 problems.append(("/backbone/path", str(error)))
         problems += [problem for problem in job.problems(facts) if not _told(problem, barred)]
     if problems:
-        raise SpecError(problems)
+        raise SpecError(with_names(problems, [reward.name for reward in job.rewards]))
     return seen
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from accord.config.job import JobSpec
 from accord.config.paths import input_paths
+from accord.config.reward_presets import preset_paths
 from accord.errors import SpecError, UserError
 
 
@@ -53,7 +54,7 @@ def _parse(text: str) -> dict[str, Any]:
 
 def _make_absolute(tree: dict[str, Any], base: Path) -> None:
     """A path in a file means relative to that file, and `~` the home of who reads it; `builtin:` names stay."""
-    for named in input_paths(JobSpec, tree):
+    for named in [*input_paths(JobSpec, tree), *preset_paths(tree)]:
         holder: Any = tree
         for part in named.place[:-1]:
             holder = holder[part]

@@ -6,13 +6,16 @@ consumes: a job and the configs of its model; produces: a table, or the same as 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from accord.backbones.sizes import ModelSizes
+from accord.config.contract import RewardSpec
+from accord.config.files import files_below, kind_of
 from accord.config.job import JobSpec
 from accord.errors import UserError
 from accord.plugins import load_impl, resolve
@@ -48,7 +51,9 @@ def plan(job: JobSpec) -> dict[str, Any]:
         "rollout_worker": _rollout(job, sizes),
         "learner_rank": {f"zero_{stage}": _rank(job, sizes, stage) for stage in STAGES},
         "engine": "torch" if job.cluster.engine == "torch" else f"zero_{job.cluster.zero_stage}",
-        "notes": list(job.backbone.notes()),
+        "rewards": {reward.name: _reward(reward) for reward in job.rewards},
+        "gpus": _gpus(job),
+        "notes": [*job.backbone.notes(), *_reward_notes(job.rewards)],
     }
 
 
@@ -80,6 +85,37 @@ def _rank(job: JobSpec, sizes: ModelSizes, stage: Stage) -> Bytes:
     )
     total = sum(rows.values()) + (checkpointed if job.backbone.gradient_checkpointing else plain)
     return rows | {"activations": plain, "activations_checkpointed": checkpointed, "total": total}
+
+
+def _reward(reward: RewardSpec) -> dict[str, float]:
+    """What a replica of its server asks for, and the bytes of the files that it loads, as far as they are there."""
+    try:
+        files = {file for named in reward.files() for file in _below(Path(named.path))}
+    except UserError:
+        files = set()
+    held = sum(file.stat().st_size for file in files)
+    return {"gpus": reward.num_gpus, "cpus": reward.num_cpus, "files": held}
+
+
+def _below(path: Path) -> Iterable[Path]:
+    kind = kind_of(path)
+    return files_below(path) if kind == "directory" else [path] if kind == "file" else []
+
+
+def _gpus(job: JobSpec) -> dict[str, float]:
+    """GPUs by role; rewards with a replica each."""
+    cluster = job.cluster
+    return {
+        "rollout_workers": cluster.rollout_workers * cluster.rollout_gpus,
+        "learner_ranks": cluster.learner_ranks * cluster.learner_gpus,
+        "rewards": sum(reward.num_gpus for reward in job.rewards),
+    }
+
+
+def _reward_notes(rewards: Iterable[RewardSpec]) -> Iterator[str]:
+    slow = [reward.name for reward in rewards if reward.accelerator and not reward.num_gpus]
+    if slow:
+        yield f"without num_gpus these rewards run on a CPU, slowly: {', '.join(slow)}"
 
 
 def _step(job: JobSpec) -> dict[str, int]:
@@ -126,8 +162,19 @@ def show(found: Mapping[str, Any], console: Console) -> None:
         columns = [found["rollout_worker"], *ranks.values()]
         table.add_row(row.replace("_", " "), *(f"{rows[row] / GIB:.3g}" if row in rows else "" for rows in columns))
     console.print(table)
+    _show_places(found, console)
     for note in found["notes"]:
         console.print(f"Note: {note}.", style="dim")
     console.print(
         "* the job's own. The totals hold one kind of activations: the one that the job computes with.", style="dim"
     )
+
+
+def _show_places(found: Mapping[str, Any], console: Console) -> None:
+    """GPUs by role, and how large the rewards' files are."""
+    if any(found["gpus"].values()):
+        roles = ", ".join(f"{count:g} for {role.replace('_', ' ')}" for role, count in found["gpus"].items())
+        console.print(f"GPUs: {roles} (one replica each)")
+    files = [f"{name} {asked['files'] / GIB:.3g}" for name, asked in found["rewards"].items() if asked["files"]]
+    if files:
+        console.print(f"GiB of the files of rewards, for each replica: {', '.join(files)}")
