@@ -53,7 +53,7 @@ def plan(job: JobSpec) -> dict[str, Any]:
         "engine": "torch" if job.cluster.engine == "torch" else f"zero_{job.cluster.zero_stage}",
         "rewards": {reward.name: _reward(reward) for reward in job.rewards},
         "gpus": _gpus(job),
-        "notes": [*job.backbone.notes(), *_reward_notes(job.rewards)],
+        "notes": [*job.backbone.notes(), *reward_notes(job.rewards)],
     }
 
 
@@ -112,7 +112,8 @@ def _gpus(job: JobSpec) -> dict[str, float]:
     }
 
 
-def _reward_notes(rewards: Iterable[RewardSpec]) -> Iterator[str]:
+def reward_notes(rewards: Iterable[RewardSpec]) -> Iterator[str]:
+    """Rewards that are meant for a GPU and ask for none."""
     slow = [reward.name for reward in rewards if reward.accelerator and not reward.num_gpus]
     if slow:
         yield f"without num_gpus these rewards run on a CPU, slowly: {', '.join(slow)}"

@@ -38,7 +38,7 @@ def write_models(folder: Path) -> Path:
     (folder / "prompts").mkdir()
     for name, source in (("train", "world_train"), ("held_out", "world_heldout")):
         lines = (REPOSITORY / "examples" / "prompts" / f"{source}.jsonl").read_text(encoding="utf-8").splitlines()
-        (folder / "prompts" / f"{name}.jsonl").write_text("\n".join(lines[:2]) + "\n", encoding="utf-8")
+        (folder / "prompts" / f"{name}.jsonl").write_text(f"{lines[0]}\n{lines[-1]}\n", encoding="utf-8")
     job = folder / "job.toml"
     job.write_text(EXAMPLE.read_text(encoding="utf-8").replace('"/models', f'"{folder}'), encoding="utf-8")
     return job
