@@ -53,6 +53,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "desync": "accord.config.rewards.cross:DesyncReward",
         "audiobox": "accord.config.rewards.sound:AudioboxReward",
         "audio_events": "accord.config.rewards.sound:AudioEventsReward",
+        "dnsmos": "accord.config.rewards.sound:DnsmosReward",
         "sound": "accord.config.rewards.panel:SoundReward",
         "picture": "accord.config.rewards.panel:PictureReward",
         "motion": "accord.config.rewards.panel:MotionReward",

@@ -16,7 +16,15 @@ from accord.config.contract import RewardSpec
 from accord.plugins import spec_class
 from accord.world.scene import make_clips
 from reward_servers.sets.models import write_exemplars
-from tests.unit.reward_servers import tiny_ast, tiny_audiobox, tiny_clip, tiny_imagereward, tiny_qwen, tiny_synchformer
+from tests.unit.reward_servers import (
+    tiny_ast,
+    tiny_audiobox,
+    tiny_clip,
+    tiny_dnsmos,
+    tiny_imagereward,
+    tiny_qwen,
+    tiny_synchformer,
+)
 from tests.unit.reward_servers.judge_server import JudgeServer
 
 
@@ -39,6 +47,11 @@ def _audiobox(folder: Path) -> dict[str, Any]:
 
 def _audio_events(folder: Path) -> dict[str, Any]:
     tiny_ast.write_checkpoint(folder / "ast-finetuned-audioset-10-10-0.4593")
+    return {"path": str(folder)}
+
+
+def _dnsmos(folder: Path) -> dict[str, Any]:
+    tiny_dnsmos.write_checkpoint(folder / "DNSMOS" / "sig_bak_ovr.onnx")
     return {"path": str(folder)}
 
 
@@ -110,6 +123,7 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": _hpsv3,
     "audiobox": _audiobox,
     "audio_events": _audio_events,
+    "dnsmos": _dnsmos,
     "desync": _desync,
     "videoalign": _videoalign,
     "clip_score": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),

@@ -13,6 +13,8 @@ from accord.config.ast_dir import inspect_ast
 from accord.config.audiobox_files import CONFIG, WHOLE, inspect_audiobox
 from accord.config.clap_dir import inspect_clap_dir
 from accord.config.contract import Component, ModelFacts, Problem
+from accord.config.dnsmos_file import WEIGHTS as DNSMOS_WEIGHTS
+from accord.config.dnsmos_file import inspect_dnsmos
 from accord.config.paths import InputPath, NamedPath
 from accord.config.rewards.bundle import BundledReward, told
 from accord.types import Modality, Route
@@ -122,3 +124,31 @@ class AudioEventsReward(BundledReward):
         yield from super().problems(job, facts)
         if facts is not None:
             yield from told("path", inspect_ast, str(self.weights))
+
+
+class DnsmosReward(BundledReward):
+    """How good people would find the speech in the sound (DNSMOS P.835)."""
+
+    impl: ClassVar[str] = "reward_servers.models.dnsmos:DnsmosModel"
+    about: ClassVar[str] = "speech is clear and nothing disturbs it"
+    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
+    folder: ClassVar[str] = "DNSMOS"
+    weight_files: ClassVar[tuple[str, ...]] = (DNSMOS_WEIGHTS,)
+    floor: ClassVar[float] = 1.0
+    components: ClassVar[Mapping[str, Component]] = {
+        "sig": Component("quality of the speech itself, on a scale of 1 to 5", better="higher"),
+        "bak": Component("how little the background disturbs, on that scale", better="higher"),
+        "ovrl": Component("overall quality, on that scale", better="higher"),
+        "windows": Component("stretches of 9.01 s that were heard", low=1.0),
+    }
+    licence: ClassVar[str] = "CC-BY-4.0"
+    name: Literal["dnsmos"] = "dnsmos"
+    route: Route = "audio"
+    personalized: bool = False
+    """The file is that of `pDNSMOS`, which hears other voices than the speaker's as background."""
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its base's: the network's file, see `accord.config.dnsmos_file`."""
+        yield from super().problems(job, facts)
+        if facts is not None:
+            yield from told("path", inspect_dnsmos, str(self.weights))
