@@ -79,6 +79,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "video_vendi": "accord.config.rewards.sets:VideoVendiReward",
         "audio_frechet": "accord.config.rewards.sets:AudioFrechetReward",
         "video_frechet": "accord.config.rewards.sets:VideoFrechetReward",
+        "audio_kl": "accord.config.rewards.sets:AudioKLReward",
+        "audio_inception": "accord.config.rewards.sets:AudioInceptionReward",
     },
 }
 

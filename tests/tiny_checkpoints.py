@@ -103,10 +103,10 @@ def _vlm_ranking(folder: Path) -> dict[str, Any]:
     return {"url": told["url"], "model": told["model"]}
 
 
-def _exemplars(name: str) -> Callable[[Path], dict[str, Any]]:
+def _exemplars(name: str, weights: Callable[[Path], dict[str, Any]] = lambda _: {}) -> Callable[[Path], dict[str, Any]]:
     def write(folder: Path) -> dict[str, Any]:
         folder.mkdir(parents=True, exist_ok=True)
-        fields = {"exemplars": str(folder / "exemplars.safetensors")}
+        fields = {"exemplars": str(folder / "exemplars.safetensors")} | weights(folder)
         write_exemplars(spec_class("rewards", name)(**fields), [made.clip for made in make_clips(4, 3)])
         return fields
 
@@ -138,6 +138,8 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "vlm_ranking": _vlm_ranking,
     "audio_frechet": _exemplars("audio_frechet"),
     "video_frechet": _exemplars("video_frechet"),
+    "audio_kl": _exemplars("audio_kl", _audio_events),
+    "audio_inception": _audio_events,
 }
 
 

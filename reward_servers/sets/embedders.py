@@ -3,7 +3,7 @@
 * `log_mel`, of the sound: mean and standard deviation over time of 64 log-mel bands [128].
 * `colours`, of the picture: histogram of hue, saturation and value, 12 x 4 x 4, and of brightness changes from frame to
   frame, 16 bins [208]. It sees a change of material or of colours, and no change of content at equal colours.
-* `clap` and `clip` have weights and stand in `learned.py`.
+* `clap`, `clip` and `ast` have weights and stand in `learned.py`.
 """
 
 from __future__ import annotations

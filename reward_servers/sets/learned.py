@@ -2,18 +2,23 @@
 
 * `clap`: unit embeddings of the sound's windows under a CLAP, their mean [D] (512 as published).
 * `clip`: unit embeddings of eight evenly spaced frames under a CLIP, their mean [D] (512 for ViT-B/32).
+* `ast`: shares of AudioSet's 527 classes of sound, softmax over an AST's logits, mean over windows [L]. AST learned
+  each class by itself; as one distribution they are what a KL divergence and an inception score are made of.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from accord.config.ast_dir import inspect_ast
 from accord.config.clap_dir import inspect_clap_dir
 from accord.config.clip_dir import CONFIG, inspect_clip_image
 from accord.types import Clip
+from reward_servers.models.audio_tags import AudioTagger, shares
 from reward_servers.models.clap import ClapTowers
 from reward_servers.models.clip import ImageTower, read_clip
 from reward_servers.models.frames import evenly
@@ -51,7 +56,24 @@ class ClipEmbedder:
         return np.asarray(self._images.embed(frames).double().cpu().numpy().mean(axis=0))
 
 
-def load(name: str, directory: Path, device: str) -> ClapEmbedder | ClipEmbedder:
+class AstEmbedder:
+    """Classes of the sound. Raises ModelError at construction."""
+
+    def __init__(self, directory: Path, device: torch.device) -> None:
+        self._tagger = AudioTagger(inspect_ast(directory), device)
+        self.digest = self._tagger.digest
+
+    def __call__(self, clip: Clip) -> Floats:
+        """[L], sums to 1."""
+        return shares(self._tagger.logits(clip))
+
+
+Learned = ClapEmbedder | ClipEmbedder | AstEmbedder
+
+
+def load(name: str, directory: Path, device: str) -> Learned:
     """The embedder of that name from its directory. Raises ModelError."""
-    kinds: dict[str, type[ClapEmbedder] | type[ClipEmbedder]] = {"clap": ClapEmbedder, "clip": ClipEmbedder}
+    kinds: dict[str, Callable[[Path, torch.device], Learned]] = {
+        "clap": ClapEmbedder, "clip": ClipEmbedder, "ast": AstEmbedder
+    }  # fmt: skip
     return kinds[name](directory, torch.device(device))

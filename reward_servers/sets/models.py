@@ -25,7 +25,9 @@ from reward_servers.base import RewardModel, Score
 from reward_servers.sets.embedders import embedder_of
 from reward_servers.sets.measures import (
     Floats,
+    class_divergence,
     frechet_distance,
+    inception_score,
     leave_one_out,
     vendi_score,
 )
@@ -70,6 +72,16 @@ class DiversityModel(SetModel):
         return vendi_score(rows)
 
 
+class InceptionModel(SetModel):
+    """Inception score of a step, over classes of sound."""
+
+    component: ClassVar[str] = "inception"
+
+    @override
+    def measure(self, rows: Floats) -> float:
+        return inception_score(rows)
+
+
 class ExemplarModel(SetModel):
     """One that holds a step against exemplars.
 
@@ -94,6 +106,16 @@ class FrechetModel(ExemplarModel):
     @override
     def measure(self, rows: Floats) -> float:
         return frechet_distance(rows, self.exemplars)
+
+
+class DivergenceModel(ExemplarModel):
+    """KL divergence of the exemplars' classes of sound."""
+
+    component: ClassVar[str] = "divergence"
+
+    @override
+    def measure(self, rows: Floats) -> float:
+        return class_divergence(rows, self.exemplars)
 
 
 def write_exemplars(spec: ExemplarReward, clips: Iterable[Clip]) -> int:

@@ -1,7 +1,7 @@
 """Rewards of a whole set of clips, as specs: each clip gets what it adds to the set's measure (leave one out).
 
-`…_vendi` looks at the clips of one prompt. The others look at all clips of a step and hold them against exemplars,
-a file that `accord rewards exemplars` writes from clips that are as the policy's should be.
+`…_vendi` looks at the clips of one prompt. The others look at all clips of a step. `…_frechet` and `audio_kl` hold
+them against exemplars, a file that `accord rewards exemplars` writes from clips that are as the policy's should be.
 
 A measure works on one row of numbers for each clip. `embedder` says which: one without weights, or a model at `path`.
 """
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 from typing_extensions import override
 
+from accord.config.ast_dir import inspect_ast
 from accord.config.clap_dir import inspect_clap_dir
 from accord.config.clip_dir import inspect_clip_image
 from accord.config.contract import Component, ModelFacts, Problem, RewardSpec
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 LEARNED: Mapping[str, tuple[str, Callable[[str], object]]] = {
     "clap": ("CLAP", inspect_clap_dir),
     "clip": ("clip-vit-base-patch32", inspect_clip_image),
+    "ast": ("ast-finetuned-audioset-10-10-0.4593", inspect_ast),
 }
 """Embedders that have weights: name of their folder in a bundle, and who looks at it."""
 
@@ -92,6 +94,20 @@ class _OfPicture(SetReward):
     """colours: histograms of colour and change, no weights. clip: CLIP's embedding of frames."""
 
 
+class _OfClasses(SetReward):
+    """One whose rows are shares of classes of sound."""
+
+    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
+    licence: ClassVar[str] = "BSD-3-Clause"
+    route: Route = "audio"
+    embedder: Literal["ast"] = "ast"
+    """ast: an Audio Spectrogram Transformer, tuned to the classes of AudioSet."""
+    path: Annotated[str, InputPath("directory")] = Field(min_length=1, max_length=4096)
+    """Directory of a transformers `ASTForAudioClassification`, or a bundle that has it."""
+    num_cpus: float = Field(default=1.0, ge=0, le=64)
+    deadline_s: float = Field(default=300.0, gt=0, le=3600)
+
+
 class _Diversity(SetReward):
     """What a clip adds to the Vendi score of its group."""
 
@@ -152,3 +168,23 @@ class VideoFrechetReward(_OfPicture, _Frechet):
     """Frechet distance of the pictures, as credit of a clip."""
 
     name: Literal["video_frechet"] = "video_frechet"
+
+
+class AudioKLReward(_OfClasses, ExemplarReward):
+    """By how much the exemplars' classes of sound would diverge more from the step's without the clip."""
+
+    impl: ClassVar[str] = "reward_servers.sets.models:DivergenceModel"
+    about: ClassVar[str] = "it brings the step's classes of sound nearer to those of the exemplars"
+    components: ClassVar[Mapping[str, Component]] = {
+        "divergence": Component("KL divergence of the exemplars' classes from the step's", "nats", low=0.0)
+    }
+    name: Literal["audio_kl"] = "audio_kl"
+
+
+class AudioInceptionReward(_OfClasses):
+    """What a clip's sound adds to the step's inception score."""
+
+    impl: ClassVar[str] = "reward_servers.sets.models:InceptionModel"
+    about: ClassVar[str] = "its sound is clearly of a class that is rare in the step"
+    components: ClassVar[Mapping[str, Component]] = {"inception": Component("inception score of the step", low=1.0)}
+    name: Literal["audio_inception"] = "audio_inception"

@@ -17,7 +17,8 @@ from accord.config.rewards.sound import AudioEventsReward
 from accord.errors import ModelError
 from accord.types import Clip, Prompt
 from reward_servers.base import build, score_groups
-from reward_servers.models.audio_events import cut, strangers
+from reward_servers.models.audio_events import strangers
+from reward_servers.models.audio_tags import apart, cut
 from reward_servers.models.event_names import EventNames, stem
 from tests.unit.reward_servers import tiny_ast as tiny
 
@@ -99,8 +100,8 @@ def test_every_label_names_itself():
 
 def scored(model, monkeypatch, text: str, *windows: dict[str, float]):
     """The score of sound in which each window is tagged so; all other classes are at 0.01."""
-    tags = iter(np.array([window.get(label, 0.01) for label in tiny.labels()]) for window in windows)
-    monkeypatch.setattr(model, "tag", lambda _window: next(tags))
+    tags = np.array([[window.get(label, 0.01) for label in tiny.labels()] for window in windows])
+    monkeypatch.setattr(model.tagger, "logits", lambda _clip: np.log(tags / (1 - tags)))
     sound = np.full((1, WINDOW * len(windows)), 0.1, np.float32)
     (scores,) = score_groups(model, [asked(text)], [[Clip(VIDEO, 24.0, sound, 16_000)]])
     return scores
@@ -220,7 +221,7 @@ def numpy_tags(state: dict[str, torch.Tensor], window_S: np.ndarray) -> np.ndarr
 def test_the_score_is_that_of_the_model_in_numpy(model, home: Path, seconds: float):
     heard = clip(seconds)
     tags = numpy_tags(tiny.state_dict(), heard.audio_CS[0].astype(np.float64))
-    assert model.tag(heard.audio_CS[0]) == pytest.approx(tags, abs=2e-4)
+    assert apart(model.tagger.logits(heard))[0] == pytest.approx(tags, abs=2e-4)
     (scores,) = score_groups(model, [asked("a dog and rain")], [[heard]])
     dog = max(tags[PLACES["Dog"]], tags[PLACES["Canidae, dogs, wolves"]])
     present = (dog + tags[PLACES["Rain"]]) / 2

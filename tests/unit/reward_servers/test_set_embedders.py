@@ -8,17 +8,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import ClapFeatureExtractor, ClapModel, CLIPModel
+from transformers import ASTFeatureExtractor, ASTForAudioClassification, ClapFeatureExtractor, ClapModel, CLIPModel
 
 from accord.config.clap_dir import SHIPPED
 from accord.config.contract import ModelFacts
-from accord.config.rewards.sets import AudioFrechetReward, AudioVendiReward, VideoFrechetReward
+from accord.config.rewards.sets import (
+    AudioFrechetReward,
+    AudioInceptionReward,
+    AudioKLReward,
+    AudioVendiReward,
+    VideoFrechetReward,
+)
 from accord.errors import ModelError, UserError
 from accord.types import Prompt
 from reward_servers.base import build, score_groups
 from reward_servers.models.frames import cropped, pixels
 from reward_servers.sets.models import write_exemplars
-from tests.unit.reward_servers import tiny_clip
+from tests.unit.reward_servers import tiny_ast, tiny_clip
 
 TINY = "builtin:tiny-clap"
 PROMPT = Prompt("p", "a", "a", "a")
@@ -87,6 +93,46 @@ def test_rows_of_clip_are_its_frames_mean(clips, tmp_path):
 def build_with(spec, clips):
     write_exemplars(spec, clips)
     return build(spec)
+
+
+def kl(first, second) -> float:
+    return float((first * np.log(first / second)).sum())
+
+
+def test_classes_of_sound_by_the_library_and_their_measures_by_hand(clips, tmp_path):
+    state = tiny_ast.state_dict()
+    state["classifier.dense.weight"] *= 8.0
+    tiny_ast.write_checkpoint(tmp_path / "ast-finetuned-audioset-10-10-0.4593", state)
+    sounds = [replace(clip, audio_CS=clip.audio_CS[:, :20_000]) for clip in clips[:7]]  # one window
+    classifier = ASTForAudioClassification.from_pretrained(tmp_path / "ast-finetuned-audioset-10-10-0.4593").eval()
+    extractor = ASTFeatureExtractor.from_pretrained(tmp_path / "ast-finetuned-audioset-10-10-0.4593")
+    with torch.no_grad():
+        made = extractor([clip.audio_CS.mean(0) for clip in sounds], sampling_rate=16_000, return_tensors="pt")
+        rows = torch.softmax(classifier(made["input_values"]).logits.double(), dim=1).numpy()
+    step, exemplars = rows[:4], rows[4:]
+
+    def inception(of):
+        return float(np.exp(np.mean([kl(row, of.mean(0)) for row in of])))
+
+    def divergence(of):
+        return kl(exemplars.mean(0), of.mean(0))
+
+    (scores,) = score_groups(build(AudioInceptionReward(path=str(tmp_path))), [PROMPT], [sounds[:4]])
+    assert scores.components["inception"] == pytest.approx([inception(step)] * 4, rel=1e-4)
+    wanted = [inception(step) - inception(np.delete(step, place, 0)) for place in range(4)]
+    assert scores.values == pytest.approx(wanted, abs=1e-4) and np.ptp(wanted) > 5e-3
+    spec = AudioKLReward(path=str(tmp_path), exemplars=str(tmp_path / "e"))
+    (scores,) = score_groups(build_with(spec, sounds[4:]), [PROMPT], [sounds[:4]])
+    assert scores.components["divergence"] == pytest.approx([divergence(step)] * 4, rel=1e-3)
+    wanted = [divergence(np.delete(step, place, 0)) - divergence(step) for place in range(4)]
+    assert scores.values == pytest.approx(wanted, abs=1e-4) and np.ptp(wanted) > 5e-3
+    assert not list(spec.problems(None, ModelFacts()))
+
+
+def test_a_classifier_of_other_classes_is_refused_before_it_is_loaded(tmp_path):
+    tiny_ast.write_checkpoint(tmp_path, id2label={"0": "yes", "1": "no"})
+    ((where, what),) = AudioInceptionReward(path=str(tmp_path)).problems(None, ModelFacts())
+    assert where == "path" and "id2label has 2 labels" in what
 
 
 def test_exemplars_of_other_weights_are_refused(clips, tmp_path):
