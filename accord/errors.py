@@ -23,7 +23,7 @@
     ├── MediaError                a clip cannot be written or read as a file
     ├── RewardError               a whole reward is down (one bad clip is an invalid score, never this)
     ├── RolloutError              a group could not be sampled within its tries
-    ├── GuardError                the policy pleases its rewards and loses what it made
+    ├── GuardError                a guard of the job stopped it: its policy or a reward is no longer what it was
     ├── NonFiniteError            loss or gradient is NaN or infinite
     └── DeadlineExceeded          a wait ended at its deadline
 
@@ -138,7 +138,8 @@ class RolloutError(AccordError, reason="rollout"):
 
 
 class GuardError(AccordError, reason="guard"):
-    """A guard of the job stopped it: trained rewards rise while what nobody trains on leaves its band."""
+    """A guard of the job stopped it: trained rewards rise while what nobody trains on leaves its band, or a reward no
+    longer judges the canaries as it did."""
 
 
 class NonFiniteError(AccordError, reason="nonfinite"):

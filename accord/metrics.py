@@ -77,6 +77,8 @@ TABLE: tuple[Metric, ...] = (
     _shown("accord_train_reward_flat_groups", "reward/{reward}/flat_groups", "Prompts whose scores are all alike."),
     _shown("accord_train_control_prompt_gap", "control/{reward}/prompt_gap", "Score minus that for another prompt."),
     _shown("accord_train_control_sound_gap", "control/{reward}/sound_gap", "Score minus that with another sound."),
+    _shown("accord_train_reward_drift", "canary/{reward}/distance", "Farthest canary from its first score."),
+    _shown("accord_train_reward_degraded", "canary/{reward}/degraded", "1 while that is beyond the job's tolerance."),
     _shown("accord_train_feature_mean", "feature/{feature}/mean", "What the clips look and sound like."),
     _shown("accord_train_loss", "loss/{modality}", "Loss per modality."),
     _shown("accord_train_reference_distance", "loss/reference/{modality}", "Distance to the base policy."),

@@ -3,6 +3,7 @@
     spec.json                  the job, every field resolved
     inputs.json                what is known of the files that the job names
     roster.json                version and weights of each reward, as the first attempt found them
+    canaries.json              what each reward said of the canary set before the first step
     metrics.jsonl              one StepCompleted per line, cut back to the checkpoint on resume
     checkpoints/step-000005/   a version and its optimizer, whole once its manifest matches
     evaluation/step-000010.json
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 SPEC = "spec.json"
 INPUTS = "inputs.json"
 ROSTER = "roster.json"
+CANARIES = "canaries.json"
 METRICS = "metrics.jsonl"
 SUMMARY = "summary.json"
 REPORT = "report.html"

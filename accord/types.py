@@ -329,7 +329,10 @@ class GroupSource(Protocol):
         """Sample and score held-out requests with a published version."""
 
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
-        """Score clips that were put together elsewhere, such as a shuffled-pair control."""
+        """Score clips that were put together elsewhere, such as a shuffled-pair control.
+
+        A source that asks no reward, as one of saved groups, has no scores for a canary.
+        """
 
     def fetch(self, handle: Any) -> Any:
         """Resolve a handle of a group this source produced. Default: handles are the things themselves."""

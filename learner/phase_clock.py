@@ -28,7 +28,9 @@ class PhaseClock:
         Where sampling overlapped the step before, the wait is less than it took.
         """
         scoring_s = min(waited_s, scoring_s)
-        self.seconds = {"rollout": round(waited_s - scoring_s, 4), "reward": round(scoring_s, 4), **self._carried}
+        self.seconds = {"rollout": round(waited_s - scoring_s, 4), "reward": round(scoring_s, 4)}
+        for phase, seconds in self._carried.items():
+            self.seconds[phase] = round(self.seconds.get(phase, 0.0) + seconds, 4)
         self._carried = {}
 
     def carry(self, phase: Phase, seconds: float) -> None:

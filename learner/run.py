@@ -23,6 +23,7 @@ from learner.assembly import make_rank
 from learner.checkpoint import Checkpoints
 from learner.collectives import Ranks
 from learner.doubt import doubtful
+from learner.drift import RewardWatch, Word
 from learner.engine import Engine
 from learner.evaluate import Evaluator
 from learner.guards import Controls, Verdict, Watch, feature_metrics
@@ -73,6 +74,8 @@ class Run:
         """The step of the last checkpoint."""
         self.clock = PhaseClock(began)
         self.controls = Controls(job, source, self._warn) if job.guards.controls and self.ranks.first else None
+        drifts = self.ranks.first and job.guards.drift.on_drift != "off"
+        self.drift = RewardWatch(job, source, folder, self._warn, self.patiently) if drifts else None
         self._watch: Watch | None = None
         self._sampled: PolicyState | None = None
         self._best: PolicyState | None = None
@@ -101,6 +104,37 @@ class Run:
             self.clock.carry("startup", time.time() - self.clock.began)
             self._emit(Progress(phase="startup", step=0, done=1, total=1))
         self.ranks.barrier()  # a rank that takes before may get groups of the attempt's earlier life
+
+    def judge_rewards(self, step: int) -> None:
+        """Before a step: see whether the rewards judge as they did, and wait or stop where the job says so.
+
+        Raises GuardError on every rank, once a checkpoint holds every step before this one.
+        """
+        if self.job.guards.drift.on_drift == "off":
+            return
+        started, word = time.monotonic(), Word.WAIT
+        while word is Word.WAIT:  # each round within the deadline of a collective
+            word = Word(self.ranks.from_first(self._word(step)))
+        self.clock.carry("reward", time.monotonic() - started)
+        if word is Word.GO:
+            return
+        if self.saved < step - 1:
+            self.save(step - 1)
+        if self.drift is None:
+            raise GuardError("a reward is not what it was; the first rank says which")
+        kept = "see its checkpoints"
+        if self.drift.sound is not None:
+            self.patiently(partial(self._export, self.drift.sound))
+            kept = f"kept: {ADAPTER}, version {self.drift.sound.version}, the last whose rewards were what they were"
+        raise GuardError(f"step {step} does not begin: {self.drift.why()}; {kept}")
+
+    def _word(self, step: int) -> Word:
+        if self.drift is None:
+            return Word.GO
+        word = self.drift.word(step, self.states[-1])
+        for state in self.states if self.drift.waited else ():  # what was judged meanwhile is sampled and judged again
+            self.source.publish(state)
+        return word
 
     def take(self, step: int) -> Sequence[ScoredGroup]:
         """Wait for the groups of a step. Raises RolloutError when they are not the ones the step must train on."""
@@ -169,9 +203,10 @@ class Run:
             self._best = self._sampled
         elif self.ranks.first and self._best is not None:
             self.patiently(partial(self._export, self._best))
-        gaps = self.controls.gaps() if self.controls is not None else {}
+        beside = self.controls.gaps() if self.controls is not None else {}
+        beside |= self.drift.metrics() if self.drift is not None else {}
         event = StepCompleted(
-            step=step, policy_version=step, metrics=numbers | gaps, phase_seconds=self.clock.seconds,
+            step=step, policy_version=step, metrics=numbers | beside, phase_seconds=self.clock.seconds,
             samples=sum(len(group.group.request.seeds) for group in groups),
         )  # fmt: skip
         if self.ranks.first:

@@ -16,8 +16,8 @@ from learner.run import Run
 def train(run: Run) -> TrainResult:
     """Train from the latest checkpoint to the last step.
 
-    Raises NonFiniteError, RewardError, RolloutError, CheckpointError, DeadlineExceeded; Fenced when a newer attempt
-    owns the job. All of them leave the run folder as the last checkpoint has it.
+    Raises NonFiniteError, RewardError, GuardError, RolloutError, CheckpointError, DeadlineExceeded; Fenced when a newer
+    attempt owns the job. All of them leave the run folder as the last checkpoint has it.
     """
     job = run.job
     start = run.restore()  # weights, optimizer, and the versions that the next samples need
@@ -26,6 +26,7 @@ def train(run: Run) -> TrainResult:
         run.evaluate(0)
 
     for step in range(start + 1, job.steps + 1):
+        run.judge_rewards(step)  # on the canaries, when it is time
         groups = run.take(step)
         credit = run.credit(step, groups)
         metrics = run.update(step, groups, credit)

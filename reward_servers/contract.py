@@ -22,9 +22,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from accord.canary import digest
 from accord.config.contract import RewardSpec
 from accord.types import Clip, Prompt
-from reward_servers.canary import digest
 from reward_servers.declared import incoherent
 from reward_servers.hard_clips import HardClip, measurable, unmeasurable
 from reward_servers.trial import EMPTY, Answer, Asked, Trial

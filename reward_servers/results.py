@@ -2,7 +2,9 @@
 
 The same clip comes again when a step is sampled anew after a kill, when samples of a group share all their noise, when
 jobs begin from one base, and when a call is repeated. What a score depends on is its key: name, version and weights of
-the reward, the prompt's texts, and the digest of what it looks at. A model's error is not kept: it may be another's.
+the reward, the prompt's texts, and the digest of what it looks at. A canary is judged anew whenever it comes, and where
+its score is another one than before, all scores are forgotten: they are not what the reward says now. A model's error
+is not kept: it may be another's.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from accord.canary import is_canary
 from accord.types import Clip, Modality, Prompt, RewardScores
 from reward_servers.base import RewardModel, Score, pack
 
@@ -65,6 +68,10 @@ class Results:
             self._kept.move_to_end(key)
         return score
 
+    def forget(self) -> None:
+        """Keep none of them any more."""
+        self._kept.clear()
+
     def keep(self, key: Key, score: Score) -> None:
         """Keep a score, unless a model's error is all it tells."""
         if score.reason != "model_error":
@@ -88,8 +95,9 @@ def score_once(
     keys = [[_key(model, prompt, digest) for digest in group] for prompt, group in zip(prompts, digests, strict=True)]
     known: dict[Key, Score] = {}
     asked: list[list[int]] = []
-    for group in keys:
-        asked.append([place for place, key in enumerate(group) if _unknown(key, known, results)])
+    for prompt, group in zip(prompts, keys, strict=True):
+        anew = is_canary(prompt)
+        asked.append([place for place, key in enumerate(group) if anew or _unknown(key, known, results)])
     scores = model.score(
         prompts, [[group[place] for place in places] for group, places in zip(groups, asked, strict=True)]
     )
@@ -99,6 +107,9 @@ def score_once(
         for place, score in fresh.items():
             key = group[place]
             if key is not None:
+                if _otherwise(results.get(key), score, 2 * model.spec.batch_tolerance):
+                    log.warning("reward %s judges a canary otherwise than before; its scores are forgotten", key[0])
+                    results.forget()
                 known[key] = score
                 results.keep(key, score)
         found.append(fresh)
@@ -108,6 +119,11 @@ def score_once(
         pack(model.spec.name, model.spec.version, _whole(group, fresh, known), seconds)
         for group, fresh in zip(keys, found, strict=True)
     ]
+
+
+def _otherwise(kept: Score | None, score: Score, most: float) -> bool:
+    """Whether a clip that was judged anew, as canaries are, is further than `most` from the score that is kept."""
+    return kept is not None and kept.valid and score.valid and abs(kept.value - score.value) > most
 
 
 def _unknown(key: Key | None, known: dict[Key, Score], results: Results) -> bool:

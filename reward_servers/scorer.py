@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
@@ -188,26 +189,37 @@ class Scorer(ABC):
 
 
 class LocalScorer(Scorer):
-    """Scores in this process, off the event loop: no cluster. Handles are the objects themselves."""
+    """Scores in this process, off the event loop: no cluster. Handles are the objects themselves.
+
+    Models are asked one at a time, whatever threads ask: none has to bear two at once.
+    """
 
     breaks: ClassVar[bool] = False
 
     @override
+    def _forget(self) -> None:
+        super()._forget()
+        self._asking = threading.Lock()
+
+    @override
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
-        return await asyncio.to_thread(self._score, spec, prompt, clips)
+        return (await asyncio.to_thread(self._scores, spec, [prompt], [clips]))[0]
 
     @override
     async def ask_step(
         self, spec: RewardSpec, prompts: Sequence[Prompt], clips: Sequence[Any]
     ) -> list[RewardScores] | ScoreReason:
-        return await asyncio.to_thread(lambda: score_groups(self._model(spec), prompts, clips))
+        return await asyncio.to_thread(self._scores, spec, prompts, clips)
 
     @override
     async def identify(self, spec: RewardSpec) -> RewardIdentity:
         return RewardIdentity(spec.version, (await asyncio.to_thread(self._model, spec)).weights_digest)
 
-    def _score(self, spec: RewardSpec, prompt: Prompt, clips: Sequence[Clip]) -> RewardScores:
-        return score_groups(self._model(spec), [prompt], [clips])[0]
+    def _scores(
+        self, spec: RewardSpec, prompts: Sequence[Prompt], clips: Sequence[Sequence[Clip]]
+    ) -> list[RewardScores]:
+        with self._asking:
+            return score_groups(self._model(spec), prompts, clips)
 
     def _model(self, spec: RewardSpec) -> RewardModel:
         if spec.name not in self._reached:

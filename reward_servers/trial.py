@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from accord.canary import Canary, canaries
 from accord.config.contract import RewardSpec
 from accord.types import Clip, Prompt, ScoreReason
 from reward_servers.base import RewardModel, build, score_groups
-from reward_servers.canary import Canary, canaries
 
 EMPTY: frozenset[ScoreReason] = frozenset({"silent_audio", "no_events"})
 """Reasons of a clip that was measured and has nothing in it; its value is the floor."""

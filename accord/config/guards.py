@@ -58,6 +58,36 @@ class GatedReferenceSpec(PartSpec):
             yield "", f"{job.algorithm.name} weighs samples by what the reference says; it has no penalty alone to gate"
 
 
+class DriftSpec(PartSpec):
+    """Whether the rewards still judge as they did when the job began: eight small clips (`accord/canary.py`) that each
+    reward scores before the first step, when an attempt goes on, and then now and then, beside the sampling.
+
+    A reward has drifted when a canary lies further from its first value than the tolerance. Rewards that compare clips
+    are left out: what they say of one depends on its company.
+    """
+
+    on_drift: Literal["continue", "pause", "stop", "off"] = "continue"
+    """`continue` marks the reward as degraded and tells; `pause` begins no step until it judges again as it did, and
+    ends the job when it does not; `stop` ends the job with reason `guard`; `off` scores no canary."""
+    tolerance: float = Field(default=0.05, ge=0, le=100)
+    """Largest distance that is none, in standard deviations of the reward's first values over the canaries. A reward
+    whose `batch_tolerance` allows more is allowed that."""
+    every_s: float = Field(default=3600.0, gt=0, le=1_000_000)
+    """Seconds from the end of one comparison to the next."""
+    wait_s: float = Field(default=3600.0, gt=0, le=86_400)
+    """How long `pause` waits."""
+    ignore: tuple[Annotated[str, Field(max_length=100)], ...] = Field(default=(), max_length=64)
+    """Rewards whose canaries are not scored, by name: those that draw at random, or are too dear."""
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its parts': names that are no reward of the job."""
+        yield from super().problems(job, facts)
+        there = [reward.name for reward in job.rewards]
+        for index, name in enumerate(self.ignore):
+            if name not in there:
+                yield f"ignore/{index}", f"{name!r} is no reward of this job; there are {', '.join(there)}"
+
+
 class GuardsSpec(PartSpec):
     """What watches over a run, whatever its algorithm."""
 
@@ -67,6 +97,7 @@ class GuardsSpec(PartSpec):
     """Score one clip of each group with the prompt, and with the sound, of another group in every step, and report the
     gaps: a reward that no longer tells the right one is being played."""
     divergence: DivergenceSpec = DivergenceSpec()
+    drift: DriftSpec = DriftSpec()
     gated_reference: GatedReferenceSpec | None = None
     """None: every sample is held to the reference, as far as the loss has a penalty."""
 

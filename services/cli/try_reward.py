@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from accord.canary import canaries
 from accord.config.contract import RewardSpec
 from accord.config.paths import InputPath
 from accord.errors import MediaError, UserError
@@ -26,7 +27,6 @@ from accord.media import read_mp4
 from accord.plugins import answering, names, spec_class
 from accord.types import Clip, Prompt
 from reward_servers.base import Curve, RewardModel, Score, build, contiguous, unusable
-from reward_servers.canary import canaries
 from reward_servers.contract import Verdict
 from services.cli.job_file import reward_fields
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from accord import types
 from accord.backbones.base import Conditions
+from accord.canary import is_canary
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
 from accord.disk import write_whole
@@ -127,7 +128,9 @@ class SavingSource(GroupSource):
         return self._kept(_Folder.evaluation(requests), self.source.evaluate(requests, rewards))
 
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
-        """The source's scores."""
+        """The source's scores; those of canaries belong to the run, and are not kept."""
+        if is_canary(prompt):
+            return self.source.rescore(prompt, clips, rewards)
         name = _Folder.rescored(self._version, prompt, clips, rewards)
         return self._kept(name, self.source.rescore(prompt, clips, rewards))
 
@@ -163,7 +166,9 @@ class ReplayedSource(GroupSource):
         return found
 
     def rescore(self, prompt: Prompt, clips: Sequence[Clip], rewards: Sequence[str]) -> Mapping[str, RewardScores]:
-        """The scores of a control. Raises UserError when they are missing."""
+        """The scores of a control, and none of a canary: nobody judges here. Raises UserError when they are missing."""
+        if is_canary(prompt):
+            return {}
         scores: Mapping[str, RewardScores] = self.folder.read(_Folder.rescored(self._version, prompt, clips, rewards))
         return scores
 

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from accord.canary import canaries
 from accord.config.contract import Component, RewardSpec
 from accord.config.paths import InputPath
 from accord.media import read_mp4, write_mp4
@@ -18,7 +19,6 @@ from accord.plugins import names, registered
 from accord.run_folder import RunFolder
 from accord.types import Modality, Route
 from reward_servers.base import Curve, RewardModel, Score
-from reward_servers.canary import canaries
 from services.cli.commands import app
 
 

@@ -1,9 +1,10 @@
 """The canary set: eight small clips, made by code, whose scores tell whether a reward is what it was.
 
-They are scored when a reward is tried (`accord rewards check`), held to the contract and watched for drift. Each shows
-one thing that rewards disagree about: events in step, late events, a camera's pan, a still, silence, noise, the cheat
-of flashing and clicking in unison, a voice. Same reward spec, same bits, on any machine: random numbers come from
-`RandomState`, whose stream NumPy keeps, and everything is rounded to whole levels of the picture and 16 bits of sound.
+They are scored when a reward is tried (`accord rewards check`), held to the contract and watched for drift (drift.py).
+Each shows one thing that rewards disagree about: events in step, late events, a camera's pan, a still, silence, noise,
+the cheat of flashing and clicking in unison, a voice. Same reward spec, same bits, on any machine: random numbers come
+from `RandomState`, whose stream NumPy keeps, and everything is rounded to whole levels of the picture and 16 bits of
+sound.
 
 Shapes: F frames, H height, W width, C = 2 channels, S samples, N events.
 """
@@ -27,6 +28,7 @@ Float = NDArray[np.float64]
 SIDE, FPS, SECONDS, SAMPLE_RATE = 64, 24.0, 2.0, 48_000
 """Of the set, where the reward takes them."""
 EVENTS_EVERY_S = 0.5
+_MARK = "canary-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,11 @@ def canaries(spec: RewardSpec) -> tuple[Canary, ...]:
     return tuple(_canary(name, size) for name in _SCENES)
 
 
+def is_canary(prompt: Prompt) -> bool:
+    """Whether a prompt is one of a canary set: its clip is judged anew whenever it comes."""
+    return prompt.id.startswith(_MARK)
+
+
 def digest(clips: Iterable[Clip]) -> str:
     """SHA-256 over the media of clips, hexadecimal."""
     seen = hashlib.sha256()
@@ -98,7 +105,7 @@ def _canary(name: str, size: Size) -> Canary:
     whole = f"{seen} {heard}"
     return Canary(
         name,
-        Prompt(f"canary-{name}", whole, seen, heard),
+        Prompt(f"{_MARK}{name}", whole, seen, heard),
         Clip(video, size.fps, (levels / 32_768).astype(np.float32), size.sample_rate),
     )
 

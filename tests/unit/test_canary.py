@@ -7,10 +7,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from accord.canary import EVENTS_EVERY_S, FPS, SAMPLE_RATE, canaries, digest
 from accord.config.contract import RewardSpec
 from accord.config.rewards.panel import SyncReward
 from reward_servers.base import unusable
-from reward_servers.canary import EVENTS_EVERY_S, FPS, SAMPLE_RATE, canaries, digest
 
 DIGEST = "501847ada7c1e75d4214ec5e4af2a0f7c727a44d3b81b4a5e60ba2086e782d3b"
 
