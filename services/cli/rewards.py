@@ -11,6 +11,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
+from accord.config.guards import DriftSpec
 from accord.errors import Unreachable, UserError
 from services.cli.job_file import shown
 from services.cli.shell import FAILED, AsJson, RewardFields, RewardName, out, say, settings_with, told
@@ -109,20 +110,35 @@ def rewards_check(
     name: RewardName,
     weights: Annotated[str, typer.Option(help="Where its weights are.", show_default=False)] = "",
     set_: RewardFields = [],  # noqa: B006
+    against: Annotated[
+        Path | None, typer.Option(help="Compare with these values: a run's `canaries.json`, or an earlier `--out`.")
+    ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest distance, in standard deviations of the first values.")
+    ] = DriftSpec().tolerance,
+    to: Annotated[Path | None, typer.Option("--out", help="Write the values, for `--against`.")] = None,
     json: AsJson = False,
 ) -> None:
     """Load a reward, score the canary set, print weights digest, licence, memory, latency and values.
 
-    Example: `accord rewards check clap --weights models/clap-htsat-unfused`
+    With `--against`, exit status 1 when a value is further from its first one than the tolerance.
+
+    Example: `accord rewards check clap --weights models/clap-htsat-unfused --against runs/JOB/canaries.json`
     """
     with told():
         from services.cli import try_reward
 
-        found = try_reward.check(try_reward.spec_of(name, set_, weights))
+        spec = try_reward.spec_of(name, set_, weights)
+        found = try_reward.check(spec)
+        drifted = against is not None and try_reward.compared(spec, found, against, tolerance)
+        if to is not None:
+            try_reward.keep_check(found, to)
         if json:
             print(shown(found))
         else:
             try_reward.show_check(found, out)
+        if drifted:
+            raise typer.Exit(FAILED)
 
 
 @app.command("contract")

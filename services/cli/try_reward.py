@@ -15,16 +15,19 @@ from pathlib import Path
 from typing import Any, cast
 
 import psutil
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from accord.canary import canaries
+from accord.canary import canaries, digest
 from accord.config.contract import RewardSpec
 from accord.config.paths import InputPath
+from accord.drift import FILE, CanaryScores, drift
 from accord.errors import MediaError, UserError
 from accord.media import read_mp4
 from accord.plugins import answering, names, spec_class
+from accord.run_folder import CANARIES
 from accord.types import Clip, Prompt
 from reward_servers.base import Curve, RewardModel, Score, build, contiguous, unusable
 from reward_servers.contract import Verdict
@@ -34,6 +37,8 @@ VIDEO_FILES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm"})
 MIB = 2**20
 MOST_BREACHES = 5
 """Lines that a promise gets in the table; the rest is counted."""
+_NUMBERS = frozenset({"value", "first", "distance"})
+"""Columns of numbers."""
 
 
 def spec_of(name: str, overrides: Sequence[str] = (), weights: str = "") -> RewardSpec:
@@ -235,8 +240,57 @@ def check(spec: RewardSpec) -> dict[str, Any]:
         "peak_mib": (_resident() - before) / MIB,
         "gpu_mib": torch.cuda.max_memory_allocated() / MIB if torch is not None and torch.cuda.is_available() else 0.0,
         "seconds_per_clip": statistics.median(seconds),
+        "clips_digest": digest(canary.clip for canary in canaries(spec)),
         "canaries": rows,
     }
+
+
+def _scores(found: Mapping[str, Any]) -> CanaryScores:
+    rows = found["canaries"]
+    return CanaryScores(
+        version=found["version"],
+        clips=found["clips_digest"],
+        values={row["canary"]: row["value"] for row in rows},
+        reasons={row["canary"]: row["reason"] for row in rows},
+    )
+
+
+def keep_check(found: Mapping[str, Any], path: Path) -> None:
+    """Write the values of a check, for later ones to be held against. Raises UserError."""
+    try:
+        path.write_bytes(FILE.dump_json({found["reward"]: _scores(found)}, indent=1) + b"\n")
+    except OSError as error:
+        raise UserError(f"--out {path}: {error}; name a file that can be written") from error
+
+
+def compared(spec: RewardSpec, found: dict[str, Any], path: Path, tolerance: float) -> bool:
+    """Add to each canary of a check its distance to the value in a file of an earlier one, or of a run. Returns whether
+    the reward is another than it was.
+
+    Raises UserError: no such file, or no scores of this reward's canaries in it.
+    """
+    try:
+        first = FILE.validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        why = (
+            error.strerror
+            if isinstance(error, OSError)
+            else f"it holds no canary scores ({error.error_count()} problems)"
+        )
+        raise UserError(
+            f"--against {path}: {why}; name {CANARIES} of a run folder, or what `accord rewards check --out` wrote"
+        ) from error
+    if spec.name not in first:
+        there = ", ".join(sorted(first)) or "nothing"
+        raise UserError(f"--against {path}: it has no scores of {spec.name}; it has {there}")
+    was, now = first[spec.name], _scores(found)
+    if was.clips != now.clips:
+        raise UserError(f"--against {path}: its canaries are other clips than those of this release; write it anew")
+    apart = drift(spec, was, now, tolerance)
+    for row in found["canaries"]:
+        row |= {"first": was.values.get(row["canary"]), "distance": apart.distances.get(row["canary"])}
+    found |= {"first_version": was.version, "tolerance": apart.bound, "drifted": apart.beyond}
+    return apart.beyond
 
 
 def _resident() -> int:
@@ -256,10 +310,18 @@ def show_check(found: Mapping[str, Any], console: Console) -> None:
         ("time", f"{found['load_seconds']:.2f} s to load, {found['seconds_per_clip'] * 1000:.1f} ms a clip (median)"),
     ):
         console.print(f" {name:8} {escape(value)}", soft_wrap=True, highlight=False)
-    rows = _table("canary", "value", "reason", "components")
+    against = ("first", "distance") if "drifted" in found else ()
+    rows = _table("canary", *against, "value", "reason", "components")
     for row in found["canaries"]:
-        rows.add_row(row["canary"], *_cells(row, spec_class("rewards", found["reward"])))
+        numbers = ["–" if row[name] is None else f"{row[name]:.4f}" for name in against]
+        rows.add_row(row["canary"], *numbers, *_cells(row, spec_class("rewards", found["reward"])))
     console.print(rows)
+    if against:
+        said = "has drifted: a canary lies" if found["drifted"] else "is what it was: no canary lies"
+        console.print(
+            f" {found['reward']} {said} more than {found['tolerance']:.3g} standard deviations from its first value "
+            f"(version {found['first_version']})", soft_wrap=True, highlight=False,
+        )  # fmt: skip
 
 
 def show_verdicts(name: str, verdicts: Sequence[Verdict], console: Console) -> None:
@@ -281,5 +343,5 @@ def show_verdicts(name: str, verdicts: Sequence[Verdict], console: Console) -> N
 def _table(*columns: str) -> Table:
     table = Table(box=None, header_style="dim")
     for column in columns:
-        table.add_column(column, justify="right" if column == "value" else "left", no_wrap=column == columns[0])
+        table.add_column(column, justify="right" if column in _NUMBERS else "left", no_wrap=column == columns[0])
     return table

@@ -15,6 +15,7 @@ from reward_servers.base import RewardModel, Score, score_groups
 from reward_servers.results import ClipDigest, Results, score_once
 
 PROMPT = Prompt("p", "av", "v", "a")
+CANARY = Prompt("canary-still", "av", "v", "a")
 
 
 class Counting(RewardModel):
@@ -114,3 +115,17 @@ def test_a_forward_holds_clips_of_one_shape_and_no_more_pixels_than_it_may():
     unbound = Counting(SyncReward())
     unbound.score([PROMPT], [[clips[place] for place in order]])
     assert unbound.batches == [5, 5]
+
+
+def test_a_canary_is_judged_each_time_and_one_that_changed_makes_all_scores_forgotten():
+    model, results = Counting(SyncReward()), Results(100)
+    asked(model, [[clip(10)]], results)
+    for _ in range(2):
+        asked(model, [[clip(20)]], results, CANARY)
+    assert sum(model.batches) == 3 and len(results) == 2
+    asked(model, [[clip(10)]], results)
+    assert sum(model.batches) == 3, "a canary as before takes nothing away"
+    model.score_batch = lambda prompts, clips: [Score(0.75)] * len(clips)
+    assert asked(model, [[clip(10)]], results)[0].values == pytest.approx((10 / 255,))
+    assert asked(model, [[clip(20)]], results, CANARY)[0].values == (0.75,)
+    assert asked(model, [[clip(10)]], results)[0].values == (0.75,), "not what the reward said before"

@@ -160,6 +160,40 @@ def test_a_check_tells_weights_terms_memory_time_and_the_canaries(tmp_path):
     assert "sha256:" + "ab" * 32 in shown and "CC-BY-NC-4.0, non-commercial" in shown
 
 
+def test_a_check_is_held_against_an_earlier_one(tmp_path):
+    first = tmp_path / "first.json"
+    run("check", "glow", "--out", first)
+    assert "glow is what it was" in run("check", "glow", "--against", first)
+    shown = run("check", "glow", "--set", "factor=1.2", "--against", first, status=1)
+    assert "glow has drifted" in shown and "distance" in shown
+    found = json.loads(run("check", "glow", "--set", "factor=1.2", "--against", first, "--json", status=1))
+    first_of, values = [row["first"] for row in found["canaries"]], [row["value"] for row in found["canaries"]]
+    spread = max(float(np.std(first_of)), GlowReward.smallest_effect)
+    assert values == pytest.approx([1.2 * value for value in first_of])
+    expected = [0.2 * value / spread for value in first_of]
+    assert [row["distance"] for row in found["canaries"]] == pytest.approx(expected)
+    run("check", "glow", "--set", "factor=1.2", "--against", first, "--tolerance", str(max(expected) * 1.01))
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "No such file or directory; name canaries.json of a run folder"),
+        ("[]", "it holds no canary scores (1 problems); name canaries.json"),
+        ("{}", "it has no scores of glow; it has nothing"),
+        (
+            '{"glow": {"version": "1", "clips": "ab", "values": {}, "reasons": {}}}',
+            "its canaries are other clips than those of this release; write it anew",
+        ),
+    ],
+)
+def test_a_file_that_a_check_cannot_be_held_against_is_told(content, told, tmp_path):
+    if content is not None:
+        (tmp_path / "first.json").write_text(content)
+    shown = run("check", "glow", "--against", tmp_path / "first.json", status=2)
+    assert told in " ".join(shown.split())
+
+
 def test_the_contract_is_kept_or_broken_by_exit_status():
     assert "glow keeps all" in run("contract", "glow")
     shown = run("contract", "glow", "--set", "factor=20", status=1)

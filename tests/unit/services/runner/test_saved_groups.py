@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from accord.backbones.base import Conditions
+from accord.canary import canaries
 from accord.config.job import JobSpec
 from accord.config.prompts import load_prompts
 from accord.errors import UserError
@@ -172,3 +173,11 @@ def test_conditions_of_a_backbone_are_kept(job: JobSpec, tmp_path: Path) -> None
     SavingSource(WithConditions(job), tmp_path / "groups").take(1)
     found = ReplayedSource(job, tmp_path / "groups").take(1).groups[0].group.clips
     assert isinstance(found, Conditions) and found["text"].dtype == torch.bfloat16
+
+
+def test_what_rewards_say_of_canaries_belongs_to_the_run_and_is_not_kept(job: JobSpec, tmp_path: Path) -> None:
+    (*_, canary) = canaries(job.rewards[0])
+    scores = SavingSource(Made(job), tmp_path / "groups").rescore(canary.prompt, [canary.clip], ["sync"])
+    assert scores["sync"].values == (0.5,)
+    assert not (tmp_path / "groups").exists()
+    assert ReplayedSource(job, tmp_path / "groups").rescore(canary.prompt, [canary.clip], ["sync"]) == {}
