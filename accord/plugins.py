@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from symtable import symtable
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, overload
 
-from pydantic import Field, GetCoreSchemaHandler
+from pydantic import Discriminator, Field, GetCoreSchemaHandler, Tag
 from pydantic_core import CoreSchema
 
 from accord.errors import AccordError, PluginError
@@ -75,6 +75,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "background_consistency": "accord.config.rewards.picture:BackgroundConsistencyReward",
         "vlm_judge": "accord.config.rewards.judges:VLMJudgeReward",
         "vlm_ranking": "accord.config.rewards.judges:VLMRankingReward",
+        "remote": "accord.config.rewards.remote:RemoteReward",
         "audio_vendi": "accord.config.rewards.sets:AudioVendiReward",
         "video_vendi": "accord.config.rewards.sets:VideoVendiReward",
         "audio_frechet": "accord.config.rewards.sets:AudioFrechetReward",
@@ -122,11 +123,23 @@ def spec_class(kind: Literal["rewards"], name: str) -> type[RewardSpec]: ...
 @overload
 def spec_class(kind: Kind, name: str) -> type[PluginSpec]: ...
 def spec_class(kind: Kind, name: str) -> type[PluginSpec]:
-    """Return the light spec class. Raises KeyError with the known names."""
+    """Return the light spec class; of `remote:motion`, that of `remote`. Raises KeyError with the known names."""
     table = registered(kind)
-    if name not in table:
+    found = table.get(base_name(name))
+    if found is None or (base_name(name) != name and not found.labelled):
         raise KeyError(f"unknown {kind.removesuffix('s')} {name!r}; known: {', '.join(sorted(table))}")
-    return table[name]
+    return found
+
+
+def base_name(name: str) -> str:
+    """What a plug-in is registered as: a name without the label that tells several of a kind apart in one job."""
+    return name.partition(":")[0]
+
+
+def tag_of(value: Any) -> str | None:
+    """The registered name of a spec or of the tree of one, which may be anything; None where it says none."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return None if name is None else base_name(str(name))
 
 
 def load_impl(spec: PluginSpec) -> Any:
@@ -149,8 +162,13 @@ class OneOf:
         return Union[tuple(spec_class(self.kind, name) for name in names(self.kind))]  # noqa: UP007
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        one = len(names(self.kind)) == 1
-        return handler.generate_schema(self.classes if one else Annotated[self.classes, Field(discriminator="name")])
+        table = registered(self.kind)
+        if any(found.labelled for found in table.values()):
+            told: Any = Union[tuple(Annotated[found, Tag(name)] for name, found in sorted(table.items()))]  # noqa: UP007
+            return handler.generate_schema(Annotated[told, Discriminator(tag_of)])
+        return handler.generate_schema(
+            self.classes if len(table) == 1 else Annotated[self.classes, Field(discriminator="name")]
+        )
 
 
 def origin(spec: PluginSpec) -> str:
@@ -158,7 +176,7 @@ def origin(spec: PluginSpec) -> str:
     kind = type(spec)
     package = kind.__module__.partition(".")[0]
     for group in BASES:
-        for entry in entry_points(group=f"accord.{group}", name=spec.name):
+        for entry in entry_points(group=f"accord.{group}", name=base_name(spec.name)):
             package = entry.dist.name if entry.dist is not None else package
     return f"plug-in package {package}, {kind.__module__}:{kind.__qualname__}"
 
@@ -199,7 +217,9 @@ def _held_to_contract(kind: Kind, entry: EntryPoint) -> type[PluginSpec]:
 def misfit(found: type[PluginSpec], name: str) -> str:
     """What a spec class has against its contract; "" when nothing."""
     field = found.model_fields["name"]
-    if get_args(field.annotation) != (name,) or field.default != name:
+    if found.labelled and (found.labelled != name or field.annotation is not str or not field.is_required()):
+        return f'labelled must be "{name}", as the entry point calls it, and name a text without a default'
+    if not found.labelled and (get_args(field.annotation) != (name,) or field.default != name):
         return f'name must be Literal["{name}"] = "{name}", as the entry point calls it'
     try:
         code = [(hook, path) for hook, path in found.code()]

@@ -27,8 +27,13 @@ Role = Literal["policy", "old", "ref"]
 ScoreReason = Literal[
     "ok", "non_finite", "no_events", "silent_audio", "too_short", "bad_media", "timeout", "backpressure", "model_error",
     "unreachable", "circuit_open", "unverifiable", "out_of_range", "too_long", "too_large", "too_small", "wrong_rate",
-    "too_few",
+    "too_few", "refused", "bad_answer", "wrong_version",
 ]  # fmt: skip
+
+SERVERS_FAULT: frozenset[ScoreReason] = frozenset({
+    "timeout", "unreachable", "backpressure", "circuit_open", "model_error", "refused", "bad_answer", "wrong_version",
+})  # fmt: skip
+"""Why a clip has no score through no fault of its own."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from accord.config.contract import RewardSpec
 from accord.plugins import load_impl
-from accord.types import Clip, Modality, Prompt, RewardScores, ScoreReason
+from accord.types import Clip, Modality, Prompt, RewardIdentity, RewardScores, ScoreReason
 
 log = logging.getLogger(__name__)
 
@@ -77,6 +77,13 @@ class RewardModel:
             raise TypeError(f"{type(self).__name__} overrides none of score_clip, score_batch and score_set")
         self.spec = spec
         self._told: set[str] = set()
+
+    def identity(self) -> RewardIdentity:
+        """Who judges, as the job's roster notes it. Default: the spec's version and the weights that were loaded.
+
+        Raises RewardError or UserError where that has to be found out and cannot be, or is not what the job says.
+        """
+        return RewardIdentity(self.spec.version, self.weights_digest)
 
     def score_clip(self, prompt: Prompt, clip: Clip) -> Score:
         """Score one clip that can be measured."""

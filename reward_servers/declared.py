@@ -23,6 +23,11 @@ def incoherent(spec: RewardSpec) -> Iterator[str]:
         yield from _component(name, part)
 
 
+def forbids_commerce(licence: str) -> bool:
+    """Whether an SPDX identifier is of a non-commercial kind."""
+    return re.search(r"(^|-)NC(-|$)", licence) is not None
+
+
 def _modalities(spec: RewardSpec) -> Iterator[str]:
     if not spec.needs or not set(spec.needs) <= {"video", "audio"}:
         yield f"needs is {spec.needs!r}; it names video, audio, or both"
@@ -43,7 +48,7 @@ def _values(spec: RewardSpec) -> Iterator[str]:
         yield f"smallest_effect is {spec.smallest_effect!r}; it lies between 0 and the width of the range"
     if not (math.isfinite(spec.batch_tolerance) and spec.batch_tolerance >= 0):
         yield f"batch_tolerance is {spec.batch_tolerance!r}; it is 0 or more"
-    if re.search(r"(^|-)NC(-|$)", spec.licence) and not spec.noncommercial:
+    if forbids_commerce(spec.licence) and not spec.noncommercial:
         yield f"licence is {spec.licence}, and noncommercial is False"
 
 

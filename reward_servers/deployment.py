@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from accord.config.contract import RewardSpec
 from accord.errors import UserError
 from accord.plugins import spec_class
-from accord.types import Clip, Prompt, RewardScores
+from accord.types import Clip, Prompt, RewardIdentity, RewardScores
 from reward_servers import owners
 from reward_servers.base import RewardModel, build, score_groups
 from reward_servers.results import ClipDigest, Results, score_once
@@ -122,6 +122,10 @@ class RewardServer:
     def specs_json(self) -> list[tuple[str, str]]:
         """Name and JSON of each reward here, with what was reconfigured."""
         return [(name, spec.model_dump_json()) for name, spec in self._specs.items()]
+
+    async def identify(self, reward: str) -> RewardIdentity:
+        """Who judges for a reward. Off the event loop: some have to ask."""
+        return await asyncio.to_thread(self._models[reward].identity)
 
     def card(self, reward: str) -> dict[str, Any]:
         """What a reward is."""

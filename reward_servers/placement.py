@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from accord.config.contract import RewardSpec
+from accord.plugins import base_name
 
 BATCHES_HELD = 4
 """Batches that a replica takes in: one being scored, the others waiting."""
@@ -117,9 +118,11 @@ def app_name(spec: RewardSpec) -> str:
     """The application that serves a spec by itself."""
     fields = type(spec).model_fields
     own = {*fields.keys() - RewardSpec.model_fields.keys(), *_PLACES}
+    if spec.labelled:
+        own.add("name")
     options = {field: value for field, value in sorted(spec) if field in own}
     differing = {field: value for field, value in options.items() if value != fields[field].default}
-    return f"{spec.name}-{_digest(options)}" if differing else spec.name
+    return f"{base_name(spec.name)}-{_digest(options)}" if differing else spec.name
 
 
 def applications(specs: Sequence[RewardSpec]) -> list[Application]:

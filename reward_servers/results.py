@@ -3,8 +3,8 @@
 The same clip comes again when a step is sampled anew after a kill, when samples of a group share all their noise, when
 jobs begin from one base, and when a call is repeated. What a score depends on is its key: name, version and weights of
 the reward, the prompt's texts, and the digest of what it looks at. A canary is judged anew whenever it comes, and where
-its score is another one than before, all scores are forgotten: they are not what the reward says now. A model's error
-is not kept: it may be another's.
+its score is another one than before, all scores are forgotten: they are not what the reward says now. A failure that is
+not the clip's own is not kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from accord.canary import is_canary
-from accord.types import Clip, Modality, Prompt, RewardScores
+from accord.types import SERVERS_FAULT, Clip, Modality, Prompt, RewardScores
 from reward_servers.base import RewardModel, Score, pack
 
 log = logging.getLogger(__name__)
@@ -73,8 +73,8 @@ class Results:
         self._kept.clear()
 
     def keep(self, key: Key, score: Score) -> None:
-        """Keep a score, unless a model's error is all it tells."""
-        if score.reason != "model_error":
+        """Keep a score, unless it tells of a failure that is not the clip's."""
+        if score.reason not in SERVERS_FAULT:
             self._kept[key] = score
         while len(self._kept) > self._capacity:
             self._kept.popitem(last=False)

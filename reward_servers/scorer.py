@@ -27,7 +27,7 @@ from accord.config.contract import RewardSpec
 from accord.errors import AccordError, RewardError
 from accord.plugins import answering
 from accord.seeds import Purpose, derive_seed
-from accord.types import Clip, Prompt, RewardIdentity, RewardScores, ScoreReason
+from accord.types import SERVERS_FAULT, Clip, Prompt, RewardIdentity, RewardScores, ScoreReason
 from reward_servers.base import RewardModel, build, score_groups
 from reward_servers.breaker import Breaker
 
@@ -39,6 +39,8 @@ RETRIES = 2
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 3.0
 _ASK_AGAIN: frozenset[ScoreReason] = frozenset({"unreachable", "backpressure"})
+_UNANSWERED = SERVERS_FAULT - {"model_error"}
+"""Reasons of a model that asks a server of others, and whose asking came to nothing."""
 
 
 class Scorer(ABC):
@@ -127,13 +129,19 @@ class Scorer(ABC):
         started = time.monotonic()
         outcome = await self._by_deadline(spec, prompt, partial(self.ask, spec, prompt, clips))
         seconds = time.monotonic() - started
-        if isinstance(outcome, RewardScores):
+        scores = (
+            _checked(outcome, reward, count, seconds)
+            if isinstance(outcome, RewardScores)
+            else RewardScores.failed(reward, count, outcome, seconds)
+        )
+        if _counts(outcome):
             breaker.answered()
-            return _checked(outcome, reward, count, seconds)
-        log.error("reward %s gave no score for prompt %s: %s after %.1f s", reward, prompt.id, outcome, seconds)
+            return scores
+        reasons = ", ".join(sorted({*scores.reasons}))
+        log.error("reward %s gave no score for prompt %s: %s after %.1f s", reward, prompt.id, reasons, seconds)
         if breaker.failed() and self.breaks:
             log.error("reward %s failed %d times in a row; it is probed now and then", reward, spec.break_after)
-        return RewardScores.failed(reward, count, outcome, seconds)
+        return scores
 
     async def score_step(
         self, reward: str, prompts: Sequence[Prompt], clips: Sequence[Any], counts: Sequence[int]
@@ -181,7 +189,7 @@ class Scorer(ABC):
         except AccordError as error:
             log.info("the probe of reward %s came to nothing: %s", spec.name, error)
         else:
-            if isinstance(outcome, RewardScores):
+            if _counts(outcome):
                 breaker.answered()
                 log.warning("reward %s answers again", spec.name)
         finally:
@@ -213,7 +221,7 @@ class LocalScorer(Scorer):
 
     @override
     async def identify(self, spec: RewardSpec) -> RewardIdentity:
-        return RewardIdentity(spec.version, (await asyncio.to_thread(self._model, spec)).weights_digest)
+        return await asyncio.to_thread(lambda: self._model(spec).identity())
 
     def _scores(
         self, spec: RewardSpec, prompts: Sequence[Prompt], clips: Sequence[Sequence[Clip]]
@@ -227,6 +235,11 @@ class LocalScorer(Scorer):
                 self._reached[spec.name] = build(spec)
         model: RewardModel = self._reached[spec.name]
         return model
+
+
+def _counts(outcome: RewardScores | ScoreReason) -> bool:
+    """Whether somebody answered: not where no clip has a score and a server of others is the reason."""
+    return isinstance(outcome, RewardScores) and (any(outcome.valid) or _UNANSWERED.isdisjoint(outcome.reasons))
 
 
 def _checked(scores: RewardScores, reward: str, count: int, seconds: float) -> RewardScores:

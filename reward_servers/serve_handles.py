@@ -14,7 +14,7 @@ from ray.serve.exceptions import BackPressureError, RayServeException
 from typing_extensions import override
 
 from accord.config.contract import RewardSpec
-from accord.errors import RewardError, RolloutError
+from accord.errors import AccordError, RewardError, RolloutError
 from accord.types import Prompt, RewardIdentity, RewardScores, ScoreReason
 from reward_servers.placement import Application, by_reward
 from reward_servers.scorer import Scorer
@@ -63,10 +63,15 @@ class ServeScorer(Scorer):
     @override
     async def identify(self, spec: RewardSpec) -> RewardIdentity:
         try:
-            card = await (await self._handle(self._applications[spec.name].name)).card.remote(spec.name)
+            found: RewardIdentity = await (await self._handle(self._applications[spec.name].name)).identify.remote(
+                spec.name
+            )
         except (RayError, RayServeException) as error:
+            cause = error.cause if isinstance(error, RayTaskError) else error
+            if isinstance(cause, AccordError):
+                raise cause from error
             raise RewardError(f"the server of reward {spec.name!r} does not answer: {_first_line(error)}") from error
-        return RewardIdentity(card["version"], card["weights_digest"])
+        return found
 
     @override
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:

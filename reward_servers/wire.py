@@ -33,13 +33,11 @@ class BadBody(Exception):
         self.field, self.detail = field, detail
 
 
-def write_body(prompt: Prompt, clips: Sequence[Clip]) -> bytes:
-    """Pack clips of one size for the wire."""
+def write_body(prompt: Prompt, clips: Sequence[Clip], needs: Sequence[Modality] = ("video", "audio")) -> bytes:
+    """Pack clips for the wire, of one size and rate in each modality that is sent."""
     meta = {"id": prompt.id, "prompt_av": prompt.prompt_av, "prompt_v": prompt.prompt_v, "prompt_a": prompt.prompt_a}
-    tensors = {
-        "video": np.stack([clip.video_FHWC for clip in clips]),
-        "audio": np.stack([clip.audio_CS for clip in clips]),
-    }
+    media = {"video": [clip.video_FHWC for clip in clips], "audio": [clip.audio_CS for clip in clips]}
+    tensors: dict[str, Any] = {modality: np.stack(media[modality]) for modality in needs}
     rates = {"fps": str(clips[0].fps), "sample_rate": str(clips[0].sample_rate)}
     return save(tensors, metadata={"prompt": json.dumps(meta), **rates})
 

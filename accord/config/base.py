@@ -144,8 +144,8 @@ def _each(item: Any) -> Iterator[Any]:
 
 
 def _problem(item: Any, tags: set[str]) -> tuple[str, str]:
-    message = item["msg"].removeprefix("Value error, ")
     seen = item.get("input")
+    message = _about_tags(item, seen) or item["msg"].removeprefix("Value error, ")
     if item["type"] not in {"missing", "value_error", "json_invalid"} and not isinstance(seen, dict | list):
         message = f"{message} (got {glimpse(seen)})"
     where = pointer(_without_tags(item["loc"], tags))
@@ -153,6 +153,21 @@ def _problem(item: Any, tags: set[str]) -> tuple[str, str]:
         inner, _, message = message.partition(": ")
         where += inner
     return where, message if len(message) <= _MESSAGE else message[:_MESSAGE] + "…"
+
+
+def _about_tags(item: Any, seen: Any) -> str:
+    """What pydantic says of a name that tells specs apart, where a function finds it; "" for anything else."""
+    if item["type"] == "union_tag_invalid":
+        found = item["ctx"]
+        known = f"does not match any of the expected tags: {found['expected_tags']}"
+        return f"Input tag {glimpse(found['tag'])} found using 'name' {known}"
+    if item["type"] == "union_tag_not_found":
+        return (
+            "Unable to extract tag using discriminator 'name'"
+            if isinstance(seen, dict)
+            else "Input should be an object"
+        )
+    return ""
 
 
 def _without_tags(location: tuple[int | str, ...], tags: set[str]) -> list[int | str]:

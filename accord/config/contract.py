@@ -79,6 +79,9 @@ class PluginSpec(PartSpec):
 
     impl: ClassVar[str] = ""
     """`module:Class` that does the work; imported only in the process that runs it."""
+    labelled: ClassVar[str] = ""
+    """The name that its entry point has, where a job may list several of it: each is called `<that>:<label>`, and
+    `name` is a text with a pattern. "" = there is one in a job, or none."""
 
     name: str
     """A subclass makes it `Literal["…"] = "…"`, the name that its entry point has."""

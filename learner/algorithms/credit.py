@@ -20,9 +20,9 @@ than two of its scores are valid, or their standard deviation is no more than ep
 times the largest of them; it gets 0 for that reward and is counted. So the unit of a reward changes nothing.
 
 A reward that is not required and whose server failed for one sample of the step (no answer in time, none at all, no
-room, an error in the model) is dropped for the whole step: for some samples it is left out for none of their doing, and
-a group in which it counts for some only would be compared by unlike sums. What a clip itself causes (too short, not
-finite) drops nothing.
+room, an error in the model, an answer that does not count) is dropped for the whole step: for some samples it is left
+out for none of their doing, and a group in which it counts for some only would be compared by unlike sums. What a clip
+itself causes (too short, not finite) drops nothing.
 
 What rounding leaves of rewards that cancel is no credit either: a group in which every sum is within epsilon of what
 was added up gets 0, before a second normalisation could make it large. Nothing stands in for a reward that is missing.
@@ -41,13 +41,8 @@ from torch import Tensor
 from accord.config.algorithm_parts import CreditSpec, EnsembleSpec
 from accord.config.contract import RewardSpec
 from accord.errors import RewardError
-from accord.types import Modality, RewardScores, Route, ScoredGroup, ScoreReason
+from accord.types import SERVERS_FAULT, Modality, RewardScores, Route, ScoredGroup, ScoreReason
 from learner.algorithms.base import Credit
-
-_SERVERS_FAULT: frozenset[ScoreReason] = frozenset(
-    {"timeout", "unreachable", "backpressure", "circuit_open", "model_error"}
-)
-"""Why a sample has no score through no fault of its clip."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,7 +87,7 @@ def tabulate(groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec]) -> li
         values = torch.where(valid, values, torch.zeros_like(values))
         weight = 0.0 if groups[0].group.request.step <= reward.shadow_steps else reward.weight
         invalid = _invalid(scores)
-        dropped = not reward.required and not _SERVERS_FAULT.isdisjoint(invalid)
+        dropped = not reward.required and not SERVERS_FAULT.isdisjoint(invalid)
         earning = _earning(values, reward) * valid
         top = reward.range[1] - reward.smallest_effect / 2
         sizes = earning.abs()

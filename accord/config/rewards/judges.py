@@ -44,7 +44,7 @@ class JudgeReward(RewardSpec):
     call_s: float = Field(default=60.0, gt=0, le=3600)
     """Wall time for one question, retries included."""
     retries: int = Field(default=2, ge=0, le=2)
-    """After a broken connection, and after nothing else."""
+    """After a broken connection and after 429 and 503, within `call_s`; after nothing else."""
     concurrency: int = Field(default=8, ge=1, le=256)
     """Questions that are asked at once."""
     max_answer_bytes: int = Field(default=4 * 2**20, ge=1024, le=64 * 2**20)

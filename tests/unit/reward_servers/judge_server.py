@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
+
+from tests.unit.reward_servers.bad_servers import Handler
 
 Shares = Mapping[str, float]
 Token = tuple[str, Shares]
@@ -72,8 +73,7 @@ class JudgeServer(ThreadingHTTPServer):
         self.answer = lambda handler, asked: handler.give(completion(tokens, model))
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Handler(Handler):
     server: JudgeServer
 
     def do_POST(self) -> None:
@@ -82,18 +82,6 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.headers.append({name.lower(): value for name, value in self.headers.items()})
         self.server.paths.append(self.path)
         self.server.answer(self, asked)
-
-    def give(self, tree: Any, status: int = 200, **headers: str) -> None:
-        """A whole answer in JSON, or as it is when it is bytes."""
-        body = tree if isinstance(tree, bytes) else json.dumps(tree).encode()
-        self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}.items():
-            self.send_header(re.sub("_", "-", name), value)
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, *args: Any) -> None:
-        """Nothing."""
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Handle:
         self.rewards = []
         self.score = self
         self.ready = SimpleNamespace(remote=self._ready)
-        self.card = SimpleNamespace(remote=lambda reward: Response(self, {"version": "0", "weights_digest": "ab"}))
+        self.identify = SimpleNamespace(remote=lambda reward: Response(self, RewardIdentity("0", "ab")))
 
     def remote(self, prompt, clips, rewards):
         self.asked += 1

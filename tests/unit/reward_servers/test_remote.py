@@ -1,0 +1,512 @@
+"""A reward behind someone else's URL: good answers to the bit, all kinds of bad ones, and none in the gradient."""
+
+from __future__ import annotations
+
+import datetime
+import gzip
+import ipaddress
+import json
+import math
+import ssl
+import struct
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+
+from accord.config.algorithm_parts import CreditSpec
+from accord.config.contract import Component, ModelFacts, RewardSpec
+from accord.config.rewards.panel import SoundReward
+from accord.config.rewards.remote import CardSpec, RemoteReward
+from accord.errors import RewardError, UserError
+from accord.types import (
+    Clip,
+    Prompt,
+    RewardIdentity,
+    RewardScores,
+    RolloutPlan,
+    RolloutRequest,
+    Route,
+    SampleGroup,
+    ScoredGroup,
+)
+from learner.algorithms.credit import assign_credit, tabulate
+from reward_servers import outside
+from reward_servers.base import RewardModel, Score, build, score_groups
+from reward_servers.placement import app_name
+from reward_servers.results import ClipDigest, Results, score_once
+from tests.unit.reward_servers.bad_servers import cut, cut_short, drip, endless, gives, hang, no_http
+from tests.unit.reward_servers.score_server import running
+
+PROMPT, OTHER = Prompt("p", "av", "a red ball", "a bell"), Prompt("q", "av", "a blue cube", "hum")
+VALUES = (0.1 + 0.2, -0.0, 5e-324, 1.7976931348623157e308, 1 / 3, -2.2250738585072014e-308, 123456789.12345679)
+CALL_S, SLACK_S = 0.8, 3.0
+
+
+class LoudReward(RewardSpec):
+    """A number that every sample, pixel and letter decides."""
+
+    impl: ClassVar[str] = f"{__name__}:Loud"
+    about: ClassVar[str] = "whatever"
+    version: ClassVar[str] = "7"
+    prompt_anchored: ClassVar[bool] = True
+    components: ClassVar[Mapping[str, Component]] = {"light": Component("mean of the pixels")}
+    name: Literal["loud"] = "loud"
+    route: Route = "both"
+
+
+class NarrowReward(LoudReward):
+    """With a range to leave."""
+
+    range: ClassVar[tuple[float, float]] = (-1e5, 1e5)
+
+
+class Loud(RewardModel):
+    """Its values have bits to lose."""
+
+    weights_digest = "ab" * 32
+    script: ClassVar[list[float]] = []
+
+    def score_clip(self, prompt, clip):
+        if self.script:
+            return Score(self.script.pop(0))
+        light = float(clip.video_FHWC.mean()) / 3
+        return Score(
+            light + len(prompt.prompt_v) * float(np.square(clip.audio_CS, dtype=np.float64).mean()), {"light": light}
+        )
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setenv("ACCORD_REWARD_HOSTS", "127.0.0.1")
+    monkeypatch.setattr(outside, "FIRST_PAUSE_S", 0.01)
+    with running(build(LoudReward())) as one:
+        yield one
+
+
+def spec(server, card=None, **fields: Any) -> RemoteReward:
+    told = server.fields(**(card or {}))
+    return RemoteReward(**{"name": "remote:loud", "call_s": 20.0, **told, "card": CardSpec(**told["card"]), **fields})
+
+
+def clip(seed: int = 0, frames: int = 4, rate: int = 8_000) -> Clip:
+    rng = np.random.default_rng(seed)
+    video = rng.integers(0, 256, (frames, 16, 24, 3), dtype=np.uint8)
+    return Clip(video, 8.0, rng.uniform(-1, 1, (2, 4_000)).astype(np.float32), rate)
+
+
+def bits(scores: RewardScores) -> list[bytes]:
+    return [struct.pack("<d", value) for value in scores.values]
+
+
+# ------------------------------------------------ good answers
+
+
+def test_values_and_components_are_those_of_its_server_to_the_bit(server):
+    prompts = [PROMPT, OTHER, PROMPT]
+    groups = [[clip(0), clip(1), clip(2, frames=5)], [clip(3), clip(4, rate=16_000)], [clip(5)]]
+    here = score_groups(server.model, prompts, groups)
+    there = score_groups(build(spec(server)), prompts, groups)
+    assert [bits(scores) for scores in there] == [bits(scores) for scores in here]
+    assert [scores.components for scores in there] == [scores.components for scores in here]
+    assert {reason for scores in there for reason in scores.reasons} == {"ok"}
+    assert {(scores.reward, scores.version) for scores in there} == {("remote:loud", "7")}
+    sent = sorted((prompt.id, len(clips)) for prompt, clips in server.asked)
+    assert sent == [("p", 1), ("p", 3), ("q", 1), ("q", 1)], "one call for each prompt, shape and rate"
+
+
+def test_every_bit_of_a_number_survives(server):
+    Loud.script[:] = VALUES
+    clips = [clip(seed) for seed in range(len(VALUES))]
+    (scores,) = score_groups(build(spec(server)), [PROMPT], [clips])
+    assert bits(scores) == [struct.pack("<d", value) for value in VALUES]
+
+
+def test_what_its_server_cannot_score_stays_invalid_for_its_reason(server):
+    def some(handler, tree):
+        reasons, values = ["too_small", "of_another_release", "silent_audio"], [None, None, 0.0]
+        handler.give({**tree, "values": values, "valid": [False, False, True], "reasons": reasons, "more": {"to": 1}})
+
+    server.answer = some
+    (scores,) = score_groups(build(spec(server)), [PROMPT], [[clip(0), clip(1), clip(2)]])
+    assert scores.reasons == ("too_small", "model_error", "silent_audio")
+    assert np.isnan(scores.values[:2]).all() and scores.values[2] == 0.0
+
+
+def test_what_is_sent(server, monkeypatch):
+    monkeypatch.setenv("ACCORD_TOKEN_LOUD", "s3cret")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    model = build(spec(server, token_env="ACCORD_TOKEN_LOUD"))
+    nan = Clip(clip().video_FHWC, 8.0, np.full((1, 4_000), np.nan, np.float32), 8_000)
+    (scores,) = score_groups(model, [PROMPT], [[clip(), nan]])
+    assert scores.reasons == ("ok", "non_finite"), "what cannot be measured is not sent"
+    assert server.paths == ["/v1/rewards/loud", "/v1/score?reward=loud&deadline_s=20"]
+    assert {headers["authorization"] for headers in server.headers} == {"Bearer s3cret"}
+    assert {headers["accept-encoding"] for headers in server.headers} == {"identity"}
+    ((prompt, (seen,)),) = server.asked
+    assert prompt == PROMPT and (seen.fps, seen.sample_rate) == (8.0, 8_000)
+    np.testing.assert_array_equal(seen.video_FHWC, clip().video_FHWC)
+    np.testing.assert_array_equal(seen.audio_CS, clip().audio_CS)
+    assert "s3cret" not in model.spec.model_dump_json()
+
+
+def test_only_what_is_needed_is_sent(monkeypatch):
+    monkeypatch.setenv("ACCORD_REWARD_HOSTS", "127.0.0.1")
+    with running(build(SoundReward())) as server:
+        odd = replace(clip(), video_FHWC=np.zeros((1, 2, 2, 3), np.uint8), fps=math.nan)
+        model = build(spec(server, route="audio"))
+        clips = [clip(1), odd]
+        assert (
+            score_groups(model, [PROMPT], [clips])[0].values == score_groups(server.model, [PROMPT], [clips])[0].values
+        )
+        assert len(server.asked) == 1
+
+
+def test_several_of_them_are_told_apart_and_share_no_server(server):
+    one, other = spec(server), spec(server, name="remote:other")
+    assert app_name(one) != app_name(other) and app_name(one).startswith("remote-")
+    assert app_name(one) == app_name(spec(server, weight=2.0)) != app_name(spec(server, call_s=0.4))
+
+
+# ------------------------------------------------ answers that are none
+
+
+def told(**fields):
+    return lambda handler, tree: handler.give({**tree, **fields})
+
+
+def number(text: str):
+    """The first value written so."""
+    return lambda handler, tree: handler.give(
+        json.dumps({**tree, "values": ["#", *tree["values"][1:]]}).replace('"#"', text).encode()
+    )
+
+
+def first(name: str, value: Any):
+    return lambda handler, tree: handler.give({**tree, name: [value, *tree[name][1:]]})
+
+
+def shorter(name: str, by: int = 1):
+    return lambda handler, tree: handler.give({**tree, name: tree[name][:-by] if by > 0 else tree[name] * 2})
+
+
+def half(handler, tree):
+    handler.give(json.dumps(tree).encode()[:-40])
+
+
+def late(handler, tree):
+    time.sleep(CALL_S + 0.2)
+    handler.give(tree)
+
+
+BOMB = gzip.compress(b" " * 30_000_000)
+BAD = {
+    "NaN": (number("NaN"), "bad_answer"),
+    "+Inf": (number("Infinity"), "bad_answer"),
+    "-Inf": (number("-Infinity"), "bad_answer"),
+    "1e999": (number("1e999"), "bad_answer"),
+    "an integer of 400 digits": (number("9" * 400), "bad_answer"),
+    "a text for a number": (number('"0.5"'), "bad_answer"),
+    "true for a number": (number("true"), "bad_answer"),
+    "a list for a number": (number("[0.5]"), "bad_answer"),
+    "null that is valid": (number("null"), "bad_answer"),
+    "a number that is invalid": (first("valid", False), "bad_answer"),
+    "a number with a failure": (first("reasons", "timeout"), "bad_answer"),
+    "1 for true": (first("valid", 1), "bad_answer"),
+    "too few values": (shorter("values"), "bad_answer"),
+    "no value": (told(values=[], valid=[], reasons=[], components={}), "bad_answer"),
+    "too many values": (shorter("values", -1), "bad_answer"),
+    "too few reasons": (shorter("reasons"), "bad_answer"),
+    "too few of a component": (told(components={"light": [0.5]}), "bad_answer"),
+    "one number for all": (told(values=0.5), "bad_answer"),
+    "no values": (gives({"reward": "loud", "version": "7", "weights_digest": "ab" * 32}), "bad_answer"),
+    "binary numbers": (gives(struct.pack("<4f", 1.0, 2.0, 3.0, 4.0)), "bad_answer"),
+    "no UTF-8": (gives(b'{"values": ["\xff\xfe"]}'), "bad_answer"),
+    "nested too deeply": (gives(b"[" * 200_000), "bad_answer"),
+    "HTML": (gives(b"<html>It works</html>", Content_Type="text/html"), "bad_answer"),
+    "empty": (gives(b""), "bad_answer"),
+    "half of it": (half, "bad_answer"),
+    "a list": (gives([]), "bad_answer"),
+    "of another reward": (told(reward="sync"), "bad_answer"),
+    "of another version": (told(version="8"), "wrong_version"),
+    "of other weights": (told(weights_digest="cd" * 32), "wrong_version"),
+    "out of range": (told(values=[1e6, -1e6]), "out_of_range"),
+    "an exception": (told(values=[None, None], valid=[False, False], reasons=["model_error"] * 2), "model_error"),
+    "400": (gives({"title": "Bad body", "detail": "no video"}, 400), "refused"),
+    "401": (gives({}, 401), "refused"),
+    "404": (gives({}, 404), "refused"),
+    "413": (gives({}, 413), "refused"),
+    "429": (gives({}, 429), "backpressure"),
+    "500": (gives(b"<h1>Oops</h1>", 500), "bad_answer"),
+    "503": (gives(b"", 503), "backpressure"),
+    "503 for an hour": (gives(b"", 503, Retry_After="3600"), "backpressure"),
+    "504": (gives({}, 504), "timeout"),
+    "204": (gives(b"", 204), "bad_answer"),
+    "a redirect": (gives(b"", 307, Location="/v1/elsewhere"), "bad_answer"),
+    "compressed": (gives(BOMB, Content_Encoding="gzip"), "bad_answer"),
+    "huge": (endless, "bad_answer"),
+    "hang": (hang, "timeout"),
+    "slow": (late, "timeout"),
+    "drip": (drip, "timeout"),
+    "cut": (cut, "unreachable"),
+    "cut short": (cut_short, "unreachable"),
+    "no HTTP": (no_http, "unreachable"),
+}  # fmt: skip
+AGAIN = {"429", "503", "cut", "cut short", "no HTTP"}
+
+
+@dataclass
+class Outcome:
+    """What became of a group whose answer was bad, and of one of the same batch whose answer was good."""
+
+    good: RewardScores
+    bad: RewardScores
+    seconds: float
+    asked: int
+    paths: set[str]
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Of each kind, played once."""
+    played: dict[str, Outcome] = {}
+
+    def of(kind: str) -> Outcome:
+        if kind not in played:
+            wrong, reason = BAD[kind]
+            server.answer = lambda handler, tree: (wrong if handler.prompt == OTHER else usual)(handler, tree)
+            model = build(spec(server, call_s=CALL_S if reason == "timeout" else 20.0))
+            server.asked.clear()
+            started = time.monotonic()
+            good, bad = score_groups(model, [PROMPT, OTHER], [[clip(0), clip(1)], [clip(2), clip(3)]])
+            asked = sum(prompt == OTHER for prompt, _ in server.asked)
+            paths = {path.partition("?")[0] for path in server.paths}
+            played[kind] = Outcome(good, bad, time.monotonic() - started, asked, paths)
+        return played[kind]
+
+    with pytest.MonkeyPatch.context() as patch, running(build(NarrowReward())) as server:
+        patch.setenv("ACCORD_REWARD_HOSTS", "127.0.0.1")
+        patch.setattr(outside, "FIRST_PAUSE_S", 0.01)
+        usual = server.answer
+        yield of
+
+
+def test_there_are_all_kinds_of_bad_answers():
+    assert len(BAD) >= 23 and set(AGAIN) < set(BAD)
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_answer_is_no_number_and_spoils_no_other(outcomes, kind):
+    found = outcomes(kind)
+    assert found.bad.reasons == (BAD[kind][1],) * 2
+    assert np.isnan(found.bad.values).all() and found.bad.components == {}
+    assert bits(found.good) == bits(score_groups(build(LoudReward()), [PROMPT], [[clip(0), clip(1)]])[0])
+    assert found.seconds < CALL_S + SLACK_S
+    assert found.asked == (3 if kind in AGAIN else 1)
+    assert found.paths == {"/v1/rewards/loud", "/v1/score"}
+
+
+def test_none_of_them_reaches_the_gradient_and_each_is_counted(server, outcomes):
+    remote = {True: spec(server), False: spec(server, required=False)}
+    found = {kind: (outcomes(kind).good, outcomes(kind).bad) for kind in BAD}
+
+    def step(mask: str) -> list[ScoredGroup]:
+        """All answers of a step; `mask`: instead of the bad ones, clips that could not be measured."""
+        groups = []
+        for place, scores in enumerate(one for pair in found.values() for one in pair):
+            if mask and not any(scores.valid):
+                scores = replace(scores, reasons=(mask,) * 2)
+            request = RolloutRequest(1, place, PROMPT, (1, 2), 0, RolloutPlan("old", 8))
+            sound = RewardScores("sound", "1", (0.1 * place, 0.5), ("ok", "ok"))
+            groups.append(ScoredGroup(SampleGroup(request, 0, None, None), {"remote:loud": scores, "sound": sound}))
+        return groups
+
+    def credit(groups, *rewards):
+        return assign_credit(tabulate(groups, rewards), CreditSpec(mode="routed"), ("video", "audio"))
+
+    sound = SoundReward()
+    bad, masked = credit(step(""), remote[True], sound), credit(step("too_short"), remote[True], sound)
+    for modality, advantage in bad.advantages.items():
+        assert torch.equal(advantage, masked.advantages[modality]) and advantage.isfinite().all()
+    assert (bad.advantages["video"][1::2] == 0).all() and (bad.advantages["video"][::2] != 0).all()
+    counted = Counter(BAD[kind][1] for kind in found)
+    prefix = "reward/remote:loud/invalid/"
+    assert {name.removeprefix(prefix): count for name, count in bad.metrics.items() if name.startswith(prefix)} == {
+        reason: 2.0 * count for reason, count in counted.items()
+    }
+    assert bad.metrics["reward/remote:loud/valid_ratio"] == 0.5
+    dropped, without = credit(step(""), remote[False], sound), credit(step(""), sound)
+    assert dropped.metrics["reward/remote:loud/dropped"] == 1.0
+    assert torch.equal(dropped.advantages["audio"], without.advantages["audio"])
+
+
+def test_a_failure_is_not_remembered_and_a_score_is(server):
+    model, results = build(spec(server)), Results(10)
+    usual, clips = server.answer, [clip()]
+
+    def asked():
+        return score_once(model, [PROMPT], [clips], [[ClipDigest(one) for one in clips]], results)[0]
+
+    server.answer = gives({}, 401)
+    assert asked().reasons == ("refused",) and len(results) == 0
+    server.answer = usual
+    assert asked().valid == asked().valid == (True,) and len(server.asked) == 2
+
+
+def test_a_server_that_is_busy_or_lost_for_a_moment_is_asked_again(server):
+    usual, waits = server.answer, []
+    script = [gives({}, 503, Retry_After="0"), cut, usual]
+
+    def play(handler, tree):
+        waits.append(time.monotonic())
+        script.pop(0)(handler, tree)
+
+    server.answer = play
+    (scores,) = score_groups(build(spec(server)), [PROMPT], [[clip()]])
+    assert scores.reasons == ("ok",) and len(waits) == 3
+    script[:] = [gives({}, 429, Retry_After="1"), usual]
+    (scores,) = score_groups(build(spec(server)), [PROMPT], [[clip()]])
+    assert scores.reasons == ("ok",) and 1.0 <= waits[4] - waits[3] < 2.0
+
+
+def test_a_redirect_leads_nowhere(server):
+    with running(server.model) as forbidden:
+        for status in (301, 302, 307, 308):
+            server.answer = server.tell = gives(b"", status, Location=f"{forbidden.url}/score?reward=loud")
+            with pytest.raises(RewardError, match=f"answers {status}"):
+                build(spec(server))
+        server.tell = lambda handler, tree: handler.give(tree)
+        (scores,) = score_groups(build(spec(server)), [PROMPT], [[clip()]])
+        assert scores.reasons == ("bad_answer",) and forbidden.paths == []
+
+
+# ------------------------------------------------ what its card says
+
+
+def test_a_card_that_says_the_same_is_who_judges(server):
+    model = build(spec(server))
+    assert model.identity() == RewardIdentity("7", "ab" * 32) and model.weights_digest == "ab" * 32
+
+
+@pytest.mark.parametrize(
+    ("lie", "words"),
+    [
+        ({"version": "8"}, r"version '8', and the job's card '7'"),
+        ({"weights_digest": "cd" * 32}, "weights_digest 'cdcd"),
+        ({"weights_digest": ""}, "weights_digest ''"),
+        ({"needs": ["video"]}, r"needs \['video'\]"),
+        ({"range": [0.0, None]}, r"low and high \[0\.0, None\], and the job's card \[None, None\]"),
+        ({"floor": -1.0}, r"floor -1\.0"),
+        ({"prompt_anchored": False}, "prompt_anchored False"),
+        ({"scope": "group"}, "scope 'group', and the job's card 'clip'"),
+        ({"licence": "CC-BY-NC-4.0"}, "licence 'CC-BY-NC-4.0', and the job has no allow_noncommercial"),
+    ],
+)
+def test_a_card_that_says_another_thing_is_refused_at_once_and_at_the_roster(server, lie, words):
+    model = build(spec(server))
+    server.tell = lambda handler, tree: handler.give({**tree, **lie})
+    with pytest.raises(UserError, match=words):
+        model.identity()
+    with pytest.raises(UserError, match=r"'remote:loud' at http://127\.0\.0\.1.*take over"):
+        build(spec(server))
+    if "licence" in lie:
+        build(spec(server, allow_noncommercial=True))
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (gives({"detail": "no such reward"}, 404), UserError, r"refuses 'loud' \(the server answers 404: .*no such"),
+        (gives({}, 401), UserError, "401.*see reward and token_env"),
+        (gives({}, 500), RewardError, r"gives no card \(bad_answer\)"),
+        (gives({}, 503, Retry_After="9"), RewardError, r"gives no card \(backpressure\)"),
+        (gives(b"<html>"), RewardError, "card that cannot be read"),
+        (gives({"name": "loud"}), RewardError, "version: Field required"),
+        (cut, RewardError, r"gives no card \(unreachable\)"),
+        (drip, RewardError, r"gives no card \(timeout\): .*within 0\.8 s"),
+    ],
+)  # fmt: skip
+def test_a_server_that_gives_no_card_is_an_error_with_its_cause(server, answer, error, words):
+    server.tell = answer
+    with pytest.raises(error, match=words):
+        build(spec(server, call_s=CALL_S))
+
+
+# ------------------------------------------------ where it may ask
+
+
+def test_only_hosts_of_the_operators_list_are_asked_and_a_token_is_there(server, monkeypatch):
+    with pytest.raises(UserError, match="ACCORD_TOKEN_LOUD is not set"):
+        build(spec(server, token_env="ACCORD_TOKEN_LOUD"))
+    for url, words in [("http://169.254.169.254/v1", "ACCORD_REWARD_HOSTS"), ("file:///etc/passwd", "is no address")]:
+        ((where, what),) = spec(server, url=url).problems(None, ModelFacts())
+        assert where == "url" and words in what
+        with pytest.raises(UserError, match=words):
+            build(spec(server, url=url))
+    monkeypatch.delenv("ACCORD_REWARD_HOSTS")
+    with pytest.raises(UserError, match="ACCORD_REWARD_HOSTS"):
+        build(spec(server))
+    assert server.paths == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "card", "where"),
+    [
+        ({"route": "audio"}, {"needs": ("video",)}, "route"),
+        ({}, {"low": 1.0, "high": 0.0}, "card/low"),
+        ({}, {"low": 1.0}, "card/floor"),
+        ({"call_s": 300.0}, {}, "call_s"),
+        ({"ca_file": "/x.pem"}, {}, "ca_file"),
+    ],
+)
+def test_what_does_not_fit_together_is_told(server, fields, card, where):
+    assert [place for place, _ in spec(server, card, **fields).problems(None, None)] == [where]
+
+
+@pytest.mark.parametrize("name", ["remote", "remote:", "remote:A", "remote:a/b", "remote:a-b", "loud", "remote:a:b"])
+def test_a_label_is_a_word(server, name):
+    with pytest.raises(ValidationError, match="name"):
+        spec(server, name=name)
+
+
+def certificate(folder):
+    """A certificate for 127.0.0.1 that signs itself, and its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "127.0.0.1")])
+    host = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    signed = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1)).not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(host, critical=False).sign(key, hashes.SHA256())
+    )  # fmt: skip
+    pem = serialization.Encoding.PEM
+    (folder / "key.pem").write_bytes(
+        key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    (folder / "ca.pem").write_bytes(signed.public_bytes(pem))
+    return folder / "ca.pem", folder / "key.pem"
+
+
+def test_tls_is_held_to_the_certificates_that_are_named(server, tmp_path):
+    ca, key = certificate(tmp_path)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(ca, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    (scores,) = score_groups(build(spec(server, url=url, ca_file=str(ca))), [PROMPT], [[clip()]])
+    assert scores.valid == (True,)
+    with pytest.raises(RewardError, match=r"unreachable.*CERTIFICATE_VERIFY_FAILED"):
+        build(spec(server, url=url))
+    (tmp_path / "ca.pem").write_text("no certificate")
+    with pytest.raises(UserError, match=r"ca\.pem holds no certificates"):
+        build(spec(server, url=url, ca_file=str(ca)))
