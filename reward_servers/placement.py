@@ -18,7 +18,6 @@ from functools import cached_property
 from typing import Any
 
 from accord.config.contract import RewardSpec
-from accord.plugins import base_name
 
 BATCHES_HELD = 4
 """Batches that a replica takes in: one being scored, the others waiting."""
@@ -122,7 +121,7 @@ def app_name(spec: RewardSpec) -> str:
         own.add("name")
     options = {field: value for field, value in sorted(spec) if field in own}
     differing = {field: value for field, value in options.items() if value != fields[field].default}
-    return f"{base_name(spec.name)}-{_digest(options)}" if differing else spec.name
+    return f"{spec.name.replace(':', '-')}-{_digest(options)}" if differing else spec.name
 
 
 def applications(specs: Sequence[RewardSpec]) -> list[Application]:

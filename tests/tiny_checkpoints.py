@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from accord.config.contract import RewardSpec
+from accord.config.rewards.remote import CardSpec
 from accord.plugins import spec_class
 from accord.world.scene import make_clips
+from reward_servers.base import build
 from reward_servers.sets.models import write_exemplars
 from tests.unit.reward_servers import (
     tiny_ast,
@@ -26,6 +28,7 @@ from tests.unit.reward_servers import (
     tiny_synchformer,
 )
 from tests.unit.reward_servers.judge_server import JudgeServer
+from tests.unit.reward_servers.score_server import ScoreServer
 
 
 def _hpsv3(folder: Path) -> dict[str, Any]:
@@ -98,6 +101,15 @@ def _vlm_judge(folder: Path) -> dict[str, Any]:
     return {"url": server.url, "model": "judge", "preset": "videoscore2"}
 
 
+def _remote(_folder: Path) -> dict[str, Any]:
+    """A server of others that judges as `picture` does."""
+    os.environ.setdefault("ACCORD_REWARD_HOSTS", "127.0.0.1")
+    server = ScoreServer(build(spec_class("rewards", "picture")()))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    fields = server.fields()
+    return {"name": "remote:picture", **fields, "card": CardSpec(**fields["card"])}
+
+
 def _vlm_ranking(folder: Path) -> dict[str, Any]:
     told = _vlm_judge(folder)
     return {"url": told["url"], "model": told["model"]}
@@ -135,6 +147,7 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "subject_consistency": _subject,
     "background_consistency": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),
     "vlm_judge": _vlm_judge,
+    "remote": _remote,
     "vlm_ranking": _vlm_ranking,
     "audio_frechet": _exemplars("audio_frechet"),
     "video_frechet": _exemplars("video_frechet"),

@@ -96,6 +96,11 @@ def test_what_keeps_the_contract_is_there_by_name(install: Callable[..., Path]) 
             "plug_l", "rewards:l = plug_l.spec:Nameless",
             SPEC + 'class Nameless(RewardSpec):\n    impl: ClassVar[str] = "plug_l.work:Work"\n', None, "name must be",
         ),
+        (
+            "plug_r", "rewards:r = plug_r.spec:Several",
+            SPEC + 'class Several(RewardSpec):\n    labelled: ClassVar[str] = "other"\n    name: str\n', None,
+            'labelled must be "r", as the entry point calls it',
+        ),
         ("plug_o", "rewards:o = plug_o.spec:Good", "import sys\nsys.exit(3)\n", "", "imported (SystemExit: 3)"),
         (
             "plug_p", "rewards:p = plug_p.spec:Number",
@@ -299,7 +304,8 @@ def test_errors_of_accord_pass_a_hook_as_they_are() -> None:
 def test_what_is_built_in_keeps_the_contract(kind: Kind) -> None:
     for name, path in BUILT_IN[kind].items():
         spec = spec_class(kind, name)
-        assert spec.model_fields["name"].default == name and f"{spec.__module__}:{spec.__qualname__}" == path
+        assert spec.labelled == name or spec.model_fields["name"].default == name
+        assert f"{spec.__module__}:{spec.__qualname__}" == path
         assert misfit(spec, name) == ""
 
 

@@ -33,7 +33,33 @@ def cut(**run) -> dict:
     return algorithm(surgery={"schedule": [{"start": 0.0, "stop": 0.5, "keep": 0.1}, run]})
 
 
+def remote(label: str = "motion", **fields) -> dict:
+    told = {"name": f"remote:{label}", "url": "http://rewards.example.org/v1", "reward": "motion", "route": "video"}
+    return {**told, "card": {"version": "3", "needs": ["video"]}, **fields}
+
+
 BROKEN = {
+    "unknown reward": (
+        {"rewards": [{"name": "beauty"}]}, "/rewards/0",
+        "Input tag 'beauty' found using 'name' does not match any of the expected tags: 'aesthetic_quality', 'audio_",
+    ),
+    "no name of a reward": ({"rewards": [{"route": "video"}]}, "/rewards/0", "extract tag using discriminator 'name'"),
+    "no reward at all": ({"rewards": ["sync"]}, "/rewards/0", "Input should be an object (got 'sync')"),
+    "a label where there is one of a kind": ({"rewards": [{"name": "sync:a"}]}, "/rewards/0/name", "should be 'sync'"),
+    "no label where there are several": (
+        {"rewards": [remote() | {"name": "remote"}]}, "/rewards/0/name", "should match pattern '^remote:"
+    ),
+    "one label twice": ({"rewards": [*BOTH, remote(), remote()]}, "/rewards", "remote:motion listed more than once"),
+    "a host that the operator does not list": (
+        {"rewards": [*BOTH, remote(url="http://10.0.0.1/v1")]}, "/rewards/2/url", "lists hosts in ACCORD_REWARD_HOSTS"
+    ),
+    "a card that contradicts itself": (
+        {"rewards": [*BOTH, remote(card={"version": "3", "needs": ["video"], "low": 1.0, "high": 0.5})]},
+        "/rewards/2/card/low", "1 to 0.5 holds nothing",
+    ),
+    "a modality that its card does not need": (
+        {"rewards": [*BOTH, remote(route="audio")]}, "/rewards/2/route", "is audio, and it looks at video alone"
+    ),
     "empty route": ({"rewards": [{"name": "sync", "route": ""}]}, "/rewards/0/route", "'video', 'audio' or 'both'"),
     "no route to a branch": ({"rewards": [{"name": "clap"}]}, "/rewards", "has the route video, so that branch"),
     "only an unweighted route": (
@@ -108,9 +134,11 @@ def test_a_contradiction_names_its_field(case):
         {"rewards": [{"name": "clap", "route": "both"}]},
         {"algorithm": {"name": "awm"}, "optimizer": {"micro_batch": 3}},
         {"algorithm": {"name": "dgpo"}, "optimizer": {"micro_batch": 8}},
+        {"rewards": [*BOTH, remote(), remote("other", weight=0.0)]},
     ],
 )
-def test_what_fits_passes(changes):
+def test_what_fits_passes(changes, monkeypatch):
+    monkeypatch.setenv("ACCORD_REWARD_HOSTS", "rewards.example.org")
     assert problems(**changes) == []
 
 

@@ -56,11 +56,11 @@ def test_paths_are_found_by_their_type_in_specs_and_in_trees_that_need_not_be_va
 
 def test_the_paths_of_a_job(job_tree: dict[str, Any]) -> None:
     job_tree["backbone"] |= {"init_lora": "l"}
-    job_tree["rewards"] = [{"name": "sync"}, {"name": "clap", "path": "c"}]
+    job_tree["rewards"] = [{"name": "sync"}, {"name": "clap", "path": "c"}, {"name": "remote:a", "ca_file": "d"}]
     found = {named.pointer: named.mark.kind for named in input_paths(JobSpec, job_tree)}
     assert found == {
         "/backbone/path": "directory", "/backbone/init_lora": "file", "/prompts/train": "file",
-        "/prompts/held_out": "file", "/rewards/1/path": "directory",
+        "/prompts/held_out": "file", "/rewards/1/path": "directory", "/rewards/2/ca_file": "file",
     }  # fmt: skip
 
 

@@ -170,7 +170,7 @@ def test_only_what_is_needed_is_sent(monkeypatch):
 
 def test_several_of_them_are_told_apart_and_share_no_server(server):
     one, other = spec(server), spec(server, name="remote:other")
-    assert app_name(one) != app_name(other) and app_name(one).startswith("remote-")
+    assert app_name(one) != app_name(other) and app_name(one).startswith("remote-loud-")
     assert app_name(one) == app_name(spec(server, weight=2.0)) != app_name(spec(server, call_s=0.4))
 
 

@@ -17,7 +17,7 @@ from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from accord.config.rewards.panel import DynamicDegreeReward, SyncReward, TemporalFlickerReward
-from accord.errors import RewardError, RolloutError
+from accord.errors import RewardError, RolloutError, UserError
 from accord.types import Prompt, RewardIdentity, RewardScores
 from reward_servers import breaker, serve_handles
 from reward_servers import scorer as scorers
@@ -157,6 +157,36 @@ def test_one_answer_between_failures_keeps_a_reward_in(served):
     bug = RayTaskError("score", "trace", ValueError("bug"))
     _, scorer = served(bug, bug, GOOD, bug, bug, GOOD, break_after=3)
     assert [score(scorer).reasons[0] for _ in range(6)] == ["model_error", "model_error", "ok"] * 2
+
+
+@pytest.mark.parametrize(
+    ("reasons", "counts"),
+    [
+        (("unreachable", "unreachable"), True), (("timeout", "timeout"), True), (("refused", "refused"), True),
+        (("bad_answer", "bad_answer"), True), (("wrong_version", "wrong_version"), True),
+        (("too_short", "unreachable"), True), (("too_short", "too_short"), False), (("ok", "timeout"), False),
+        (("model_error", "model_error"), False),
+    ],
+)  # fmt: skip
+def test_a_model_whose_own_server_is_down_is_left_alone_as_well(served, monkeypatch, reasons, counts):
+    """Its replica answers each time; what it says is that nobody answers it."""
+    monkeypatch.setattr(breaker, "FIRST_PAUSE_S", 0.05)
+    values = tuple(0.5 if reason == "ok" else math.nan for reason in reasons)
+    down = RewardScores("sync", "1", values, reasons)
+    handle, scorer = served(down, down, down, down, GOOD, break_after=3)
+
+    async def play():
+        told = [(await scorer.score("sync", PROMPT, object(), 2)).reasons for _ in range(4)]
+        assert told == [reasons] * 3 + ([("circuit_open",) * 2] if counts else [reasons])
+        if counts:
+            for asked in (4, 5):  # the first probe finds it down, the second up again
+                await asyncio.sleep(0.15)
+                assert (await scorer.score("sync", PROMPT, object(), 2)).reasons == ("circuit_open",) * 2
+                await asyncio.sleep(0.02)
+                assert handle.asked == asked
+            assert (await scorer.score("sync", PROMPT, object(), 2)).valid == (True, True)
+
+    asyncio.run(play())
 
 
 def test_no_server_at_all_is_unreachable(monkeypatch):
@@ -333,6 +363,14 @@ def test_a_roster_says_version_and_weights():
 def test_a_server_of_another_release_is_refused(served):
     with pytest.raises(RewardError, match=r"'sync' runs version '0', this release has '\d+'"):
         asyncio.run(served(GOOD)[1].roster())
+
+
+def test_what_a_model_finds_at_the_roster_travels_as_it_is(served):
+    handle, scorer = served(GOOD)
+    lie = RayTaskError("identify", "trace", UserError("it says version '8'"))
+    handle.identify = SimpleNamespace(remote=lambda reward: Response(handle, lie))
+    with pytest.raises(UserError, match="it says version '8'"):
+        asyncio.run(scorer.roster())
 
 
 def test_a_server_that_does_not_say_what_it_is_is_refused(monkeypatch):

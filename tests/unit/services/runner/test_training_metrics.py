@@ -53,6 +53,13 @@ def test_scores_without_a_value_are_counted_by_reason():
     assert value.get_sample_value("accord_reward_invalid_total", {"reward": "sync", "reason": "too_short"}) == 1
 
 
+def test_a_reward_with_a_label_is_counted_under_its_whole_name():
+    numbers = {"reward/remote:motion/invalid/wrong_version": 2.0, "reward/remote:motion/mean": 0.5}
+    value = observed(**numbers).registry.get_sample_value
+    assert value("accord_reward_invalid_total", {"reward": "remote:motion", "reason": "wrong_version"}) == 2
+    assert value("accord_train_reward_mean", {"job_id": "a", "reward": "remote:motion"}) == 0.5
+
+
 def test_what_credit_reports_is_what_is_read():
     values = torch.tensor([[1.0, 2.0]], dtype=torch.float64)
     table = ScoreTable("sync", "both", 1.0, values, values, values.abs(), values.isfinite())
