@@ -1,9 +1,8 @@
 """How a vision-language model behind an OpenAI-compatible server is asked, and what counts as its answer.
 
-What goes wrong is never a number: no answer in `call_s` is `timeout`, a broken connection `unreachable` (after at most
-two more tries), 429 and 503 `backpressure`; any other status, a redirect, an answer too long, not JSON, of another
-model, or without log-probabilities is `model_error`. Greedy (temperature 0), so an answer depends on the question
-alone, as far as the server's batching leaves its bits alone.
+What goes wrong is never a number. `reward_servers/outside.py` says the reasons of what is no answer; one that is not
+JSON or without log-probabilities is `bad_answer`, one of another model `wrong_version`. Greedy (temperature 0), so an
+answer depends on the question alone, as far as the server's batching leaves its bits alone.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from accord.config.outside import allowed_url, token_of
 from accord.config.rewards.judges import JudgeReward
-from accord.types import Clip, ScoreReason
+from accord.types import Clip
+from reward_servers.outside import NoAnswer, Outside
 
 TOP = 20
 """Log-probabilities asked for at each token; what servers give at most."""
@@ -35,30 +34,20 @@ Part = dict[str, Any]
 """A text or a picture within a question."""
 
 
-class BadAnswer(Exception):
-    """An answer that gives no verdict, and the reason that its clip gets."""
-
-    def __init__(self, reason: ScoreReason, why: str) -> None:
-        super().__init__(why)
-        self.reason = reason
-
-
 class JudgeClient:
     """Asks the server at `spec.url`. Raises UserError for an address that is not allowed, or a missing token."""
 
     def __init__(self, spec: JudgeReward) -> None:
         self._spec = spec
-        self._address = f"{allowed_url(spec.url)}/chat/completions"
-        token = token_of(spec.token_env)
-        self._headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
+        self._server = Outside(
+            spec.url, spec.token_env, call_s=spec.call_s, retries=spec.retries, max_answer_bytes=spec.max_answer_bytes
+        )
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Ask]:
         """Connections for the block; what is yielded asks, `concurrency` questions at once."""
         gate = asyncio.Semaphore(self._spec.concurrency)
-        async with httpx.AsyncClient(
-            headers=self._headers, follow_redirects=False, trust_env=False, timeout=self._spec.call_s
-        ) as http:
+        async with self._server.session() as http:
             yield Ask(self, http, gate)
 
     def pictures(self, clip: Clip) -> list[Part]:
@@ -77,38 +66,16 @@ class JudgeClient:
         }).encode()  # fmt: skip
 
     async def post(self, http: httpx.AsyncClient, body: bytes) -> Mapping[str, Any]:
-        """An answer. Raises BadAnswer."""
-        for left in range(self._spec.retries, -1, -1):
-            try:
-                return await self._once(http, body)
-            except httpx.TransportError as error:
-                if not left:
-                    raise BadAnswer("unreachable", f"{self._spec.url}: {error!r}") from error
-                await asyncio.sleep(0.2)
-        raise BadAnswer("unreachable", self._spec.url)
-
-    async def _once(self, http: httpx.AsyncClient, body: bytes) -> Mapping[str, Any]:
-        """One request. Raises BadAnswer, or httpx.TransportError for a broken connection."""
-        headers = {"Content-Type": "application/json"}
-        async with http.stream("POST", self._address, content=body, headers=headers) as response:
-            if response.status_code in {429, 503}:
-                raise BadAnswer("backpressure", f"the server answers {response.status_code}")
-            if response.status_code != 200:
-                raise BadAnswer("model_error", f"the server answers {response.status_code}")
-            if response.headers.get("content-encoding", "identity") != "identity":
-                raise BadAnswer("model_error", "the answer is compressed, which was not asked for")
-            text = b""
-            async for chunk in response.aiter_raw():
-                text += chunk
-                if len(text) > self._spec.max_answer_bytes:
-                    raise BadAnswer("model_error", f"the answer is longer than {self._spec.max_answer_bytes} bytes")
+        """An answer. Raises NoAnswer."""
+        text = await self._server.ask(http, "POST", "/chat/completions", body=body, content_type="application/json")
         try:
             answer = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise BadAnswer("model_error", f"the answer is no JSON ({error})") from error
-        if not isinstance(answer, dict) or answer.get("model") != self._spec.model:
-            named = answer.get("model") if isinstance(answer, dict) else answer
-            raise BadAnswer("model_error", f"the answer is of {named!r:.100}, not of {self._spec.model!r}")
+            raise NoAnswer("bad_answer", f"the answer is no JSON ({error})") from error
+        if not isinstance(answer, dict):
+            raise NoAnswer("bad_answer", f"the answer is {answer!r:.100}, and no object")
+        if answer.get("model") != self._spec.model:
+            raise NoAnswer("wrong_version", f"it is of {answer.get('model')!r:.100}, not of {self._spec.model!r}")
         return answer
 
 
@@ -118,31 +85,26 @@ class Ask:
     def __init__(self, client: JudgeClient, http: httpx.AsyncClient, gate: asyncio.Semaphore) -> None:
         self._client, self._http, self._gate = client, http, gate
 
-    async def __call__(self, body: Callable[[], bytes], call_s: float) -> Tokens:
+    async def __call__(self, body: Callable[[], bytes]) -> Tokens:
         """The tokens of the answer to a request, which is put together when its turn comes.
 
         Raises:
-            BadAnswer: there is none within `call_s` of its turn, or it is none.
+            NoAnswer: there is none within `call_s` of its turn, or it is none.
         """
         async with self._gate:
-            try:
-                sent = await asyncio.to_thread(body)
-                async with asyncio.timeout(call_s):
-                    answer = await self._client.post(self._http, sent)
-            except TimeoutError:
-                raise BadAnswer("timeout", f"no answer within {call_s:g} s") from None
-            return tokens_of(answer)
+            sent = await asyncio.to_thread(body)
+            return tokens_of(await self._client.post(self._http, sent))
 
 
 def tokens_of(answer: Mapping[str, Any]) -> Tokens:
-    """Read an answer's tokens. Raises BadAnswer when it has none, or no log-probabilities."""
+    """Read an answer's tokens. Raises NoAnswer when it has none, or no log-probabilities."""
     try:
         entries = answer["choices"][0]["logprobs"]["content"]
         tokens = [(_text(entry["token"]), _probabilities(entry["top_logprobs"])) for entry in entries]
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise BadAnswer("model_error", f"the answer has no log-probabilities ({error!r})") from error
+        raise NoAnswer("bad_answer", f"the answer has no log-probabilities ({error!r})") from error
     if not tokens:
-        raise BadAnswer("model_error", "the answer is empty")
+        raise NoAnswer("bad_answer", "the answer is empty")
     return tokens
 
 

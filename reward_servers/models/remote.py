@@ -5,7 +5,7 @@ Measures whatever that server measures. Higher is better; range, floor and wheth
 card, and the server's own card has to say the same when the model is built and at the job's roster. Limits: as fast as
 the network; what leaves the cluster are prompts and clips. Known hacks: those of the reward behind it.
 
-A call holds the clips of one prompt, of one shape and rate. Its answer is taken whole or not at all: one that is not
+A call holds the clips of one prompt, of one shape and rate; all of them where the reward compares clips. Its answer is taken whole or not at all: one that is not
 JSON of the agreed form, of another length or reward, with a value that is no number, or with a value where it says
 there is none is `bad_answer`; one of another version or other weights is `wrong_version`. Why there is no answer at all
 says `reward_servers/outside.py`. A value outside of the range is `out_of_range`, for its clip alone.
@@ -122,6 +122,13 @@ class RemoteModel(RewardModel):
         """Ask about all clips, the calls `concurrency` at once."""
         return asyncio.run(self._ask_all(prompts, clips))
 
+    @override
+    def score_set(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> list[Score]:
+        """Ask about all clips of a prompt, which one call has to hold. Raises ValueError where none can."""
+        if len(list(self._calls(prompts, clips))) > 1:
+            raise ValueError("clips that are compared must be of one rate, to go in one call")
+        return self.score_batch(prompts, clips)
+
     async def _ask_all(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> list[Score]:
         gate = asyncio.Semaphore(self._spec.concurrency)
         found: list[Score] = [Score.invalid("unreachable")] * len(clips)
@@ -201,7 +208,7 @@ def _differences(spec: RemoteReward, card: Card) -> Iterator[str]:
     """What a server's card says otherwise than the job's."""
     agreed = spec.card
     pairs: dict[str, tuple[Any, Any]] = {
-        "scope": (card.scope, "clip"),  # one that compares clips would need all of them in one call
+        "scope": (card.scope, agreed.scope),
         "version": (card.version, agreed.version),
         "weights_digest": (card.weights_digest, agreed.weights_digest),
         "needs": (sorted(card.needs), sorted(agreed.needs)),

@@ -13,7 +13,7 @@ decimals, it is the number as written.
 Limits: it sees a few frames and hears nothing; seconds for a clip. Known hacks: text in the picture that speaks to the
 judge; what the model is fond of. Low weight, beside other rewards, or measured only.
 
-What goes wrong is never a number: see `judge_client.py`; an answer without the ratings is `model_error`, and the log
+What goes wrong is never a number: see `judge_client.py`; an answer without the ratings is `bad_answer`, and the log
 says which.
 """
 
@@ -31,7 +31,8 @@ from accord.config.reward_template import PLACE, read_template
 from accord.config.rewards.judges import VLMJudgeReward
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, Score
-from reward_servers.models.judge_client import Ask, BadAnswer, JudgeClient, Tokens
+from reward_servers.models.judge_client import Ask, JudgeClient, Tokens
+from reward_servers.outside import NoAnswer
 
 log = logging.getLogger(__name__)
 
@@ -77,8 +78,8 @@ class VLMJudgeModel(RewardModel):
 
     async def _score(self, ask: Ask, prompt: Prompt, clip: Clip) -> Score:
         try:
-            return self._verdict(await ask(lambda: self._body(prompt, clip), self._spec.call_s))
-        except BadAnswer as error:
+            return self._verdict(await ask(lambda: self._body(prompt, clip)))
+        except NoAnswer as error:
             log.warning("reward %s has no verdict on a clip of prompt %s: %s", self._spec.name, prompt.id, error)
             return Score.invalid(error.reason)
 
@@ -98,11 +99,11 @@ class VLMJudgeModel(RewardModel):
 
 
 def yes_share(tokens: Tokens) -> tuple[float, float]:
-    """p(yes) / (p(yes) + p(no)) at the first token, and the sum below. Raises BadAnswer when neither is likely."""
+    """p(yes) / (p(yes) + p(no)) at the first token, and the sum below. Raises NoAnswer when neither is likely."""
     told = tokens[0][1]
     yes, no = told.get("yes", 0.0), told.get("no", 0.0)
     if not yes + no > 0:
-        raise BadAnswer("model_error", f"neither yes nor no is among the {len(told)} likeliest first tokens")
+        raise NoAnswer("bad_answer", f"neither yes nor no is among the {len(told)} likeliest first tokens")
     return yes / (yes + no), min(1.0, yes + no)
 
 
@@ -110,30 +111,30 @@ def rating(tokens: Tokens, word: str) -> tuple[float, float]:
     """The rating that stands behind `word` and a colon, last in the answer, and the probability of all ratings there.
 
     Raises:
-        BadAnswer: no such rating, or no log-probability of one where it stands.
+        NoAnswer: no such rating, or no log-probability of one where it stands.
     """
     text = "".join(part for part, _ in tokens)
     pattern = rf"{re.escape(word)}[^:\n]{{0,60}}:[\s*]{{0,8}}([1-5])(\.[0-9]{{1,3}})?(?![0-9])"
     found = list(re.finditer(pattern, text, flags=re.IGNORECASE))
     if not found:
-        raise BadAnswer("model_error", f"the answer holds no rating of {word} from 1 to 5")
+        raise NoAnswer("bad_answer", f"the answer holds no rating of {word} from 1 to 5")
     if found[-1][2]:
         written = float(found[-1][1] + found[-1][2])
         if written > 5:
-            raise BadAnswer("model_error", f"the rating of {word} is {written}, above 5")
+            raise NoAnswer("bad_answer", f"the rating of {word} is {written}, above 5")
         return written, 1.0
     end = 0
     for part, told in tokens:
         end += len(part)
         if end > found[-1].start(1):
             return expectation(told)
-    raise BadAnswer("model_error", f"the rating of {word} is in no token")
+    raise NoAnswer("bad_answer", f"the rating of {word} is in no token")
 
 
 def expectation(told: Mapping[str, float]) -> tuple[float, float]:
-    """Sum i p_i / sum p_i over the ratings 1 to 5, and the sum below. Raises BadAnswer when none is likely."""
+    """Sum i p_i / sum p_i over the ratings 1 to 5, and the sum below. Raises NoAnswer when none is likely."""
     shares = {score: told.get(str(score), 0.0) for score in range(1, 6)}
     mass = sum(shares.values())
     if not mass > 0:
-        raise BadAnswer("model_error", "no rating has a log-probability where one stands")
+        raise NoAnswer("bad_answer", "no rating has a log-probability where one stands")
     return sum(score * share for score, share in shares.items()) / mass, min(1.0, mass)

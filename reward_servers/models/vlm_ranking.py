@@ -37,7 +37,8 @@ from accord.config.reward_template import PLACE, read_template
 from accord.config.rewards.judges import VLMRankingReward
 from accord.types import Clip, Prompt, ScoreReason
 from reward_servers.base import RewardModel, Score
-from reward_servers.models.judge_client import Ask, BadAnswer, JudgeClient, Part, Tokens
+from reward_servers.models.judge_client import Ask, JudgeClient, Part, Tokens
+from reward_servers.outside import NoAnswer
 
 log = logging.getLogger(__name__)
 
@@ -117,10 +118,10 @@ class VLMRankingModel(RewardModel):
             return self._client.body([named[0], *shown[first], named[1], *shown[second], _text(question)], 1)
 
         orders: tuple[Pair, Pair] = (pair, (pair[1], pair[0]))
-        asked = [asyncio.create_task(ask(partial(body, order), self._spec.call_s)) for order in orders]
+        asked = [asyncio.create_task(ask(partial(body, order))) for order in orders]
         try:
             (there, mass), (back, other) = [first_share(await one, self._spec.answers) for one in asked]
-        except BadAnswer as error:
+        except NoAnswer as error:
             log.warning("reward %s has no verdict on a pair of prompt %s: %s", self._spec.name, prompt.id, error)
             return error.reason
         finally:
@@ -159,12 +160,12 @@ def meetings(clips: Sequence[Clip], opponents: int) -> list[Pair]:
 
 
 def first_share(tokens: Tokens, answers: tuple[str, str]) -> tuple[float, float]:
-    """p(first) / (p(first) + p(second)) at the first token, and the sum below. Raises BadAnswer without either."""
+    """p(first) / (p(first) + p(second)) at the first token, and the sum below. Raises NoAnswer without either."""
     told = tokens[0][1]
     first, second = (told.get(answer.strip().lower(), 0.0) for answer in answers)
     if not first + second > 0:
         names = " nor ".join(answers)
-        raise BadAnswer("model_error", f"neither {names} is among the {len(told)} likeliest first tokens")
+        raise NoAnswer("bad_answer", f"neither {names} is among the {len(told)} likeliest first tokens")
     return first / (first + second), min(1.0, first + second)
 
 

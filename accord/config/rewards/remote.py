@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,6 +29,8 @@ class CardSpec(Spec):
     """Its version; an answer of another one counts for nothing."""
     weights_digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$")
     """SHA-256 of its weights; "" = it has none."""
+    scope: Literal["clip", "group"] = "clip"
+    """What one value needs to be seen: the clip alone, or all clips of its prompt."""
     needs: Needs
     """What is sent: video, audio, or both."""
     low: float | None = None
@@ -75,6 +77,7 @@ class RemoteReward(RewardSpec):
     labelled: ClassVar[str] = "remote"
     about: ClassVar[str] = "the server of others thinks well of it"
     version: ClassVar[str] = _of_card()
+    scope: ClassVar[Literal["clip", "group", "step"]] = _of_card()
     needs: ClassVar[tuple[Modality, ...]] = _of_card()
     needs_sound: ClassVar[bool] = False  # what silence is worth, its server says
     prompt_anchored: ClassVar[bool] = _of_card()

@@ -168,6 +168,32 @@ def test_only_what_is_needed_is_sent(monkeypatch):
         assert len(server.asked) == 1
 
 
+class RankReward(LoudReward):
+    """It compares."""
+
+    impl: ClassVar[str] = f"{__name__}:Rank"
+    scope: ClassVar[Literal["clip", "group", "step"]] = "group"
+
+
+class Rank(RewardModel):
+    """Places by light."""
+
+    def score_set(self, prompts, clips):
+        lights = [float(clip.video_FHWC.mean()) for clip in clips]
+        return [Score(float(sum(other < light for other in lights))) for light in lights]
+
+
+def test_clips_that_are_compared_go_in_one_call(monkeypatch):
+    monkeypatch.setenv("ACCORD_REWARD_HOSTS", "127.0.0.1")
+    with running(build(RankReward())) as server:
+        model = build(spec(server, {"scope": "group"}, max_batch_pixels=1))
+        groups = [[clip(0), clip(1), clip(2)], [clip(3), clip(4)], [clip(5), clip(6, rate=16_000)], [clip(7)]]
+        found = score_groups(model, [PROMPT] * 4, groups)
+        assert [len(clips) for _, clips in server.asked] == [3, 2]
+        assert [sorted(scores.values) for scores in found[:2]] == [[0.0, 1.0, 2.0], [0.0, 1.0]]
+        assert [scores.reasons[0] for scores in found[2:]] == ["model_error", "too_few"]
+
+
 def test_several_of_them_are_told_apart_and_share_no_server(server):
     one, other = spec(server), spec(server, name="remote:other")
     assert app_name(one) != app_name(other) and app_name(one).startswith("remote-loud-")
