@@ -161,6 +161,10 @@ class OneOf:
         """The union of them."""
         return Union[tuple(spec_class(self.kind, name) for name in names(self.kind))]  # noqa: UP007
 
+    def class_of(self, value: Any) -> type[PluginSpec] | None:
+        """The registered class of a spec, or of the tree of one; None where its name is nobody's."""
+        return registered(self.kind).get(tag_of(value) or "")
+
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         table = registered(self.kind)
         if any(found.labelled for found in table.values()):

@@ -21,7 +21,7 @@ from accord.config.contract import RewardSpec
 from accord.config.job import JobSpec
 from accord.drift import FILE, CanaryScores, Drift, drift
 from accord.run_folder import CANARIES, RunFolder
-from accord.types import GroupSource, PolicyState
+from accord.types import SERVERS_FAULT, GroupSource, PolicyState
 
 Scores = Mapping[str, CanaryScores]
 
@@ -190,16 +190,12 @@ class RewardWatch:
         lost = {
             canary: now.reasons[canary]
             for canary, value in now.values.items()
-            if value is None and (first.values[canary] is not None or now.reasons[canary] in _FAULTS)
+            if value is None and (first.values[canary] is not None or now.reasons[canary] in SERVERS_FAULT)
         }
         said = ", ".join(f"{canary} ({reason})" for canary, reason in lost.items())
         if said and said != self._unscored.get(name):
             self.warn("canaries", f"step {step}: reward {name!r} gave no score for {said}; they are not compared")
         self._unscored[name] = said
-
-
-_FAULTS = frozenset({"timeout", "unreachable", "backpressure", "circuit_open", "model_error"})
-"""Reasons that are not a clip's."""
 
 
 def _whole(clips: Sequence[Canary], found: Mapping[str, tuple[float, str]]) -> dict[str, tuple[float, str]]:

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
-from accord.plugins import OneOf, tag_of
+from accord.plugins import OneOf
 
 BUILT_IN = "builtin:"
 MAX_PATH = 4096
@@ -106,7 +106,7 @@ def input_paths(kind: Any, value: Any, place: Place = ()) -> Iterator[NamedPath]
 def _marked(kind: Any, marks: list[Any], value: Any, place: Place) -> Iterator[NamedPath]:
     plugin = next((mark for mark in marks if isinstance(mark, OneOf)), None)
     if plugin is not None:
-        kind = plugin.classes
+        kind = plugin.class_of(value)
     mark = next((mark for mark in marks if isinstance(mark, InputPath)), None)
     if mark is None:
         yield from input_paths(kind, value, place)
@@ -116,7 +116,7 @@ def _marked(kind: Any, marks: list[Any], value: Any, place: Place) -> Iterator[N
 
 def _of_union(kinds: tuple[Any, ...], value: Any, place: Place) -> Iterator[NamedPath]:
     """Specs of a union are told apart by their `name`; of anything else, the first that finds a path."""
-    name = tag_of(value)
+    name = value.get("name") if isinstance(value, dict) else None
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             fits = isinstance(value, kind) or name in _names(kind)
@@ -130,6 +130,4 @@ def _of_union(kinds: tuple[Any, ...], value: Any, place: Place) -> Iterator[Name
 
 def _names(spec: type[BaseModel]) -> tuple[Any, ...]:
     field = spec.model_fields.get("name")
-    if labelled := getattr(spec, "labelled", ""):
-        return (labelled,)
     return get_args(field.annotation) if field is not None else ()

@@ -5,10 +5,11 @@ Measures whatever that server measures. Higher is better; range, floor and wheth
 card, and the server's own card has to say the same when the model is built and at the job's roster. Limits: as fast as
 the network; what leaves the cluster are prompts and clips. Known hacks: those of the reward behind it.
 
-A call holds the clips of one prompt, of one shape and rate; all of them where the reward compares clips. Its answer is taken whole or not at all: one that is not
-JSON of the agreed form, of another length or reward, with a value that is no number, or with a value where it says
-there is none is `bad_answer`; one of another version or other weights is `wrong_version`. Why there is no answer at all
-says `reward_servers/outside.py`. A value outside of the range is `out_of_range`, for its clip alone.
+A call holds the clips of one prompt, of one shape and rate; all of them where the reward compares clips. Its answer is
+taken whole or not at all: one that is not JSON of the agreed form, of another length or reward, with a value that is no
+number, or with a value where it says there is none is `bad_answer`; one of another version or other weights is
+`wrong_version`. Why there is no answer at all says `reward_servers/outside.py`. A value outside of the range is
+`out_of_range`, for its clip alone.
 """
 
 from __future__ import annotations

@@ -129,7 +129,8 @@ def test_every_reward_is_documented():
     assert set(rows) == built_in
     for name, row in rows.items():
         spec = spec_class("rewards", name)
-        assert row[3] == spec.model_fields["route"].default, name
+        route = spec.model_fields["route"]
+        assert row[3] == ("–" if route.is_required() else route.default), name
         assert set(spec.needs) == {word.strip() for word in row[1].split(",")} & {"video", "audio"}, name
         assert ("prompt" in row[1]) == spec.prompt_anchored, name
 
