@@ -23,6 +23,7 @@ from tests.unit.reward_servers import (
     tiny_audiobox,
     tiny_clip,
     tiny_dnsmos,
+    tiny_imagebind,
     tiny_imagereward,
     tiny_qwen,
     tiny_synchformer,
@@ -131,6 +132,12 @@ def _desync(folder: Path) -> dict[str, Any]:
     return {"path": str(bundle)}
 
 
+def _imagebind(folder: Path) -> dict[str, Any]:
+    tiny_imagebind.write_checkpoint(folder / "ImageBind" / "imagebind_huge.pth")
+    tiny_clip.write_tokenizer(folder / "ImageBind")
+    return {"path": str(folder)}
+
+
 WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": _hpsv3,
     "audiobox": _audiobox,
@@ -146,6 +153,9 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "aesthetic_quality": _aesthetic_quality,
     "subject_consistency": _subject,
     "background_consistency": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),
+    "imagebind_av": _imagebind,
+    "imagebind_tv": _imagebind,
+    "imagebind_ta": _imagebind,
     "vlm_judge": _vlm_judge,
     "remote": _remote,
     "vlm_ranking": _vlm_ranking,

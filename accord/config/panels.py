@@ -45,8 +45,9 @@ PANELS: Mapping[PanelName, Panel] = {
         weighed={
             "videoalign": "visual and motion quality (VideoAlign)", "audiobox": "audio quality (AudioBox)",
             "clap": "CLAP", "clip_score": "CLIP", "desync": "DeSync (Synchformer)",
+            "imagebind_tv": "TV-ImageBind", "imagebind_ta": "TA-ImageBind", "imagebind_av": "AV-ImageBind",
         },
-        lacks=("FVD", "KVD", "FAD", "TV-, TA- and AV-ImageBind", "CAVP", "AVHScore", "JavisScore"),
+        lacks=("FVD", "KVD", "FAD", "CAVP", "AVHScore", "JavisScore"),
     ),
     "vbench": Panel(
         light={

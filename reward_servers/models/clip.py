@@ -94,7 +94,7 @@ class TextTower:
         config: Any = weights.config.text_config
         self._model: Any = _built(CLIPTextModelWithProjection, config, weights, TEXT)
         self._model.to(device)
-        self._tokenizer = _tokenizer(tokenizer, int(config.vocab_size), int(config.max_position_embeddings))
+        self._tokenizer = clip_tokenizer(tokenizer, int(config.vocab_size), int(config.max_position_embeddings))
         self._device = device
         self._texts: dict[str, torch.Tensor] = {}
 
@@ -120,7 +120,7 @@ def _built(kind: Any, config: Any, weights: ClipWeights, prefixes: tuple[str, ..
     return model
 
 
-def _tokenizer(file: Path, rows: int, limit: int) -> Tokenizer:
+def clip_tokenizer(file: Path, rows: int, limit: int) -> Tokenizer:
     """As `read_tokenizer`; raises ModelError besides when the end of text is not the highest token, as in all CLIPs."""
     tokenizer = read_tokenizer(file, rows, limit)
     end = tokenizer.encode("").ids[-1]
