@@ -54,6 +54,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "audiobox": "accord.config.rewards.sound:AudioboxReward",
         "audio_events": "accord.config.rewards.sound:AudioEventsReward",
         "dnsmos": "accord.config.rewards.sound:DnsmosReward",
+        "speech_words": "accord.config.rewards.sound:SpeechWordsReward",
         "sound": "accord.config.rewards.panel:SoundReward",
         "picture": "accord.config.rewards.panel:PictureReward",
         "motion": "accord.config.rewards.panel:MotionReward",

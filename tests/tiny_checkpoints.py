@@ -27,6 +27,7 @@ from tests.unit.reward_servers import (
     tiny_imagereward,
     tiny_qwen,
     tiny_synchformer,
+    tiny_whisper,
 )
 from tests.unit.reward_servers.judge_server import JudgeServer
 from tests.unit.reward_servers.score_server import ScoreServer
@@ -57,6 +58,11 @@ def _audio_events(folder: Path) -> dict[str, Any]:
 def _dnsmos(folder: Path) -> dict[str, Any]:
     tiny_dnsmos.write_checkpoint(folder / "DNSMOS" / "sig_bak_ovr.onnx")
     return {"path": str(folder)}
+
+
+def _speech_words(folder: Path) -> dict[str, Any]:
+    tiny_whisper.write_checkpoint(folder / "whisper-base")
+    return {"path": str(folder), "max_tokens": 12}
 
 
 def _clip(name: str, scale: float, act: str) -> Callable[[Path], dict[str, Any]]:
@@ -143,6 +149,7 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "audiobox": _audiobox,
     "audio_events": _audio_events,
     "dnsmos": _dnsmos,
+    "speech_words": _speech_words,
     "desync": _desync,
     "videoalign": _videoalign,
     "clip_score": _clip("clip-vit-base-patch32", 3.0, "quick_gelu"),

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from reward_servers.models.spoken import unspoken
 from reward_servers.panel.prompt_rules import words
 
 Stems = tuple[str, ...]
@@ -76,7 +77,7 @@ class EventNames:
 
     def of(self, text: str) -> Named:
         """The events that a text names, each once, in their order."""
-        said = [word for word in words(text) if word not in SMALL]
+        said = [word for word in words(unspoken(text)) if word not in SMALL]
         stems = [stem(word) for word in said]
         wanted: dict[frozenset[int], None] = {}
         unwanted: set[int] = set()

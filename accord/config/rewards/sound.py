@@ -15,8 +15,12 @@ from accord.config.clap_dir import inspect_clap_dir
 from accord.config.contract import Component, ModelFacts, Problem
 from accord.config.dnsmos_file import WEIGHTS as DNSMOS_WEIGHTS
 from accord.config.dnsmos_file import inspect_dnsmos
+from accord.config.files import remembered
 from accord.config.paths import InputPath, NamedPath
 from accord.config.rewards.bundle import BundledReward, told
+from accord.config.whisper_dir import FILES as WHISPER_FILES
+from accord.config.whisper_dir import WhisperFiles, inspect_whisper
+from accord.errors import UserError
 from accord.types import Modality, Route
 
 if TYPE_CHECKING:
@@ -152,3 +156,59 @@ class DnsmosReward(BundledReward):
         yield from super().problems(job, facts)
         if facts is not None:
             yield from told("path", inspect_dnsmos, str(self.weights))
+
+
+class SpeechWordsReward(BundledReward):
+    """Whether what the prompt has somebody say is what is said (Whisper, word error rate)."""
+
+    impl: ClassVar[str] = "reward_servers.models.speech_words:SpeechWordsModel"
+    about: ClassVar[str] = "what the text has somebody say is what is said"
+    needs: ClassVar[tuple[Modality, ...]] = ("audio",)
+    needs_sound: ClassVar[bool] = False
+    prompt_anchored: ClassVar[bool] = True
+    accelerator: ClassVar[bool] = True
+    folder: ClassVar[str] = "whisper-base"
+    range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    components: ClassVar[Mapping[str, Component]] = {
+        "wer": Component("word error rate", low=0.0, better="lower"),
+        "wanted": Component("words that the text has somebody say", low=1.0),
+        "heard": Component("words that were heard", low=0.0),
+    }
+    name: Literal["speech_words"] = "speech_words"
+    route: Route = "audio"
+    language: str = Field(default="en", pattern="^[a-z]{2,3}$")
+    """Code of the language that is spoken; a checkpoint of English alone knows `en`."""
+    max_tokens: int = Field(default=224, ge=1, le=4096)
+    """Most tokens that are written for each stretch of sound."""
+    num_cpus: float = Field(default=1.0, ge=0, le=64)
+    deadline_s: float = Field(default=300.0, gt=0, le=3600)
+
+    @override
+    def files(self) -> Iterable[NamedPath]:
+        """Configs, tokenizer and weights."""
+        yield from (NamedPath(("path",), str(self.weights / name), InputPath("file")) for name in WHISPER_FILES)
+
+    def unfit(self, files: WhisperFiles) -> Problem | None:
+        """What it asks of a checkpoint that this one cannot do."""
+        known = files.tokens.languages or {"en": 0}
+        if self.language not in known:
+            return (
+                "language",
+                f"{self.language!r} is none of the {len(known)} that {files.root} knows; take another model",
+            )
+        most = files.places - len(files.start_of(self.language))
+        if self.max_tokens > most:
+            return "max_tokens", f"{self.max_tokens} are more than the {most} that {files.root} has places for"
+        return None
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its base's: the checkpoint's files, see `accord.config.whisper_dir`, and what is asked of them."""
+        yield from super().problems(job, facts)
+        if facts is None:
+            return
+        try:
+            unfit = self.unfit(remembered(inspect_whisper, str(self.weights)))
+        except UserError as error:
+            unfit = ("path", str(error))
+        if unfit is not None:
+            yield unfit
