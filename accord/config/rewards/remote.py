@@ -91,8 +91,8 @@ class RemoteReward(RewardSpec):
     route: Route
     url: str = Field(min_length=1, max_length=2048)
     """Base of the server's API, such as `https://rewards.example.org/v1`; its host must be in `ACCORD_REWARD_HOSTS`."""
-    reward: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,99}$")
-    """Name that the server has for the reward."""
+    reward: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,199}$")
+    """Name that the server has for the reward; `NAME@APPLICATION` where it serves several of that name."""
     card: CardSpec
     token_env: str = Field(default="", pattern=TOKEN_NAME)
     """Name of the environment variable that holds the token, where this reward's own server runs."""
@@ -107,6 +107,8 @@ class RemoteReward(RewardSpec):
     max_answer_bytes: int = Field(default=MIB, ge=1024, le=64 * MIB)
     max_batch_pixels: int = Field(default=150_000_000, ge=0)
     """Pixels that one call sends; with the default a body stays below 512 MiB. 0 = no bound."""
+    max_replicas: int = Field(default=1, ge=1, le=1000)
+    """Of this reward's own server, which waits rather than works; more of them ask more at once."""
 
     def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
         """Besides its base's: an address that is none or not allowed, and what of the card does not fit together."""

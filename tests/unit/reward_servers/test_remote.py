@@ -99,6 +99,14 @@ def test_what_is_sent(server, monkeypatch):
     assert "s3cret" not in model.spec.model_dump_json()
 
 
+def test_one_of_several_of_a_name_is_asked_for(server):
+    usual = server.answer
+    server.answer = lambda handler, tree: usual(handler, {**tree, "reward": "loud"})
+    model = build(spec(server, reward="loud@loud-1a2b", call_s=900.0, deadline_s=1000.0))
+    assert score_groups(model, [PROMPT], [[clip()]])[0].valid == (True,)
+    assert server.paths == ["/v1/rewards/loud%40loud-1a2b", "/v1/score?reward=loud%40loud-1a2b&deadline_s=600"]
+
+
 def test_only_what_is_needed_is_sent(monkeypatch):
     monkeypatch.setenv("ACCORD_REWARD_HOSTS", "127.0.0.1")
     with running(build(SoundReward())) as server:

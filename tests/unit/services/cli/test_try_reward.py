@@ -20,6 +20,7 @@ from accord.run_folder import RunFolder
 from accord.types import Modality, Route
 from reward_servers.base import Curve, RewardModel, Score
 from services.cli.commands import app
+from tests.unit.reward_servers.loud import LoudReward, loud_server
 
 
 class GlowReward(RewardSpec):
@@ -126,6 +127,23 @@ def test_the_curves_are_drawn_one_picture_a_clip(folder, tmp_path):
     run("score", folder, "--reward", "glow", "--plot", tmp_path / "all")
     pictures = [tmp_path / "late.png", tmp_path / "all" / "in_step.png", tmp_path / "all" / "late.png"]
     assert all(np.asarray(Image.open(picture).convert("L")).std() > 5 for picture in pictures)
+
+
+def test_a_reward_behind_a_url_is_tried_like_any_other(folder):
+    """What its card says is told where the job's is another."""
+    card = 'remote:loud.card={version="%s", weights_digest="%s", needs=["video", "audio"], prompt_anchored=true}'
+    with loud_server(LoudReward()) as server:
+        where = [f"remote:loud.url={server.url}", "remote:loud.reward=loud", "remote:loud.route=both"]
+        words = [word for fields in [*where, card % ("7", "ab" * 32)] for word in ("--set", fields)]
+        (row,) = json.loads(run("score", folder / "late.mp4", "--reward", "remote:loud", *words, "--json"))[0]["scores"]
+        assert (row["reward"], row["version"], row["valid"]) == ("remote:loud", "7", True)
+        words = [word.removeprefix("remote:loud.") for word in words]
+        found = json.loads(run("check", "remote:loud", *words, "--json"))
+        assert found["weights_digest"] == "ab" * 32 and len(found["canaries"]) == 8
+        assert "remote:loud, version 7" in run("check", "remote:loud", *words)
+        told = run("check", "remote:loud", *words[:-2], "--set", "card={version='6', needs=['video']}", status=2)
+        assert f"says version '7', and the job's card '6'; weights_digest '{'ab' * 32}'," in " ".join(told.split())
+        assert "/name: String should match" in run("check", "remote", *words, status=2)
 
 
 @pytest.mark.parametrize(
