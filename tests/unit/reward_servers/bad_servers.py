@@ -14,6 +14,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers as it is told."""
 
     protocol_version = "HTTP/1.1"
+    poured = 0
 
     def give(self, tree: Any, status: int = 200, **headers: str) -> None:
         """A whole answer in JSON, or as it is when it is bytes."""
@@ -77,12 +78,14 @@ def drip(handler: Handler, _: Any) -> None:
 
 
 def endless(handler: Handler, _: Any) -> None:
-    """More than anyone should read."""
+    """More than anyone should read; `handler.poured` counts the bytes that were taken."""
     handler.send_response(200)
     handler.end_headers()
     handler.close_connection = True
+    handler.poured = 0
     try:
         for _ in range(2000):
             handler.wfile.write(b" " * 65_536)
+            handler.poured += 65_536
     except OSError:
         return

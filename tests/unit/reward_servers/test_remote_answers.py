@@ -179,6 +179,23 @@ def test_a_bad_answer_is_no_number_and_spoils_no_other(outcomes, kind):
     assert found.paths == {"/v1/rewards/loud", "/v1/score"}
 
 
+def test_no_more_is_read_of_an_answer_than_allowed(narrow):
+    usual, seen = narrow.answer, []
+    model = build(spec(narrow))
+
+    def pour(handler, tree):
+        seen.append(handler)
+        endless(handler, tree)
+
+    narrow.answer = pour
+    assert score_groups(model, [OTHER], [[clip(0)]])[0].reasons == ("bad_answer",)
+    narrow.answer = usual
+    deadline = time.monotonic() + 10
+    while not seen[0].wfile.closed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert seen[0].poured < 60_000_000
+
+
 def test_none_of_them_reaches_the_gradient_and_each_is_counted(narrow, outcomes):
     remote = {True: spec(narrow), False: spec(narrow, required=False)}
     found = {kind: (outcomes(kind).good, outcomes(kind).bad) for kind in BAD}
