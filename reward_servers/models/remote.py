@@ -36,8 +36,6 @@ from reward_servers.wire import MAX_CLIPS, write_body
 log = logging.getLogger(__name__)
 
 REASONS: dict[str, ScoreReason] = {reason: reason for reason in get_args(ScoreReason)}
-LONGEST_DEADLINE_S = 600.0
-"""What a server is told at most; this side gives up by `call_s` whatever it was told."""
 MEASURED = frozenset({"ok", "silent_audio", "no_events"})
 """Reasons that go with a value."""
 _Part = tuple[Prompt, float, int]
@@ -162,7 +160,7 @@ class RemoteModel(RewardModel):
             body = await asyncio.to_thread(write_body, prompt, clips, self._spec.needs)
             told = await self._server.ask(
                 http, "POST", "/score", body=body, content_type="application/octet-stream",
-                params={"reward": self._spec.reward, "deadline_s": f"{min(self._spec.call_s, LONGEST_DEADLINE_S):g}"},
+                params={"reward": self._spec.reward, "deadline_s": f"{self._spec.call_s:g}"},
             )  # fmt: skip
             return self._scores(told, len(clips))
         except NoAnswer as why:
@@ -175,7 +173,7 @@ class RemoteModel(RewardModel):
             answer = Answer.model_validate_json(told)
         except ValidationError as error:
             raise NoAnswer("bad_answer", f"the answer cannot be read: {_first(error)}") from error
-        if answer.reward != self._spec.reward.partition("@")[0]:
+        if answer.reward != self._spec.reward:
             raise NoAnswer("bad_answer", f"the answer is of {glimpse(answer.reward)}, not of {self._spec.reward!r}")
         card = self._spec.card
         if (answer.version, answer.weights_digest) != (card.version, card.weights_digest):

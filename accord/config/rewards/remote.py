@@ -91,8 +91,8 @@ class RemoteReward(RewardSpec):
     route: Route
     url: str = Field(min_length=1, max_length=2048)
     """Base of the server's API, such as `https://rewards.example.org/v1`; its host must be in `ACCORD_REWARD_HOSTS`."""
-    reward: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:@-]{0,199}$")
-    """Name that the server has for the reward; `NAME@APPLICATION` where it serves several of that name."""
+    reward: str = Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:-]{0,199}$")
+    """Name that the server has for the reward; `NAME:APPLICATION` where it serves several of that name."""
     card: CardSpec
     token_env: str = Field(default="", pattern=TOKEN_NAME)
     """Name of the environment variable that holds the token, where this reward's own server runs."""

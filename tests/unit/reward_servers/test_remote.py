@@ -100,11 +100,9 @@ def test_what_is_sent(server, monkeypatch):
 
 
 def test_one_of_several_of_a_name_is_asked_for(server):
-    usual = server.answer
-    server.answer = lambda handler, tree: usual(handler, {**tree, "reward": "loud"})
-    model = build(spec(server, reward="loud@loud-1a2b", call_s=900.0, deadline_s=1000.0))
+    model = build(spec(server, reward="loud:loud-1a2b"))
     assert score_groups(model, [PROMPT], [[clip()]])[0].valid == (True,)
-    assert server.paths == ["/v1/rewards/loud%40loud-1a2b", "/v1/score?reward=loud%40loud-1a2b&deadline_s=600"]
+    assert server.paths == ["/v1/rewards/loud%3Aloud-1a2b", "/v1/score?reward=loud%3Aloud-1a2b&deadline_s=20"]
 
 
 def test_only_what_is_needed_is_sent(monkeypatch):
