@@ -25,6 +25,7 @@ from tests.unit.reward_servers import (
     tiny_dnsmos,
     tiny_imagebind,
     tiny_imagereward,
+    tiny_pe_av,
     tiny_qwen,
     tiny_synchformer,
     tiny_whisper,
@@ -144,6 +145,11 @@ def _imagebind(folder: Path) -> dict[str, Any]:
     return {"path": str(folder)}
 
 
+def _pe_av(folder: Path) -> dict[str, Any]:
+    tiny_pe_av.write_checkpoint(folder / "pe-av-large")
+    return {"path": str(folder), "frames": 4}
+
+
 WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "hpsv3": _hpsv3,
     "audiobox": _audiobox,
@@ -163,6 +169,9 @@ WRITERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "imagebind_av": _imagebind,
     "imagebind_tv": _imagebind,
     "imagebind_ta": _imagebind,
+    "pe_av": _pe_av,
+    "pe_tv": _pe_av,
+    "pe_ta": _pe_av,
     "vlm_judge": _vlm_judge,
     "remote": _remote,
     "vlm_ranking": _vlm_ranking,
