@@ -74,12 +74,13 @@ class SoundReward(_Heard):
     """Technical quality of the sound."""
 
     impl: ClassVar[str] = "reward_servers.panel.sound:SoundModel"
+    version: ClassVar[str] = "2"
     about: ClassVar[str] = "the sound is free of noise, full, unclipped, without gaps, and loud enough to hear"
     components: ClassVar[Mapping[str, Component]] = {
-        "snr_db": Component("sound over the white noise that may be in it", "dB", -20.0, 80.0, "higher"),
+        "snr_db": Component("sound over the level noise that may be in it", "dB", -20.0, 80.0, "higher"),
         "bandwidth": Component("share of the third-octaves up to the highest that is heard", "", 0.0, 1.0, "higher"),
         "clipped_share": Component("share of samples that stand at the peak", "", 0.0, 1.0, "lower"),
-        "active_share": Component("share of time in which more than noise is heard", "", 0.0, 1.0, "higher"),
+        "active_share": Component("share of time in which more than noise and hum is heard", "", 0.0, 1.0, "higher"),
         "loudness_db": Component("level of the mean amplitude, without the loudest tenth of the time", "dBFS"),
         "steady_share": Component("share of the power in tones that never pause", "", 0.0, 1.0, "lower"),
         "dc_share": Component("share of the power in a constant offset", "", 0.0, 1.0, "lower"),

@@ -73,7 +73,7 @@ def test_an_imperfection_elsewhere_costs_next_to_nothing(values, name, kind):
     [
         ("sync", 0.5),
         ("clap", 0.7),
-        ("sound", 0.6),
+        ("sound", 0.5),
         ("picture", 0.3),
         ("motion", 0.3),
         ("consistency", 0.5),
