@@ -21,7 +21,8 @@ SPECIAL = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|tran
            *(f"<|{place * 0.02:.2f}|>" for place in range(6))]  # fmt: skip
 IDS = {token: place for place, token in enumerate([*TEXTS, *SPECIAL])}
 END, START = IDS["<|endoftext|>"], IDS["<|startoftranscript|>"]
-SUPPRESSED, SUPPRESSED_FIRST = [1, *range(START, IDS["<|notimestamps|>"] + 1)], [0, END]
+SUPPRESSED = [1, *range(START, IDS["<|notimestamps|>"] + 1)]
+SUPPRESSED_FIRST = [IDS["Ġstone"], IDS["Ġhorse"], END]  # words that most transcripts would begin with
 
 
 def state_dict(seed: int = 4) -> dict[str, torch.Tensor]:
