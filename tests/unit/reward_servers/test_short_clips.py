@@ -8,7 +8,7 @@ from accord.types import Clip, Prompt
 from tests.tiny_checkpoints import spec_with_weights
 
 RATE = 16000
-PROMPT = Prompt("short", "a red ball bounces with a beep", "a red ball", "a beep")
+PROMPT = Prompt("short", "a red ball bounces with a beep", "a red ball", 'a beep, and a voice says "red ball"')
 
 
 @pytest.mark.parametrize("name", names("rewards"))

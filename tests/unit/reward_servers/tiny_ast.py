@@ -22,8 +22,8 @@ LABELS = {
     201: "Church bell", 251: "Blues", 267: "Background music", 283: "Wind", 289: "Rain", 298: "Fire", 300: "Vehicle",
     307: "Car", 310: "Car alarm", 323: "Police car (siren)", 354: "Door", 359: "Knock", 384: "Typing", 388: "Alarm",
     396: "Siren", 400: "Fire alarm", 404: "Mechanisms", 426: "Explosion", 437: "Wood", 441: "Glass", 444: "Liquid",
-    445: "Splash, splatter", 457: "Sonar", 471: "Bouncing", 491: "Clicking", 500: "Silence", 513: "Noise",
-    524: "Television", 526: "Field recording",
+    445: "Splash, splatter", 457: "Sonar", 471: "Bouncing", 481: "Beep, bleep", 491: "Clicking", 500: "Silence",
+    513: "Noise", 524: "Television", 526: "Field recording",
 }  # fmt: skip
 
 
