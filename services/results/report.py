@@ -25,7 +25,7 @@ from accord.metrics import METRICS
 from accord.run_folder import REPORT, SPEC, SUMMARY, Evaluation, RunFolder
 from accord.types import MODALITIES
 from services.results.comparison import Row, headline, summary_rows
-from services.results.remarks import kept
+from services.results.remarks import drifted, kept
 from services.results.report_charts import Point, Series, line_chart, phase_chart
 from services.results.report_clips import embed
 from services.results.summary import ClipPair, Summary, build_summary
@@ -74,6 +74,7 @@ def write_report(folder: RunFolder) -> None:
         job=job,
         surgery=_surgery(job, steps),
         departures=departures(job) if job and job.trains else [],
+        drifted=drifted(steps),
         headline=headline(summary, rows),
         rows=rows,
         pairs=_pairs(folder, summary.clips, ("Base", "Judged") if summary.kind == "evaluate" else TITLES),

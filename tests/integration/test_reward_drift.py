@@ -27,7 +27,9 @@ from reward_servers.base import RewardModel, Score
 from reward_servers.scorer import LocalScorer
 from services.runner.local import LocalSource, train_here
 from tests.integration.learner_job import PROMPTS, ReplaySource
+from tests.integration.service import TERMINAL, running_service, small_job
 from tests.integration.test_tiny_steps import job_of
+from tests.unit.reward_servers import judge_server
 
 SIGN = "ACCORD_TEST_SIGN"
 WORLD = Path(__file__).parents[2] / "examples" / "prompts"
@@ -192,3 +194,25 @@ def test_a_run_without_service_stops_at_a_reward_that_changed_and_keeps_the_vers
 def _one_prompt(folder: Path) -> Path:
     (folder / "held_out.jsonl").write_text((WORLD / "world_heldout.jsonl").read_text().splitlines()[0] + "\n")
     return folder / "held_out.jsonl"
+
+
+@pytest.mark.slow
+def test_a_served_judge_that_is_exchanged_ends_a_job_of_the_service_as_a_guard(tmp_path):
+    """The server of others behind a reward answers otherwise; what Accord's own remembers does not hide it."""
+    with judge_server.running() as judge, running_service(tmp_path, ACCORD_REWARD_HOSTS="127.0.0.1") as service:
+        judge.say([("Yes", {"Yes": 0.9, "No": 0.08})])
+        rewards = [{"name": "vlm_judge", "url": judge.url, "model": "judge"}, {"name": "sound"}]
+        guards = {"allow_prompt_blind": True, "drift": {"on_drift": "stop", "every_s": 0.01}}
+        job_id = service.submit(small_job(steps=50, rewards=rewards, guards=guards))
+        service.wait(job_id, lambda: any(event["type"] == "step" for event in service.events(job_id)), 240)
+        judge.say([("Yes", {"Yes": 0.2, "No": 0.78})])
+        service.wait(job_id, lambda: service.job(job_id)["state"] in TERMINAL, 240)
+        ended, folder = service.job(job_id), RunFolder(service.run_dir(job_id))
+        assert (ended["state"], ended["reason"], ended["attempt"]) == ("failed", "guard", 1), service.logs(job_id)
+        assert "reward 'vlm_judge' gave canary" in ended["message"] and "kept: " in ended["message"]
+        first = FILE.validate_json(folder.read(CANARIES))
+        assert {*first} == {"vlm_judge", "sound"} and len({*first["vlm_judge"].values.values()}) == 1
+        (drifted,) = [event for event in service.events(job_id) if event.get("code") == "reward_drifted"]
+        assert "'vlm_judge'" in drifted["message"]
+        saved = [found.step for found in folder.checkpoints()]
+        assert saved[-1] == folder.steps()[-1].step < 50

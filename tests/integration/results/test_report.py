@@ -211,3 +211,15 @@ def test_departures_and_the_surgery_that_was_measured_are_told(new_run: Callable
     assert "block 0 keeps 0 %, block 1 keeps 10 %, blocks 2-3 keep 100 % of what video sends into the sound" in text
     assert "in step 1 80.2 % of its norm came through at the blocks that keep any" in text
     assert "/sampling/num_steps: 8, and preset &#39;published&#39; has 20" in text
+
+
+def test_a_reward_that_drifted_is_told_with_its_steps(new_run: Callable[..., Path]) -> None:
+    run_dir = new_run(steps=4, pairs=0)
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    for line, degraded, distance in zip(lines, (0.0, 1.0, 1.0, 0.0), (0.0, 0.25, 1.5, 0.0), strict=True):
+        line["metrics"] |= {"canary/sync/degraded": degraded, "canary/sync/distance": distance}
+        line["metrics"] |= {"canary/clap/degraded": 0.0, "canary/clap/distance": 0.01}
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = conclude(run_dir)
+    assert "Reward sync drifted: in 2 steps from step 2 to 3 it judged a canary up to 1.5 standard deviations" in text
+    assert "clap drifted" not in text

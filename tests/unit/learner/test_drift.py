@@ -8,13 +8,18 @@ from typing import Any
 
 import pytest
 
+from accord.canary import canaries
+from accord.config.rewards.panel import SyncReward
 from accord.drift import FILE
 from accord.run_folder import CANARIES, RunFolder
 from accord.types import RewardScores
+from learner import drift
 from learner.drift import FIRST_PAUSE_S, LONGEST_PAUSE_S, RewardWatch, Word
 from tests.unit.learner.test_guards import job
 
 STATE: Any = "the version trained so far"
+SET = canaries(SyncReward())
+"""Made once: both rewards of these jobs take clips of one size."""
 
 
 class Source:
@@ -71,7 +76,8 @@ class Case:
 
 
 @pytest.fixture
-def case(tmp_path):
+def case(tmp_path, monkeypatch):
+    monkeypatch.setattr(drift, "canaries", lambda spec: SET)
     return lambda **guard: Case(tmp_path / "run", **guard)
 
 
