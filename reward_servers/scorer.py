@@ -199,7 +199,7 @@ class Scorer(ABC):
 class LocalScorer(Scorer):
     """Scores in this process, off the event loop: no cluster. Handles are the objects themselves.
 
-    Models are asked one at a time, whatever threads ask: none has to bear two at once.
+    A model is asked by one thread at a time; none has to bear two at once.
     """
 
     breaks: ClassVar[bool] = False
@@ -207,7 +207,7 @@ class LocalScorer(Scorer):
     @override
     def _forget(self) -> None:
         super()._forget()
-        self._asking = threading.Lock()
+        self._asking = {name: threading.Lock() for name in self._specs}
 
     @override
     async def ask(self, spec: RewardSpec, prompt: Prompt, clips: Any) -> RewardScores | ScoreReason:
@@ -226,7 +226,7 @@ class LocalScorer(Scorer):
     def _scores(
         self, spec: RewardSpec, prompts: Sequence[Prompt], clips: Sequence[Sequence[Clip]]
     ) -> list[RewardScores]:
-        with self._asking:
+        with self._asking[spec.name]:
             return score_groups(self._model(spec), prompts, clips)
 
     def _model(self, spec: RewardSpec) -> RewardModel:

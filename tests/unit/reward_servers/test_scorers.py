@@ -7,7 +7,9 @@ import copy
 import math
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -259,6 +261,33 @@ def test_a_model_that_does_not_answer_in_time_gives_invalid_scores(world):
     local._reached["temporal_flicker"] = Slow()
     scores = asyncio.run(local.score("temporal_flicker", prompt, [clip, clip], 2))
     assert scores.valid == (False, False) and scores.reasons == ("timeout", "timeout")
+
+
+def test_a_model_of_this_process_is_asked_by_one_thread_at_a_time_and_holds_up_no_other():
+    local = LocalScorer([TemporalFlickerReward(), SyncReward(deadline_s=10.0)])
+    inside, both, hung = threading.Lock(), [], threading.Event()
+
+    class Careful:
+        def score(self, prompts, groups):
+            both.append(not inside.acquire(blocking=False))
+            time.sleep(0.05)
+            if not both[-1]:
+                inside.release()
+            return [[Score(0.5)]]
+
+        spec = TemporalFlickerReward()
+
+    class Hung:
+        def score(self, prompts, groups):
+            hung.wait(10)
+
+    local._reached = {"temporal_flicker": Careful(), "sync": Hung()}
+    with ThreadPoolExecutor(3) as pool:
+        stuck = pool.submit(lambda: asyncio.run(local.score("sync", PROMPT, [None], 1)))
+        asked = [pool.submit(lambda: asyncio.run(local.score("temporal_flicker", PROMPT, [None], 1))) for _ in range(2)]
+        assert [one.result(5).values for one in asked] == [(0.5,), (0.5,)]
+        assert both == [False, False] and not stuck.done()
+        hung.set()
 
 
 def test_the_scorer_of_one_process_is_imported_without_ray():
