@@ -22,7 +22,8 @@ Modality = Literal["video", "audio"]
 MODALITIES: tuple[Modality, ...] = ("video", "audio")
 Route = Literal["video", "audio", "both"]
 Role = Literal["policy", "old", "ref"]
-"""`policy` is trained, `old` samples (a blend that follows policy), `ref` is the base with adapters off."""
+"""`policy` is trained, `old` samples (a blend that follows policy), `ref` is the base with adapters off;
+in a learner whose guard resets the reference it is a policy of before."""
 
 ScoreReason = Literal[
     "ok", "non_finite", "no_events", "silent_audio", "too_short", "bad_media", "timeout", "backpressure", "model_error",
@@ -297,7 +298,7 @@ class PolicyState:
 
     version: PolicyVersion
     adapters: Mapping[Role, Mapping[str, np.ndarray]]
-    """float32 arrays for `policy` and `old`."""
+    """float32 arrays for `policy` and `old`, and in the checkpoints of a learner that resets its reference `ref`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from accord.backbones.adapters import add_reference
 from accord.config.job import JobSpec
 from accord.plugins import load_impl
 from learner.collectives import Ranks
@@ -35,5 +36,7 @@ def make_rank(job: JobSpec, device: str = "cpu") -> Rank:
     backbone = load_impl(job.backbone).load(
         job.backbone, job.sampling, device=device, without=("text", "decoders"), seed=job.seed
     )
+    if job.guards.reference_reset is not None:
+        add_reference(backbone.velocity_model)
     engine = make_engine(job, backbone.velocity_model)
     return Rank(job, backbone, engine, load_impl(job.algorithm)(job.algorithm), ranks, device)

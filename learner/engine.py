@@ -1,4 +1,4 @@
-"""The engine port: a model with two adapter roles, an optimizer on one of them, and how gradients are summed.
+"""The engine port: a model with adapter roles, an optimizer on one of them, and how gradients are summed.
 
 Contract of every engine: the loss handed to `backward` is this rank's mean over its own samples of the step, split over
 as many calls as the caller likes; the gradient that `step` uses is the average over ranks. So the step is that of the
@@ -42,6 +42,8 @@ class Engine(ABC):
         self.module = module
         self.max_grad_norm = spec.max_grad_norm
         self.parameters = trainable(module)
+        self.roles = adapters.roles(module)
+        """Those that have tensors of their own."""
 
     @abstractmethod
     def velocity(self, latents: Latents, sigmas: Latents, conditions: Conditions) -> dict[Modality, Tensor]:
@@ -106,6 +108,11 @@ class Engine(ABC):
         """Blend: old <- eta old + (1 - eta) policy."""
         with self.whole(change=True):
             adapters.blend_(self.module, into="old", source="policy", eta=eta)
+
+    def reset_reference(self) -> None:
+        """Copy: ref <- policy. Only where the reference has tensors of its own."""
+        with self.whole(change=True):
+            adapters.blend_(self.module, into="ref", source="policy", eta=0.0)
 
 
 def trainable(module: nn.Module) -> list[nn.Parameter]:

@@ -48,6 +48,16 @@ class Watch:
         self.streak = self.streak + 1 if verdict.outside and verdict.gain > self.spec.gain else 0
         return verdict
 
+    def moves(self, metrics: Metrics) -> dict[str, float]:
+        """How far each feature is from where the run began, in standard deviations of the first samples, signed.
+
+        {} while the first steps are still being seen. A feature that no clip has is missing.
+        """
+        if len(self.first) < self.spec.first_steps:
+            return {}
+        found = [(name, self._moved(metrics, f"feature/{name}", least)) for name, least in FEATURES.items()]
+        return {name: moved for name, moved in found if moved is not None}
+
     @property
     def raised(self) -> bool:
         """Whether it is time to do something."""
@@ -72,7 +82,7 @@ class Watch:
         return total / weights if weights else 0.0
 
     def _outside(self, metrics: Metrics) -> dict[str, float]:
-        watched = {name: (f"feature/{name}", least) for name, least in FEATURES.items()}
+        watched: dict[str, tuple[str, float]] = {name: (f"feature/{name}", least) for name, least in FEATURES.items()}
         measured = {reward.name: reward.smallest_effect for reward in self.job.rewards if reward.weight == 0}
         watched |= {name: (f"reward/{name}", least) for name, least in measured.items()}
         found = {}

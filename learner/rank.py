@@ -62,7 +62,9 @@ class Rank:
         report: Report = lambda _done, _total: None,
         sampler: AdapterState | None = None,
     ) -> dict[str, float]:
-        """Train on the step's groups, then let the old policy follow. Returns flat metrics, equal on every rank.
+        """Train on the step's groups, then let the old policy follow, and the reference where a guard says so.
+
+        Returns flat metrics, equal on every rank.
 
         `sampler` is the adapter that sampled the groups where it is not the engine's `old`: the loss reads it as `old`,
         and what follows the policy afterwards is the engine's own.
@@ -89,8 +91,19 @@ class Rank:
             metrics |= self.norms.metrics()
         eta = self.algorithm.eta(step)
         self.engine.blend_old(eta)
+        metrics |= self._reset_reference(step, metrics)
         learning_rate = self.job.optimizer.learning_rate
         return metrics | {"grad_norm": grad_norm, "learning_rate": learning_rate, "old_policy/eta": eta}
+
+    def _reset_reference(self, step: int, metrics: Mapping[str, float]) -> dict[str, float]:
+        """The guard of `ReferenceResetSpec`; `reference/reset` says whether it did. {} without it."""
+        guard = self.job.guards.reference_reset
+        if guard is None:
+            return {}
+        due = guard.due(step, max(metrics[f"loss/reference/{modality}"] for modality in self.modalities))
+        if due:
+            self.engine.reset_reference()
+        return {"reference/reset": float(due)}
 
     @contextmanager
     def _measured_from(self, sampler: AdapterState | None) -> Iterator[None]:

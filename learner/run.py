@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from accord.backbones.adapters import export_lora
+from accord.backbones.adapters import ADAPTER_ROLES, export_lora
 from accord.config.job import JobSpec
 from accord.disk import WAIT_S, patiently
 from accord.errors import GuardError, RewardError, RolloutError
@@ -22,10 +22,10 @@ from learner.algorithms.base import Algorithm, Credit
 from learner.assembly import make_rank
 from learner.checkpoint import Checkpoints
 from learner.collectives import Ranks
-from learner.doubt import doubtful
 from learner.drift import RewardWatch, Word
 from learner.engine import Engine
 from learner.evaluate import Evaluator
+from learner.guarded_credit import guarded
 from learner.guards import Controls, Verdict, Watch, feature_metrics
 from learner.outcome import TrainResult
 from learner.phase_clock import PhaseClock
@@ -99,7 +99,7 @@ class Run:
         """Publish every version that the next steps' samples may need, oldest first."""
         for state in self.states:
             if self.ranks.first:
-                self.source.publish(state)
+                self.source.publish(_published(state))
         if self.clock.began is not None:
             self.clock.carry("startup", time.time() - self.clock.began)
             self._emit(Progress(phase="startup", step=0, done=1, total=1))
@@ -133,7 +133,7 @@ class Run:
             return Word.GO
         word = self.drift.word(step, self.states[-1])
         for state in self.states if self.drift.waited else ():  # what was judged meanwhile is sampled and judged again
-            self.source.publish(state)
+            self.source.publish(_published(state))
         return word
 
     def take(self, step: int) -> Sequence[ScoredGroup]:
@@ -156,7 +156,7 @@ class Run:
         return groups
 
     def credit(self, step: int, groups: Sequence[ScoredGroup]) -> Credit:
-        """Scores to advantages; says which reward the step does without.
+        """Scores to advantages, and what guards make of them; says which reward the step does without.
 
         Raises RewardError when a required reward is down, once a checkpoint holds every step before this one.
         """
@@ -166,11 +166,8 @@ class Run:
             if self.saved < step - 1:  # every rank has the same groups, so every rank comes here
                 self.save(step - 1)
             raise
-        gate = self.job.guards.gated_reference
-        if gate is not None:
-            anchored = doubtful(groups, self.job.rewards, credit, gate)
-            shares = {f"doubt/{modality}": float(held.double().mean()) for modality, held in anchored.items()}
-            credit = replace(credit, anchored=anchored, metrics={**credit.metrics, **shares})
+        assert self._watch is not None, "take comes before credit"
+        credit = guarded(groups, self.job, credit, self._watch)
         for reward in self.job.rewards:
             if credit.metrics.get(f"reward/{reward.name}/dropped"):
                 why = ", ".join(_reasons(credit.metrics, reward.name))
@@ -192,7 +189,7 @@ class Run:
         with self.clock.timed("publish"):
             self.states.append(policy_state(self.engine, step))
             if self.ranks.first:
-                self.source.publish(self.states[-1])
+                self.source.publish(_published(self.states[-1]))
 
     def record(self, step: int, groups: Sequence[ScoredGroup], metrics: Mapping[str, float | None]) -> None:
         """Write the step's line and emit it. Raises GuardError when a guard stops the run."""
@@ -271,8 +268,10 @@ def _reasons(metrics: Mapping[str, float | None], reward: str) -> list[str]:
 
 
 def policy_state(engine: Engine, version: int) -> PolicyState:
-    """Copy both trained roles out of the engine. Called on every rank, because ZeRO-3 gathers."""
-    return PolicyState(
-        version=PolicyVersion(version),
-        adapters={"policy": engine.adapter_state("policy"), "old": engine.adapter_state("old")},
-    )
+    """Copy the roles out of the engine. Called on every rank, because ZeRO-3 gathers."""
+    return PolicyState(PolicyVersion(version), {role: engine.adapter_state(role) for role in engine.roles})
+
+
+def _published(state: PolicyState) -> PolicyState:
+    """What workers sample with: all but the reference."""
+    return replace(state, adapters={role: state.adapters[role] for role in ADAPTER_ROLES})

@@ -1,4 +1,5 @@
-"""LoRA roles in one model: `policy` is trained, `old` samples, `ref` is the base with adapters off.
+"""LoRA roles in one model: `policy` is trained, `old` samples, `ref` is the base with adapters off; or, where a learner
+lets its reference follow, a third adapter.
 
 Works on any module that holds the adapted network, whether or not DDP or DeepSpeed wraps it. Tensors are named by
 their module path inside the network, such as `<block>.0.attn1.to_q.lora_A.weight`.
@@ -9,6 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,33 @@ def _initialise(layer: Any, name: Role, path: str, rank: int, seed: int) -> None
         part.weight = nn.Parameter(value, requires_grad=name == "policy")
 
 
+def add_reference(module: nn.Module) -> None:
+    """Give `ref` tensors of its own beside those of `add_roles`, without effect yet (B = 0), so that it can follow.
+
+    From then on the role is these tensors. Called before an engine takes the module. Raises CheckpointError for a
+    network without roles.
+    """
+    network = _network(module)
+    config: Any = network.peft_config
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+        inject_adapter_in_model(copy(config["policy"]), network, adapter_name="ref", low_cpu_mem_usage=True)
+    layers: list[Any] = list(_layers(module))
+    for layer in layers:
+        for kind, part in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+            like = part["policy"].weight
+            value = like.detach().clone() if kind == "lora_A" else torch.zeros_like(like)
+            part["ref"].weight = nn.Parameter(value, requires_grad=False)
+            part["old"].weight.requires_grad_(False)  # PEFT takes whom it injects for the one that is trained
+            like.requires_grad_(True)
+    _activate(layers, "policy")
+
+
+def roles(module: nn.Module) -> tuple[Role, ...]:
+    """The roles that have tensors of their own."""
+    return (*ADAPTER_ROLES, "ref") if any(_own_reference(layer) for layer in _layers(module)) else ADAPTER_ROLES
+
+
 @contextmanager
 def role(module: nn.Module, name: Role) -> Iterator[None]:
     """Compute as `name` inside the block. Flags only: no parameter and no `requires_grad` is touched."""
@@ -98,9 +127,13 @@ def role(module: nn.Module, name: Role) -> Iterator[None]:
 
 def _activate(layers: list[LoraLayer], name: Role) -> None:
     for layer in layers:
-        layer._disable_adapters = name == "ref"
-        if name != "ref":
+        layer._disable_adapters = name == "ref" and not _own_reference(layer)
+        if not layer._disable_adapters:
             layer._active_adapter = [name]
+
+
+def _own_reference(layer: Any) -> bool:
+    return "ref" in layer.lora_A
 
 
 def adapter_parameters(module: nn.Module, name: Role) -> dict[str, nn.Parameter]:

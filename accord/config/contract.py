@@ -126,6 +126,12 @@ class AlgorithmSpec(PluginSpec):
         return dict(self.preset_sampling.get(self.chosen_preset, {}))
 
     @property
+    def penalises_reference(self) -> bool:
+        """True: the loss has a penalty on the distance to the reference, and reports it, not weighted, as the metric
+        `loss/reference/<modality>` of every modality."""
+        return False
+
+    @property
     def active_surgery(self) -> SurgerySpec | None:
         """Gradient surgery around the policy's forward and backward; None = off."""
         return None

@@ -91,6 +91,11 @@ class ForwardSpec(AlgorithmSpec):
     sigmas: SigmaSpec = SigmaSpec()
     old_policy: OldPolicySpec = OldPolicySpec()
 
+    @property
+    def penalises_reference(self) -> bool:
+        """Where the penalty has a weight."""
+        return self.loss.reference_penalty > 0
+
     def draws(self, job: JobSpec) -> int:
         """Noise levels drawn for every sample."""
         del job

@@ -159,6 +159,11 @@ class FlowGRPOSpec(PresetSpec):
     old_policy: OldPolicySpec = OldPolicySpec(rate=0.0)
     """Who samples; by default the policy itself."""
 
+    @property
+    def penalises_reference(self) -> bool:
+        """Where the KL divergence has a weight."""
+        return self.loss.kl_weight > 0
+
     def plan(self, job: JobSpec, step: int) -> RolloutPlan:
         """From the old policy, stochastic inside the window."""
         window = self.window.steps(job.sampling.num_steps, job.seed, step)

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from accord.config.contract import ModelFacts, PartSpec, Problem
+from accord.types import Modality
 
 if TYPE_CHECKING:
     from accord.config.job import JobSpec
+
+Feature = Literal["luma", "contrast", "saturation", "motion", "loudness_db", "silent_share", "flatness"]
+FEATURES: dict[Feature, float] = {
+    "luma": 0.02, "contrast": 0.02, "saturation": 0.02, "motion": 0.005,
+    "loudness_db": 1.5, "silent_share": 0.05, "flatness": 0.02,
+}  # fmt: skip
+"""Features of a clip by name, with the least standard deviation that a band, or a unit of distance, is made from."""
+FEATURES_OF: dict[Modality, tuple[Feature, ...]] = {
+    "video": ("luma", "contrast", "saturation", "motion"),
+    "audio": ("loudness_db", "silent_share", "flatness"),
+}
+"""Which of them are measured on what."""
 
 
 class DivergenceSpec(PartSpec):
@@ -54,8 +67,91 @@ class GatedReferenceSpec(PartSpec):
             if name not in measured:
                 there = ", ".join(sorted(measured)) or "none"
                 yield f"auxiliaries/{index}", f"{name!r} is no reward of weight 0 in this job; there are {there}"
-        if job.algorithm.judges_by_reference:
-            yield "", f"{job.algorithm.name} weighs samples by what the reference says; it has no penalty alone to gate"
+        yield from _without_leash(job, "gate")
+
+
+class ReferenceResetSpec(PartSpec):
+    """Let the reference follow the policy (GARDO, arXiv 2512.24138): reference <- policy, in steps.
+
+    A penalty on the distance to a fixed reference ends up weighing more than the rewards, and the policy stands still.
+    With resets it limits how fast the policy moves, no longer how far: use it with what watches the distance, the alarm
+    or a gate. A reference of its own costs a learner rank the memory of one more adapter role.
+    """
+
+    above: float | None = Field(default=None, gt=0)
+    """Reset when the step's mean `loss/reference/<modality>`, of the modality where it is largest, is more than this.
+    Its unit is that of the algorithm's penalty; a run without resets shows what it amounts to. Samples that a gate sets
+    free count in the mean with no distance. None: however far."""
+    every: int | None = Field(default=None, ge=1)
+    """Reset after every so many steps. None: however long."""
+
+    @model_validator(mode="after")
+    def _some_reason(self) -> Self:
+        if self.above is None and self.every is None:
+            raise ValueError("/above: nothing says when to reset; set above, every, or both")
+        return self
+
+    def due(self, step: int, distance: float) -> bool:
+        """Whether the reference follows after `step`, whose samples lay `distance` from it."""
+        timely = self.every is not None and step % self.every == 0
+        return timely or (self.above is not None and distance > self.above)
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its parts': losses whose reference holds nobody back, or does more than that."""
+        yield from super().problems(job, facts)
+        yield from _without_leash(job, "reset")
+
+
+def _without_leash(job: JobSpec, verb: str) -> Iterable[Problem]:
+    """An algorithm whose reference is no leash and nothing else.
+
+    Where samples are judged by what the reference says of them, it is part of the aim: to move it changes what is
+    learned, and with a policy that equals it every judgement starts anew.
+    """
+    name = job.algorithm.name
+    if job.algorithm.judges_by_reference:
+        yield "", f"{name} weighs samples by what the reference says; it has no penalty alone to {verb}"
+    elif not job.algorithm.penalises_reference:
+        why = f"the loss of this {name} has no penalty on the distance to the reference, so there is nothing to {verb}"
+        yield "", f"{why}; give that penalty a weight in algorithm/loss, or leave this out"
+
+
+class DiversitySpec(PartSpec):
+    """Credit samples that are unlike the others of their group (GARDO): a positive advantage is multiplied by the
+    sample's distance to its nearest neighbour in the group, over the mean of that distance in the group.
+
+    Distances are those of the clips' features (`accord/clip_features.py`), of picture or sound by modality, each in
+    standard deviations of the step's samples. The paper's are cosine distances of DINOv3 features.
+    """
+
+    cap: float = Field(default=3.0, ge=1, le=100)
+    """Most that an advantage is multiplied by."""
+
+
+class DirectionCorrectionSpec(PartSpec):
+    """Take out of the credit what is explained by features that a reward is known to prefer (after D2-Align).
+
+    The formula is in `learner/direction.py`. Each modality's credit is corrected along the named features of its own.
+    """
+
+    features: tuple[Feature, ...] = Field(min_length=1, max_length=len(FEATURES))
+    """Directions, such as `saturation`, `luma` or `loudness_db`."""
+    strength: float = Field(default=1.0, gt=0, le=1)
+    """Share of the explained part that is taken out."""
+    only_moved: bool = True
+    """Take out only what pulls a feature further into where the run has gone already, in proportion to how far: nothing
+    where it began, all of it at the edge of its band (`divergence.sigmas`). False: in both directions, from the first
+    step."""
+    ridge: float = Field(default=0.1, gt=0, le=100)
+    """Penalty of the regression per sample, in squared standard deviations: the larger, the less is explained."""
+
+    def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
+        """Besides its parts': features of what the model does not make."""
+        yield from super().problems(job, facts)
+        made = [name for modality in job.backbone.modalities for name in FEATURES_OF[modality]]
+        for index, name in enumerate(self.features):
+            if name not in made:
+                yield f"features/{index}", f"{job.backbone.name} makes nothing that has {name!r}; use {', '.join(made)}"
 
 
 class DriftSpec(PartSpec):
@@ -100,6 +196,12 @@ class GuardsSpec(PartSpec):
     drift: DriftSpec = DriftSpec()
     gated_reference: GatedReferenceSpec | None = None
     """None: every sample is held to the reference, as far as the loss has a penalty."""
+    reference_reset: ReferenceResetSpec | None = None
+    """None: the reference is the base model, for good."""
+    diversity: DiversitySpec | None = None
+    """None: credit is what the rewards say, whoever else in the group is alike."""
+    direction_correction: DirectionCorrectionSpec | None = None
+    """None: credit may be earned in any direction."""
 
     def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
         """Besides its parts': names that are no feature or reward; and, when a job is submitted or begins, branches
@@ -124,10 +226,3 @@ def _prompt_blind(job: JobSpec) -> Iterable[Problem]:
                 "it; add a prompt-anchored reward with a weight, or set guards/allow_prompt_blind = true"
             )
             yield "/rewards", why
-
-
-FEATURES: dict[str, float] = {
-    "luma": 0.02, "contrast": 0.02, "saturation": 0.02, "motion": 0.005,
-    "loudness_db": 1.5, "silent_share": 0.05, "flatness": 0.02,
-}  # fmt: skip
-"""Features of a clip by name, with the least standard deviation that a band is made from."""

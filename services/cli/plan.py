@@ -19,6 +19,7 @@ from accord.config.files import files_below, kind_of
 from accord.config.job import JobSpec
 from accord.errors import UserError
 from accord.plugins import load_impl, resolve
+from accord.types import Role
 from learner.memory import STAGES, Stage, rank_bytes
 
 GIB = 2**30
@@ -45,6 +46,7 @@ def plan(job: JobSpec) -> dict[str, Any]:
             "depth": sizes.depth,
             "parameters": dict(sizes.parameters),
             "adapter_parameters": sizes.adapter_parameters,
+            "adapter_roles": list(_roles(job)),
             "tokens": dict(sizes.tokens),
         },
         "step": _step(job),
@@ -55,6 +57,11 @@ def plan(job: JobSpec) -> dict[str, Any]:
         "gpus": _gpus(job),
         "notes": [*job.backbone.notes(), *reward_notes(job.rewards)],
     }
+
+
+def _roles(job: JobSpec) -> tuple[Role, ...]:
+    """Whose adapters a learner rank holds; a rollout worker holds the first two."""
+    return ("policy", "old") if job.guards.reference_reset is None else ("policy", "old", "ref")
 
 
 def _rollout(job: JobSpec, sizes: ModelSizes) -> Bytes:
@@ -78,6 +85,7 @@ def _rank(job: JobSpec, sizes: ModelSizes, stage: Stage) -> Bytes:
         weights=sizes.weight_bytes[trained],
         frozen=sizes.parameters[trained],
         adapter=sizes.adapter_parameters,
+        roles=len(_roles(job)),
     )
     rows = {trained: held.pop("weights")} | held
     plain, checkpointed = (
@@ -145,7 +153,8 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     tokens = ", ".join(f"{count} {name}" for name, count in model["tokens"].items())
     billions = sum(model["parameters"].values()) / 1e9
     console.print(f"[bold]{model['path']}[/bold]: {billions:.3g} B parameters, {model['depth']} blocks", soft_wrap=True)
-    console.print(f"tokens of a clip: {tokens}; LoRA: {model['adapter_parameters']:,} parameters, twice (policy, old)")
+    roles = ", ".join(model["adapter_roles"])
+    console.print(f"tokens of a clip: {tokens}; LoRA: {model['adapter_parameters']:,} parameters for each of {roles}")
     console.print(
         f"a step: {step['clips']} clips; {step['rollout_forwards']} forwards of {step['rollout_batch']} per rollout "
         f"worker; {step['micro_batches']} micro-batches of {step['micro_batch']} per rank, "
