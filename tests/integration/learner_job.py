@@ -108,6 +108,7 @@ def job_of(leg: dict) -> JobSpec:
                 },
                 "checkpoint": {"every": 1, "keep": 2},
                 "evaluate": {"samples_per_prompt": 2, "clips": 0},
+                "guards": leg.get("guards", {}),
             }
         )
     )  # fmt: skip
@@ -147,10 +148,11 @@ def run_leg(leg: dict, directory: Path) -> dict:
     result = None
     with contextlib.suppress(Stopped):
         result = train(run)
-    states = {role: run.engine.adapter_state(role) for role in ("policy", "old")}
+    states = {role: run.engine.adapter_state(role) for role in run.engine.roles}
     digest = hashlib.sha256()
     for name in sorted(states["policy"]):
-        digest.update(states["policy"][name].tobytes() + states["old"][name].tobytes())
+        for state in states.values():
+            digest.update(state[name].tobytes())
     if run.ranks.first:
         np.savez(directory / f"{leg['name']}.npz", **states["policy"])
     return {

@@ -16,6 +16,11 @@ import accord
 
 SCRIPT = Path(__file__).with_name("learner_job.py")
 TINY = Path(accord.__file__).parent / "world" / "pretrained" / "tiny-ltx2"
+LAGGED = {
+    "policy_lag": 1, "algorithm": {"name": "omninft", "loss": {"reference_penalty": 1.0}},
+    "guards": {"reference_reset": {"every": 2}},
+}  # fmt: skip
+"""One version behind, and held to a reference that follows after step 2."""
 CLIPPED = {"max_grad_norm": 0.2, "learning_rate": 3e-4, "micro_batch": 4}
 
 
@@ -64,9 +69,9 @@ def plain(directory):
             {"name": "torch", "engine": "torch"},
             {"name": "torch-cut", "engine": "torch", "folder": "resumed", "stop_after": 2},
             {"name": "torch-resumed", "engine": "torch", "folder": "resumed"},
-            {"name": "torch-lagged", "engine": "torch", "policy_lag": 1},
-            {"name": "torch-lagged-cut", "engine": "torch", "policy_lag": 1, "folder": "lagged", "stop_after": 2},
-            {"name": "torch-lagged-resumed", "engine": "torch", "policy_lag": 1, "folder": "lagged"},
+            {"name": "torch-lagged", "engine": "torch", **LAGGED},
+            {"name": "torch-lagged-cut", "engine": "torch", **LAGGED, "folder": "lagged", "stop_after": 2},
+            {"name": "torch-lagged-resumed", "engine": "torch", **LAGGED, "folder": "lagged"},
             {"name": "torch-micro-1", "engine": "torch", "micro_batch": 1},
             {"name": "torch-checkpointed", "engine": "torch", "gradient_checkpointing": True},
         ],
@@ -77,7 +82,7 @@ def plain(directory):
 def zero(directory):
     """Two ranks, ZeRO 0, 1, 2, ZeRO-2 with a lag, and a cut at ZeRO-2."""
     legs = [{"name": f"zero{stage}", "engine": "deepspeed", "zero_stage": stage} for stage in (0, 1, 2)]
-    legs.append({"name": "zero2-lagged", "engine": "deepspeed", "zero_stage": 2, "policy_lag": 1})
+    legs.append({"name": "zero2-lagged", "engine": "deepspeed", "zero_stage": 2, **LAGGED})
     cut = {"engine": "deepspeed", "zero_stage": 2, "folder": "zero-resumed"}
     return launch(
         directory, 2, [*legs, {"name": "zero2-cut", "stop_after": 2, **cut}, {"name": "zero2-resumed", **cut}]
@@ -124,7 +129,9 @@ def test_resumed_run_has_the_same_bits(plain, directory, name):
     assert plain[name]["digest"] == straight["digest"]
     assert plain[name]["result"] == straight["result"]
     assert plain[name.replace("resumed", "cut")]["digest"] != straight["digest"]
-    folder = directory / ("lagged" if "lagged" in name else "resumed")
+    folder = directory / (
+        name.removesuffix("-resumed").removeprefix("torch-") if name != "torch-resumed" else "resumed"
+    )
     lines = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert lines == [1, 2, 3]
 
@@ -134,13 +141,24 @@ def test_resumed_run_publishes_the_versions_it_still_needs(plain):
     assert plain["torch-lagged-resumed"]["published"] == [1, 2, 3]
 
 
+@pytest.mark.parametrize("name", ["torch-lagged", "zero2-lagged", "torch-lagged-resumed"])
+def test_a_reference_that_was_reset_is_the_policy_of_then(plain, zero, name):
+    """After step 2 it is what the policy then is, which step 3 starts from: at no distance from it."""
+    metrics = [event["metrics"] for event in steps((plain | zero)[name])]
+    resets = [float(event["reference/reset"]) for event in metrics]
+    distances = [max(event[f"loss/reference/{modality}"] for modality in ("video", "audio")) for event in metrics]
+    assert resets == ([0.0] if "resumed" in name else [0.0, 1.0, 0.0])
+    assert distances[-1] == 0.0 and ("resumed" in name or distances[1] > 0)
+
+
 @pytest.mark.parametrize("name", ["torch-micro-1", "torch-checkpointed"])
 def test_memory_settings_change_rounding_only(plain, directory, name):
     assert_same(directory, plain["torch"], plain[name], ("torch", name))
 
 
 @pytest.mark.parametrize(
-    "names", [("torch", f"zero{stage}") for stage in (0, 1, 2)] + [("torch-lagged", "zero2-lagged")]
+    "names",
+    [("torch", f"zero{stage}") for stage in (0, 1, 2)] + [("torch-lagged", "zero2-lagged")],
 )
 def test_zero_on_two_ranks_equals_one_plain_process(plain, zero, directory, names):
     assert_same(directory, plain[names[0]], zero[names[1]], names)
@@ -180,7 +198,7 @@ def test_zero_3_equals_one_plain_process_and_resumes(plain, directory):
         2,
         [
             {"name": "zero3", **both},
-            {"name": "zero3-lagged", "policy_lag": 1, **both},
+            {"name": "zero3-lagged", **LAGGED, **both},
             {"name": "zero3-cut", "folder": "zero3-resumed", "stop_after": 2, **both},
             {"name": "zero3-resumed", "folder": "zero3-resumed", **both},
         ],

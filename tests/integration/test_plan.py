@@ -2,15 +2,17 @@
 
 import io
 import json
+import tomllib
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from accord.backbones.sizes import Activations, ModelSizes
 from accord.config.job import JobSpec
 from services.cli.commands import app
-from services.cli.plan import _step, show
+from services.cli.plan import _rank, _roles, _rollout, _step, show
 
 JOB = """
 steps = 2
@@ -81,6 +83,15 @@ def test_bytes_by_role(command):
     assert 0 < rank["activations_checkpointed"] < rank["activations"]
 
 
+def test_a_reference_that_follows_is_a_third_adapter_of_ranks():
+    sizes = ModelSizes({"net": 10}, {"net": 40}, "net", 1000, 2, {"video": 4}, 0, Activations(0, 0, 0, 0))
+    trees = [tomllib.loads(text) for text in (JOB, f"{JOB}\n[guards.reference_reset]\nevery = 2\n")]
+    jobs = [JobSpec.parse(json.dumps(tree)) for tree in trees]
+    assert [_roles(job) for job in jobs] == [("policy", "old"), ("policy", "old", "ref")]
+    assert [_rank(job, sizes, 2)["adapters"] for job in jobs] == [8000, 12000]
+    assert [_rollout(job, sizes)["adapters"] for job in jobs] == [8000, 8000]
+
+
 def test_the_table_says_the_same(command):
     _, found = command
     console = Console(file=io.StringIO(), width=200)
@@ -88,7 +99,7 @@ def test_the_table_says_the_same(command):
     text = console.file.getvalue()
     assert "the text cache lacks" in text and "decode, when" not in text
     assert "rank, zero-3 *" in text and "rank, zero-2 *" not in text
-    assert "119,808 parameters" in text and "28 video, 52 audio, 16 text" in text
+    assert "119,808 parameters for each of policy, old" in text and "28 video, 52 audio, 16 text" in text
     total = next(line for line in text.splitlines() if line.strip().startswith("total"))
     assert f"{found['learner_rank']['zero_3']['total'] / 2**30:.3g}" in total
 

@@ -8,11 +8,13 @@ from torch import nn
 from accord.backbones.adapters import (
     adapter_parameters,
     adapter_state,
+    add_reference,
     add_roles,
     blend_,
     clear_adapters,
     load_adapter_state,
     role,
+    roles,
     target_layers,
 )
 from accord.backbones.ltx2.spec import LoRASpec
@@ -93,6 +95,27 @@ def test_switching_roles_touches_flags_only_and_restores_them(ltx2_dir, load, pe
             assert torch.equal(backbone.velocity(*inputs(backbone))["video"], outputs["ref"])
     with torch.no_grad():
         assert torch.equal(backbone.velocity(*inputs(backbone))["video"], outputs["policy"])
+
+
+def test_a_reference_of_its_own_begins_as_the_base_and_stays_where_it_is_put(ltx2_dir, load, perturb):
+    backbone = load(ltx2_dir)
+    network = backbone.velocity_model
+    perturb(network, "policy", 1)
+    perturb(network, "old", 2)
+    trained = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    before = {name: velocities(backbone, name)["video"] for name in ("policy", "old", "ref")}
+    assert roles(network) == ("policy", "old")
+    add_reference(network)
+    assert roles(network) == roles(Wrapped(network)) == ("policy", "old", "ref")
+    assert [name for name, parameter in network.named_parameters() if parameter.requires_grad] == trained
+    assert all(torch.equal(velocities(backbone, name)["video"], value) for name, value in before.items())
+    with torch.no_grad():
+        assert torch.equal(backbone.velocity(*inputs(backbone))["video"], before["policy"])  # at rest
+    blend_(network, into="ref", source="policy")
+    perturb(network, "policy", 3)
+    assert torch.equal(velocities(backbone, "ref")["video"], before["policy"])
+    assert not torch.allclose(velocities(backbone, "policy")["video"], before["policy"])
+    assert torch.equal(velocities(backbone, "old")["video"], before["old"])
 
 
 def test_a_network_that_was_asked_for_a_role_too_early_gets_it_later():

@@ -150,5 +150,7 @@ def test_what_a_rank_holds_per_stage():
     assert [held[stage]["gradients"] for stage in STAGES] == [400, 500, 100, 100]
     assert [held[stage]["optimizer"] for stage in STAGES] == [800, 300, 300, 300]
     assert [held[stage]["buffers"] for stage in STAGES] == [400, 400, 400, 1200]
+    following = rank_bytes(3, 4, weights=800, frozen=400, adapter=100, roles=3)
+    assert following == held[3] | {"adapters": 300}
     alone = rank_bytes(0, 1, weights=800, frozen=400, adapter=100)
     assert sum(alone.values()) == 800 + 800 + 400 + 800
