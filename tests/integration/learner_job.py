@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from accord.clip_features import features
 from accord.config.job import JobSpec
 from accord.requests import sampling_version, step_requests
 from accord.run_folder import RunFolder
@@ -70,6 +71,7 @@ class ReplaySource:
             request.policy_version,
             GroupData(latents, self.backbone.encode([request.prompt.prompt_av]), weights),
             clips,
+            features(clips),
         )
         return ScoredGroup(group, {r.name: self._scores(r.name, request.seeds) for r in self.job.rewards})
 

@@ -18,9 +18,11 @@ SCRIPT = Path(__file__).with_name("learner_job.py")
 TINY = Path(accord.__file__).parent / "world" / "pretrained" / "tiny-ltx2"
 LAGGED = {
     "policy_lag": 1, "algorithm": {"name": "omninft", "loss": {"reference_penalty": 1.0}},
-    "guards": {"reference_reset": {"every": 2}},
+    "guards": {
+        "reference_reset": {"every": 2}, "diversity": {}, "direction_correction": {"features": ["luma", "loudness_db"]},
+    },
 }  # fmt: skip
-"""One version behind, and held to a reference that follows after step 2."""
+"""One version behind, held to a reference that follows after step 2, with credit that depends on the lines before."""
 CLIPPED = {"max_grad_norm": 0.2, "learning_rate": 3e-4, "micro_batch": 4}
 
 
@@ -149,6 +151,7 @@ def test_a_reference_that_was_reset_is_the_policy_of_then(plain, zero, name):
     distances = [max(event[f"loss/reference/{modality}"] for modality in ("video", "audio")) for event in metrics]
     assert resets == ([0.0] if "resumed" in name else [0.0, 1.0, 0.0])
     assert distances[-1] == 0.0 and ("resumed" in name or distances[1] > 0)
+    assert metrics[-1]["corrected/video"] != 0 and metrics[-1]["diversity/audio/distance"] > 0
 
 
 @pytest.mark.parametrize("name", ["torch-micro-1", "torch-checkpointed"])
