@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,10 @@ class Curves:
         if isinstance(event, StepCompleted):
             self.steps.append(event)
             told = {name: event.metrics.get(f"reward/{name}/mean") for name in SHOWN}
-            print(f"  step {event.step}: {', '.join(f'{name} {value:.3f}' for name, value in told.items() if value)}")
+            print(
+                f"  step {event.step}: {', '.join(f'{name} {value:.3f}' for name, value in told.items() if value)}",
+                flush=True,
+            )
 
 
 def run(job: JobSpec, folder: Path) -> tuple[list[StepCompleted], str]:
@@ -97,13 +101,15 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, list[StepCompleted]] = {}
     told = {}
     with tempfile.TemporaryDirectory(prefix="accord-guard-") as place:
         for action, title in (("off", "without the guard"), ("stop", "with the guard")):
-            print(title)
+            print(title, flush=True)
+            started = time.monotonic()
             found[title], told[title] = run(hacked(action, options.steps), Path(place) / action)
-            print(f"  {told[title] or 'ran to its end'}")
+            print(f"  {told[title] or 'ran to its end'} ({time.monotonic() - started:.0f} s)", flush=True)
     draw(found, options.out / "guard.png")
     numbers = {
         title: {"guard": told[title]}
