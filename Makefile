@@ -44,11 +44,14 @@ check: $(VENV)/.dev ## format, lint, types, import law
 unit: $(VENV)/.dev ## the fast tests (under a minute)
 	$(BIN)/pytest -q tests/unit
 
+# What shares no service runs on all cores, file by file; what starts clusters runs alone.
 test: $(VENV)/.dev ## all tests but the slow ones
-	$(BIN)/pytest -q -m 'not slow and not gpu'
+	$(BIN)/pytest -q -m 'not slow and not gpu' -n auto --maxprocesses 8 --dist loadfile --ignore tests/integration
+	$(BIN)/pytest -q -m 'not slow and not gpu' tests/integration
 
 test-all: $(VENV)/.dev ## all tests that a CPU can run
-	$(BIN)/pytest -q -m 'not gpu'
+	$(BIN)/pytest -q -m 'not gpu' -n auto --maxprocesses 8 --dist loadfile --ignore tests/integration
+	$(BIN)/pytest -q -m 'not gpu' tests/integration
 
 bench: $(VENV)/.dev ## the service's step against the same arithmetic in one process
 	$(BIN)/python benchmarks/step.py

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 
@@ -27,6 +28,15 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *args: Any) -> None:
         """Nothing."""
+
+
+class QuietServer(ThreadingHTTPServer):
+    """Says nothing of clients that leave: here they are told to."""
+
+    def handle_error(self, *args: Any) -> None:
+        """Nothing, when the connection is gone."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(*args)
 
 
 Act = Callable[[Handler, Any], None]

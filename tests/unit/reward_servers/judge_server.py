@@ -8,10 +8,9 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
 from typing import Any
 
-from tests.unit.reward_servers.bad_servers import Handler
+from tests.unit.reward_servers.bad_servers import Handler, QuietServer
 
 Shares = Mapping[str, float]
 Token = tuple[str, Shares]
@@ -49,7 +48,7 @@ def by_content(request: Mapping[str, Any]) -> list[Token]:
     return [token for axis in axes for token in ((axis, {}), ("4", told))]
 
 
-class JudgeServer(ThreadingHTTPServer):
+class JudgeServer(QuietServer):
     """Keeps what it was asked; `answer` gets the handler and the request, and writes what it likes."""
 
     daemon_threads = True

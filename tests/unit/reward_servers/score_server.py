@@ -6,17 +6,16 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from accord.types import Clip, Prompt
 from reward_servers.base import RewardModel, score_groups
 from reward_servers.wire import read_body
-from tests.unit.reward_servers.bad_servers import Handler
+from tests.unit.reward_servers.bad_servers import Handler, QuietServer
 
 
-class ScoreServer(ThreadingHTTPServer):
+class ScoreServer(QuietServer):
     """Keeps what it was asked. `answer` and `tell` get the handler and what it would say, and write what they like."""
 
     daemon_threads = True
