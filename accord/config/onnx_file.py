@@ -15,7 +15,8 @@ from accord.config.files import read_bytes
 from accord.config.paths import MIB
 from accord.errors import InputError, ModelError
 
-MOST_BYTES = 512 * MIB
+MOST_BYTES = 16 * MIB
+"""Of a file: it is walked field by field where a job is checked, and the networks here are small."""
 DOMAINS = frozenset({"", "ai.onnx", "ai.onnx.ml"})
 """Of operators that the standard defines."""
 FLOAT = 1

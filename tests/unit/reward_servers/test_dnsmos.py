@@ -187,6 +187,8 @@ MADE = {
 def _bytes(way: str) -> bytes:
     if way in MADE:
         return MADE[way]().SerializeToString()
+    if way == "huge":
+        return bytes(17 * 2**20)
     return {"torn": WHOLE[:-40], "pickle": pickle.dumps({"a": 1}), "empty": b"", "text": b"<html>404</html>"}[way]
 
 
@@ -201,6 +203,7 @@ def _bytes(way: str) -> bytes:
         ("pickle", "torn, or not an ONNX model", True), ("empty", "holds no graph", True),
         ("text", "torn, or not an ONNX model", True), ("log", "must give three numbers", False),
         ("operator", "no model that can be run", False), ("missing", "No such file", True),
+        ("huge", "at most 16777216 are read", True),
     ],
 )  # fmt: skip
 def test_files_that_will_not_do_are_named(tmp_path: Path, way: str, why: str, early: bool):
