@@ -12,7 +12,7 @@ from accord.config.rewards.panel import MotionReward
 from accord.types import Clip
 from accord.world.scene import IMPERFECT, make_clips
 from reward_servers.flow import dense_flow
-from reward_servers.panel.motion import MotionModel
+from reward_servers.panel.motion import Course, MotionModel
 from tests.unit.reward_servers.seen import (
     PROMPT,
     REAL_NAMES,
@@ -75,6 +75,20 @@ def test_a_frozen_garish_frame_and_flashes_do_not_pay(name):
     assert 0.15 < clean < 0.8
     assert judged("motion", garish(frozen(video, 1.0), 1)).value == 0.0
     assert judged("motion", flashed(video)).value < clean
+
+
+@pytest.mark.parametrize(
+    ("amount", "half"),
+    [("unevenness", 0.5), ("shake", 0.004), ("flicker", 0.02), ("unlikeness", 0.1)],
+)
+def test_each_term_of_the_quality_is_the_one_that_is_documented(amount, half):
+    """By hand: a speed of 0.05 is worth a half, and so is each amount at the size that the page names."""
+    even = dict.fromkeys(("unevenness", "shake", "flicker", "unlikeness"), np.zeros(2))
+    speed = np.array([0.05, 0.15])
+    assert Course(speed, **even).quality == pytest.approx(np.sqrt([0.5, 0.75]))
+    assert Course(speed, **{**even, amount: np.array([half, 3 * half])}).quality == pytest.approx(
+        np.sqrt([0.25, 0.75 / 4])
+    )
 
 
 def test_the_speed_of_a_pan_is_what_was_drawn():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from accord.world.scene import make_clips
-from reward_servers.panel.picture import measured
+from reward_servers.panel.picture import measured, quality
 from tests.unit.reward_servers.seen import (
     REAL_NAMES,
     blocky,
@@ -78,6 +78,30 @@ def test_noise_never_sharpens():
         for frame in video[:1]:
             sharp = [measured(grainy(frame[None], sigma)[0])["sharpness"] for sigma in (0, 4, 8, 16, 32, 64)]
             assert max(sharp) <= sharp[0] + 0.02, sharp
+
+
+SHOWN = {
+    "sharpness": 1.0, "noise": 0.0, "contrast": 40 / 255, "brightness": 0.5, "clipped": 0.0, "blockiness": 0.0,
+    "colourfulness": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "amount", "times"),
+    [
+        ("sharpness", 0.5, 0.25),
+        ("noise", 0.15 * (40 + 5) / 255, 0.5),
+        ("contrast", 120 / 255, 0.75 / 0.5),
+        ("brightness", 0.2, np.exp(-0.25)),
+        ("clipped", 0.3, 0.5),
+        ("blockiness", 0.3, 0.5),
+        ("colourfulness", 2 * (40 + 15), 0.5 * (110**2 + 90) / (110**2 + 100) / 0.9),
+    ],
+)
+def test_each_term_of_the_quality_is_the_one_that_is_documented(part, amount, times):
+    """By hand: contrast 40 is worth a half and grey 0.9; every other term of `SHOWN` is 1."""
+    assert quality(SHOWN) == pytest.approx((0.5 * 0.9) ** 0.25)
+    assert quality({**SHOWN, part: amount}) == pytest.approx((0.5 * 0.9 * times) ** 0.25)
 
 
 def test_noise_is_measured_in_its_own_size():

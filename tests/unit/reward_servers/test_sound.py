@@ -17,7 +17,7 @@ from accord.media import read_mp4
 from accord.types import Clip, Prompt
 from accord.world.scene import ALL_PROMPTS, IMPERFECT, make_clip
 from reward_servers.base import Score
-from reward_servers.panel.sound import SoundModel
+from reward_servers.panel.sound import SoundModel, _value
 
 PROMPT = Prompt("sound", "", "", "")
 MODEL = SoundModel(SoundReward())
@@ -159,6 +159,34 @@ def bursts(rate: int) -> np.ndarray:
     """A quarter of a second of a 1 kHz tone of amplitude 0.4, then as much silence, for 3 s."""
     time = np.arange(3 * rate) / rate
     return (0.4 * np.sin(2 * np.pi * 1000 * time) * (time % 0.5 < 0.25))[None]
+
+
+FAULTLESS = {
+    "snr_db": 80.0, "bandwidth": 1.0, "clipped_share": 0.0, "active_share": 1.0, "loudness_db": -30.0,
+    "steady_share": 0.0, "dc_share": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("part", "amount", "left"),
+    [
+        ("snr_db", 15.0, 0.5),
+        ("snr_db", 15.0 + 12.0 * np.log(3), 0.75),
+        ("bandwidth", 1 / 8, 0.5),
+        ("clipped_share", 0.01, 0.5),
+        ("clipped_share", 0.09, 0.25),
+        ("active_share", 0.25, 0.5),
+        ("loudness_db", -58.0, 0.5),
+        ("loudness_db", -8.0, 0.5),
+        ("steady_share", 0.25, 0.5),
+        ("dc_share", 0.01, 1.0),
+        ("dc_share", 0.26, 0.5),
+    ],
+)
+def test_each_factor_of_the_value_is_the_one_that_is_documented(part, amount, left):
+    """By hand, against a sound with no fault."""
+    assert _value(FAULTLESS) > 0.99
+    assert _value({**FAULTLESS, part: amount}) == pytest.approx(left, rel=0.01)
 
 
 @pytest.mark.parametrize("snr_db", [30.0, 20.0, 10.0])
