@@ -17,6 +17,7 @@ from tests.unit.reward_servers.seen import (
     PROMPT,
     REAL_NAMES,
     SOUND,
+    cut,
     falls,
     flashed,
     flickering,
@@ -96,6 +97,40 @@ def test_the_speed_of_a_pan_is_what_was_drawn():
     parts = judged("motion", panned(17)).components
     assert parts["speed"] == pytest.approx(2 * 24 / 128, rel=0.1)
     assert parts["frozen_share"] == 0.0 and parts["shake"] < 1e-4 and parts["flicker"] < 1e-3
+
+
+def test_speed_is_per_second_and_a_turning_camera_still_moves():
+    """By hand: twice as many frames a second are twice the speed; a turn takes half a second's mean to nothing."""
+    assert judged("motion", panned(17), 48.0).components["speed"] == pytest.approx(2 * 48 / 128, rel=0.1)
+    there_and_back = np.concatenate([panned(24), panned(24)[::-1]])
+    assert 0.8 * 0.375 < judged("motion", there_and_back).components["speed"] < 0.375
+
+
+def test_a_camera_that_shakes_is_shake_and_neither_motion_nor_unevenness():
+    """By hand: 2 pixels to each side in turn are a velocity of 4 that changes by 8, with next to no mean."""
+    shaking = np.stack([np.roll(texture(), 2 * (-1) ** frame, axis=1) for frame in range(25)])
+    parts = judged("motion", shaking).components
+    assert parts["shake"] == pytest.approx(8 / 128, rel=0.1)
+    assert parts["speed"] < 4 * 24 / 128 / 4 and parts["unevenness"] < 0.5
+
+
+def test_a_fade_is_no_flicker():
+    """By hand: the second difference is 0 where brightness rises evenly, twice the step where it alternates."""
+    rising, alternating = np.arange(17) * 2.0, np.where(np.arange(17) % 2, 2.5, -2.5)
+    video = panned(17).clip(60, 190).astype(float)
+    faded, flicker = ((video + light[:, None, None, None]).round().astype(np.uint8) for light in (rising, alternating))
+    assert judged("motion", faded).components["flicker"] < 1e-3
+    mean = cv2.cvtColor(faded[0], cv2.COLOR_RGB2GRAY).mean()
+    assert judged("motion", flicker).components["flicker"] == pytest.approx(10 / (mean + 8), rel=0.05)
+
+
+def test_a_cut_costs_the_frames_on_both_of_its_sides():
+    (unlike,) = (
+        curve.values
+        for curve in MotionModel(MotionReward()).curves(PROMPT, Clip(cut(panned(13), 1), 24.0, SOUND, 16_000))
+        if curve.label == "unlikeness"
+    )
+    assert list(np.flatnonzero(unlike > 0.3)) == [5, 6], unlike  # frames 6 and 7, the curve begins at frame 1
 
 
 def test_flow_finds_a_displacement_and_none_between_equal_frames():
