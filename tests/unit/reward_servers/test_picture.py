@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from accord.plugins import spec_class
+from accord.types import Clip
 from accord.world.scene import make_clips
+from reward_servers.base import build
 from reward_servers.panel.picture import measured, quality
 from tests.unit.reward_servers.seen import (
+    PROMPT,
     REAL_NAMES,
+    SOUND,
     blocky,
     blurred,
     faint,
@@ -19,6 +24,7 @@ from tests.unit.reward_servers.seen import (
     grainy,
     judged,
     panned,
+    pixels,
     real,
     shapes,
     values,
@@ -124,6 +130,40 @@ def test_blocks_are_found_on_their_grid_alone():
     frame = np.repeat(tiles[..., None], 3, axis=2).astype(np.uint8)
     assert measured(frame)["blockiness"] == pytest.approx(8.0)
     assert measured(np.roll(frame, (4, 4), (0, 1)))["blockiness"] == 0.0
+
+
+def test_small_frames_have_too_few_borders_for_blocks_to_be_told():
+    tile = np.repeat(np.repeat(np.indices((8, 8)).sum(axis=0) % 2 * 4 + 100, 8, axis=0), 8, axis=1)
+    assert measured(np.repeat(tile[..., None], 3, axis=2).astype(np.uint8))["blockiness"] == 0.0
+
+
+def test_a_speck_is_nothing_to_be_sharp():
+    frame = np.full((64, 64, 3), 100, np.uint8)
+    frame[::16, ::16] = 103  # a deviation of 0.19
+    assert measured(frame)["sharpness"] == 0.0
+
+
+def test_black_and_white_pixels_are_counted_and_do_not_hide_noise():
+    """By hand: a quarter black, a quarter white; the noise of the other half is told, although a half has none."""
+    grey = 128 + np.random.default_rng(1).normal(0, 8, (128, 128))
+    grey[:64, :64], grey[64:, 64:] = 0, 255
+    found = measured(pixels(np.repeat(grey[..., None], 3, axis=2)))
+    assert found["clipped"] == pytest.approx(0.5, abs=0.01)
+    assert found["noise"] * 255 == pytest.approx(8.0, rel=0.15)
+
+
+def test_texture_is_not_taken_for_grain():
+    """By hand: grain of deviation 4 in each channel is 2.67 in grey, and squares add up."""
+    frame = panned(1)[0]
+    clean, grained = (measured(one)["noise"] * 255 for one in (frame, grainy(frame[None], 4)[0]))
+    assert clean < 2.0 and np.sqrt(grained**2 - clean**2) == pytest.approx(2.67, rel=0.2)
+
+
+def test_eight_frames_are_looked_at_from_the_first_to_the_last():
+    model = build(spec_class("rewards", "picture")())
+    for count, wanted in ((33, 8), (5, 5)):
+        for curve in model.curves(PROMPT, Clip(panned(count), 24.0, SOUND, 16_000)):
+            assert (len(curve.values), curve.times_s[0], curve.times_s[-1]) == (wanted, 0.0, (count - 1) / 24)
 
 
 def test_one_colour_is_empty():

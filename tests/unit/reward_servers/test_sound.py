@@ -232,3 +232,66 @@ def test_curves_rise_and_fall_with_the_sound():
     paused = (level.times_s % 0.5 > 0.3) & (level.times_s % 0.5 < 0.47)
     assert level.values[sounding].mean() == pytest.approx(20 * np.log10(0.4 / np.sqrt(2)), abs=1.0)
     assert active.values[sounding].min() > 0.9 and active.values[paused].max() < 0.1
+
+
+def tones(highest: float, rate: int = 48_000, seconds: float = 3.0) -> np.ndarray:
+    """A tone in each third-octave from 60 Hz up to `highest`, all of one strength."""
+    time = np.arange(round(rate * seconds)) / rate
+    centres = 60.0 * 2.0 ** ((np.arange(26) + 0.5) / 3.0)
+    heard = centres[centres < highest]
+    return 0.03 * np.sin(2 * np.pi * heard[:, None] * time + np.arange(len(heard))[:, None] ** 2).sum(axis=0)[None]
+
+
+def bandwidth(audio: np.ndarray) -> float:
+    return judged(audio, 48_000).components["bandwidth"]
+
+
+def test_the_band_reaches_to_the_highest_part_that_is_heard():
+    """By hand: 4 kHz is 6.06 of the 8.64 octaves from 60 Hz to 24 kHz, and 16 kHz 8.06, what is between included."""
+    dull, time = tones(4_000.0), np.arange(3 * 48_000) / 48_000
+    assert bandwidth(dull) == pytest.approx(6.06 / 8.64, abs=0.04)
+    for below_db, octaves in ((40.0, 8.06), (85.0, 6.06)):
+        high = 0.03 * 10 ** (-below_db / 20) * np.sin(2 * np.pi * 15_500 * time)
+        assert bandwidth(dull + high) == pytest.approx(octaves / 8.64, abs=0.05), below_db
+
+
+def test_neither_clicks_nor_gaps_nor_hiss_widen_the_band():
+    dull = tones(2_000.0)
+    own = bandwidth(dull)
+    clicking = dull.copy()
+    clicking[:, 24_000::48_000] += 0.8
+    assert bandwidth(clicking) == pytest.approx(own, abs=0.03)
+    paused = dull * (np.arange(dull.shape[1]) / 48_000 % 0.5 < 0.25)
+    assert bandwidth(paused) == pytest.approx(own, abs=0.06)
+    assert bandwidth(hissing(dull, 48_000, 30.0)) < own + 0.03
+
+
+def test_a_click_does_not_make_it_louder_nor_does_an_offset():
+    own = judged(tones(2_000.0), 48_000).components["loudness_db"]
+    clicking = tones(2_000.0)
+    clicking[:, 24_000:24_500] = 0.9
+    assert judged(clicking, 48_000).components["loudness_db"] == pytest.approx(own, abs=0.3)
+    assert judged(tones(2_000.0) + 0.3, 48_000).components["loudness_db"] == pytest.approx(own, abs=0.3)
+
+
+def test_noise_that_pauses_with_the_sound_is_noise():
+    """By hand: hiss of a hundredth of the tone's power, both silent for half of the time."""
+    on = bursts(48_000) != 0.0
+    hiss = np.random.default_rng(4).standard_normal(on.shape) * on * 0.4 / np.sqrt(2) / 10
+    assert judged(bursts(48_000) + hiss, 48_000).components["snr_db"] == pytest.approx(20.0, abs=1.5)
+
+
+def test_what_is_fifty_decibels_below_the_loudest_is_no_pause_and_loudness_is_the_mean_amplitude():
+    """By hand: half of the time next to nothing, and a tenth is left out of the other half, leaves 4 ninths."""
+    sound = tones(8_000.0)
+    own = judged(sound, 48_000).components["loudness_db"]
+    sound[:, sound.shape[1] // 2 :] *= 10 ** (-50 / 20)
+    parts = judged(sound, 48_000).components
+    assert parts["active_share"] > 0.95
+    assert parts["loudness_db"] == pytest.approx(own + 20 * np.log10(4 / 9), abs=0.5)
+
+
+def test_the_share_of_flat_tops_is_the_mean_of_the_channels():
+    tone = 0.5 * np.sin(2 * np.pi * 100 * np.arange(48_000) / 48_000)
+    pair = np.stack([tone, np.clip(tone, -0.25, 0.25)])
+    assert judged(pair, 48_000).components["clipped_share"] == pytest.approx(1 / 3, abs=0.01)
