@@ -91,7 +91,7 @@ async def score_all(scorer: ServeScorer, names: Sequence[str], groups: Sequence[
 def started(specs: Sequence[RewardSpec]) -> tuple[float, list[int]]:
     """Start the servers. Returns the seconds that took, and their process ids."""
     began = time.perf_counter()
-    names = app.deploy(specs, http_port=None, idle_s=0.0)
+    names = app.deploy(specs, idle_s=0.0)
     seconds = time.perf_counter() - began
     return seconds, [pid for found in replicas(set(names), "RewardServer").values() for pid in found.pids]
 

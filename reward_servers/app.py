@@ -5,6 +5,7 @@ An application lives while an attempt uses it, and an idle time longer, so that 
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import re
@@ -27,14 +28,12 @@ from accord.plugins import names, spec_class
 from reward_servers import controller, owners
 from reward_servers.controller import Replicas
 from reward_servers.deployment import DEPLOYMENT, retire
+from reward_servers.door import Door, open_door
 from reward_servers.environments import environments
-from reward_servers.placement import BATCHES_HELD, LIVE, PACKED, Application, applications, by_reward
+from reward_servers.placement import BATCHES_HELD, LIVE, PACKED, SERVERS, Application, applications, by_reward
 
 log = logging.getLogger(__name__)
 
-HTTP_HOST = "127.0.0.1"
-HTTP_PORT = 8421
-_DEPLOYMENT = "RewardServer"
 _POLL_S = 0.25
 _CONTROLLER_ENV = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a proxy that takes 5 s to import is killed otherwise
@@ -56,8 +55,6 @@ class RewardStatus:
     """Groups being scored."""
     queued: int
     """Groups at a replica that wait for their batch."""
-    route: str
-    """HTTP path, empty when HTTP is off."""
     message: str = ""
     rewards: tuple[str, ...] = ()
     """Who is in it."""
@@ -66,7 +63,7 @@ class RewardStatus:
 def deploy(
     specs: Sequence[RewardSpec],
     *,
-    http_port: int | None = HTTP_PORT,
+    door: Door | None = None,
     timeout_s: float = 300.0,
     idle_s: float = owners.IDLE_S,
     envs: Path | None = None,
@@ -74,9 +71,9 @@ def deploy(
     """Start the servers of `specs` on the connected cluster and wait until all of them answer.
 
     This process is an owner of them until it ends, and they stay `idle_s` after their last one. What runs already is
-    left alone, scaled or not. `http_port=None` starts no HTTP proxy, nor does a port in use; a Serve instance that is
-    up keeps the port it has. `envs`: folder with the environments that rewards may name. Returns the application of
-    each of `specs`.
+    left alone, scaled or not. `door`: where they are served over HTTP, too, unless its port is in use; a Serve instance
+    that is up keeps the address it has. `envs`: folder with the environments that rewards may name. Returns the
+    application of each of `specs`.
 
     Raises:
         SpecError: a model refuses its options (a wrong path, say), or there is no such environment; the pointer is the
@@ -88,7 +85,7 @@ def deploy(
     wanted = {application.name: application for application in applications(specs)}
     known = environments(specs, envs)
     places = {spec.name: f"/rewards/{index}" for index, spec in enumerate(specs)}
-    _start(http_port)
+    _start(door)
     held = owners.hold(wanted, idle_s)
     _retire_leftovers(wanted)
     missing = _missing(wanted, deadline)
@@ -100,6 +97,8 @@ def deploy(
             owners.let_go(name)
         _retire_leftovers(())
         raise
+    if door is not None:
+        open_door(door)
     held_by = by_reward(specs)
     return [held_by[spec.name].name for spec in specs]
 
@@ -122,7 +121,7 @@ def _run(applications: Mapping[str, serve.Application]) -> None:
     """Start or change them, and wait for nothing."""
     if applications:
         serve.run_many(
-            [serve.RunTarget(application, name, f"/rewards/{name}") for name, application in applications.items()],
+            [serve.RunTarget(application, name, None) for name, application in applications.items()],
             wait_for_ingress_deployment_creation=False,
             wait_for_applications_running=False,
         )
@@ -176,7 +175,7 @@ def change(name: str, values: Mapping[str, Any], *, timeout_s: float = 120.0) ->
 
 
 def _environment_of(application: str) -> dict[str, Any] | None:
-    behind = controller.replicas([application], _DEPLOYMENT)
+    behind = controller.replicas([application], SERVERS)
     return behind[application].env if application in behind else None
 
 
@@ -203,23 +202,21 @@ def status() -> list[RewardStatus]:
         for name in sorted(seen.applications)
         if name.split("-")[0] in {PACKED, *names("rewards")}
     }
-    behind = controller.replicas(known, _DEPLOYMENT)
-    return [_status_of(name, found, behind.get(name), bool(seen.proxies)) for name, found in known.items()]
+    behind = controller.replicas(known, SERVERS)
+    return [_status_of(name, found, behind.get(name)) for name, found in known.items()]
 
 
-def _start(http_port: int | None) -> None:
+def _start(door: Door | None) -> None:
     """Start Serve unless it is up. A port that somebody else has costs the HTTP route, never the job."""
     if controller.is_up():
         return
-    if http_port is not None and not _free(http_port):
-        log.warning("port %s:%d is in use: rewards are served to jobs but not over HTTP", HTTP_HOST, http_port)
-        http_port = None
-    location = ProxyLocation.Disabled if http_port is None else ProxyLocation.HeadOnly
-    options = {"host": HTTP_HOST, "port": http_port or HTTP_PORT, "request_timeout_s": 600}
+    if door is not None and not _free(door):
+        log.warning("%s:%s cannot be had: rewards are served to jobs but not over HTTP", door.host, door.port)
+        door = None
     try:
         serve.start(
-            proxy_location=location,
-            http_options=options,
+            proxy_location=ProxyLocation.Disabled if door is None else ProxyLocation.HeadOnly,
+            http_options=(door or Door()).http_options,
             controller_options={"runtime_env": {"env_vars": _CONTROLLER_ENV}},
         )
     except (ray.exceptions.RayError, TimeoutError) as error:
@@ -229,20 +226,20 @@ def _start(http_port: int | None) -> None:
         log.warning("the HTTP proxy of the rewards is not up yet: %s", str(error).splitlines()[0])
 
 
-def _free(port: int) -> bool:
-    with socket.socket() as probe:
+def _free(door: Door) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in door.host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HTTP_HOST, port))
-        except OSError:
-            return False
+            probe.bind((door.host, door.port))
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE  # the address may be that of another machine, the head
     return True
 
 
 def _application(wanted: Application, bounds: tuple[int, int], env: dict[str, Any] | None) -> serve.Application:
     """The Serve application with bounds on its replicas."""
     application: serve.Application = DEPLOYMENT.options(
-        name=_DEPLOYMENT,
+        name=SERVERS,
         # Same version, other sizes: Serve then tells the replicas, or changes their number, and restarts none of them.
         version=wanted.name,
         _internal=True,
@@ -310,12 +307,12 @@ def _there(entry: RewardStatus | None, replicas: int | None) -> bool:
     return replicas is None or entry.replicas_ready == entry.replicas_target == replicas
 
 
-def _status_of(name: str, found: ApplicationStatusOverview, behind: Replicas | None, http: bool) -> RewardStatus:
+def _status_of(name: str, found: ApplicationStatusOverview, behind: Replicas | None) -> RewardStatus:
     """Fold what Serve says of one application into one line."""
-    deployment = found.deployments.get(_DEPLOYMENT)
+    deployment = found.deployments.get(SERVERS)
     if deployment is None or behind is None:
         rewards = behind.rewards if behind is not None else ()
-        return RewardStatus(name, found.status.value, 0, 0, 0, 0, "", found.message, rewards)
+        return RewardStatus(name, found.status.value, 0, 0, 0, 0, found.message, rewards)
     batch = behind.max_ongoing // BATCHES_HELD
     return RewardStatus(
         name=name,
@@ -324,7 +321,6 @@ def _status_of(name: str, found: ApplicationStatusOverview, behind: Replicas | N
         replicas_target=behind.target,
         ongoing=sum(min(load, batch) for load in behind.loads),
         queued=sum(max(0, load - batch) for load in behind.loads),
-        route=f"/rewards/{name}" if http else "",
         rewards=behind.rewards,
         message=deployment.message or found.message,
     )

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 from ray.serve._private.constants import SERVE_NAMESPACE
+from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 
 log = logging.getLogger(__name__)
@@ -33,9 +34,46 @@ class Replicas:
     """Requests at each one that runs and answers within a second."""
 
 
+@dataclass(frozen=True, slots=True)
+class Served:
+    """One application as its callers see it."""
+
+    status: str
+    """Serve's word."""
+    running: int
+    """Replicas that run."""
+    rewards: tuple[str, ...]
+
+
 def is_up() -> bool:
     """Whether Serve runs on the connected cluster, with applications or without."""
     return _get_global_client(raise_if_no_controller_running=False) is not None
+
+
+def http_options() -> HTTPOptions | None:
+    """How HTTP is served on the connected cluster; None without a proxy."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    options = client.http_config if client is not None else None
+    return options if options is not None and options.location != ProxyLocation.Disabled else None
+
+
+def served(deployment: str) -> dict[str, Served]:
+    """The applications that have such a deployment, as they are at this moment."""
+    client = _get_global_client(raise_if_no_controller_running=False)
+    known = client.get_serve_details()["applications"] if client is not None else {}
+    return {
+        name: Served(
+            application["status"],
+            sum(replica["state"] == "RUNNING" for replica in details["replicas"]),
+            _inside(details),
+        )
+        for name, application in known.items()
+        if (details := application["deployments"].get(deployment)) is not None
+    }
+
+
+def _inside(details: dict[str, Any]) -> tuple[str, ...]:
+    return tuple((details["deployment_config"].get("user_config") or {}).get("rewards", ()))
 
 
 def replicas(applications: Iterable[str], deployment: str) -> dict[str, Replicas]:
@@ -53,7 +91,7 @@ def replicas(applications: Iterable[str], deployment: str) -> dict[str, Replicas
                 running=len(running),
                 target=details["target_num_replicas"],
                 max_ongoing=config["max_ongoing_requests"],
-                rewards=tuple((config.get("user_config") or {}).get("rewards", ())),
+                rewards=_inside(details),
                 env=(config.get("ray_actor_options") or {}).get("runtime_env"),
                 pids=tuple(replica["pid"] for replica in alive),
                 loads=tuple(_loads(running)),

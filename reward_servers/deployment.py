@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
-import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ray import serve
-from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from accord.config.contract import RewardSpec
 from accord.errors import UserError
@@ -21,16 +17,14 @@ from accord.plugins import spec_class
 from accord.types import Clip, Prompt, RewardIdentity, RewardScores
 from reward_servers import owners
 from reward_servers.base import RewardModel, build, score_groups
+from reward_servers.gateway import answer_of, card_of
 from reward_servers.results import ClipDigest, Results, score_once
-from reward_servers.wire import BadBody, read_body
 
 log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 512 * 1024 * 1024
-
 
 class RewardServer:
-    """Holds the models of an application. Called by handle in the cluster, and over HTTP by people.
+    """Holds the models of an application. Called by handle alone; people come through door.py.
 
     The constructor raises when a model cannot be built, and the deployment then fails instead of trying again and
     again. Calls wait for each other for up to `batch_wait_s` and reach each model as one batch. An application that
@@ -128,52 +122,22 @@ class RewardServer:
         return await asyncio.to_thread(self._models[reward].identity)
 
     def card(self, reward: str) -> dict[str, Any]:
-        """What a reward is."""
-        spec = self._specs[reward]
-        return {
-            "name": spec.name, "about": spec.about, "version": spec.version,
-            "weights_digest": self._models[reward].weights_digest, "needs": list(spec.needs),
-            "route": spec.route, "range": _plain(spec.range), "floor": spec.floor,
-            "prompt_anchored": spec.prompt_anchored, "spec": spec.model_dump(mode="json"),
-            "remembered": {"scores": len(self._results[reward]), "found": self._results[reward].found},
-        }  # fmt: skip
+        """What a reward is, and how many of its scores are kept."""
+        kept = self._results[reward]
+        own = {"remembered": {"scores": len(kept), "found": kept.found}}
+        return card_of(self._specs[reward], self._models[reward].weights_digest) | own
 
-    async def __call__(self, request: Request) -> JSONResponse:
-        """`GET /rewards/<application>` → card; `POST /rewards/<application>/score` → scores. Where several rewards
-        are in it, `/<reward>` stands before that; without it, their cards by name."""
-        parts = [part for part in request.scope["path"].split("/") if part]
-        rest = parts[2:] if parts[:1] == ["rewards"] else parts  # with or without the application's route prefix
-        name = rest.pop(0) if rest and rest[0] in self._specs else ""
-        if not name and len(self._specs) == 1:
-            name = next(iter(self._specs))
-        if rest == ["score"] and name:
-            return await self._post(name, request) if request.method == "POST" else _problem(405, "", "use POST")
-        if rest:
-            paths = "its /score" if name else ", ".join(f"/{reward}/score" for reward in self._specs)
-            return _problem(404, "", f"no such path; there are the application's own and {paths}")
-        if request.method != "GET":
-            return _problem(405, "", "use GET")
-        return JSONResponse(self.card(name) if name else {reward: self.card(reward) for reward in self._specs})
+    def cards(self) -> list[dict[str, Any]]:
+        """Of all rewards that are here."""
+        return [self.card(reward) for reward in self._specs]
 
-    async def _post(self, reward: str, request: Request) -> JSONResponse:
-        """Score a safetensors body."""
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_BODY_BYTES:
-                return _problem(413, "", f"body is larger than {MAX_BODY_BYTES} bytes; send fewer clips at a time")
-        try:
-            prompt, clips = await asyncio.to_thread(read_body, bytes(body), self._specs[reward].needs)
-        except BadBody as error:
-            return _problem(400, error.field, error.detail)
-        scores = (await self.score(prompt, clips, (reward,)))[reward]
-        return JSONResponse(
-            {
-                "reward": scores.reward, "version": scores.version, "values": _plain(scores.values),
-                "valid": list(scores.valid), "reasons": list(scores.reasons), "seconds": scores.seconds,
-                "components": {key: _plain(values) for key, values in scores.components.items()},
-            }
-        )  # fmt: skip
+    async def answer(self, reward: str, prompt: Prompt, clips: Sequence[Clip]) -> dict[str, Any]:
+        """Score one group for somebody behind the door."""
+        if self._specs[reward].scope == "step":
+            (scores,) = await self.score_step(reward, [prompt], clips)
+        else:
+            scores = (await self.score(prompt, clips, (reward,)))[reward]
+        return answer_of(scores, self._models[reward].weights_digest)
 
 
 def _built(spec: RewardSpec, alone: bool) -> RewardModel:
@@ -193,20 +157,6 @@ def retire(application: str) -> bool:
     log.warning("nobody uses reward %s any more; it ends", application)
     serve.delete(application, _blocking=False)
     return True
-
-
-def _plain(values: Sequence[float]) -> list[float | None]:
-    """JSON has no NaN."""
-    return [value if math.isfinite(value) else None for value in values]
-
-
-def _problem(status: int, field: str, detail: str) -> JSONResponse:
-    """RFC 9457 problem+json naming the field."""
-    titles = {400: "Bad body", 404: "Not found", 405: "Method not allowed", 413: "Body too large"}
-    problem = {"type": "about:blank", "title": titles[status], "status": status, "detail": detail}
-    if field or status == 400:
-        problem["field"] = field
-    return JSONResponse(json.loads(json.dumps(problem)), status, media_type="application/problem+json")
 
 
 DEPLOYMENT: Any = serve.deployment(RewardServer)

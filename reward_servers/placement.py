@@ -21,6 +21,8 @@ from accord.config.contract import RewardSpec
 
 BATCHES_HELD = 4
 """Batches that a replica takes in: one being scored, the others waiting."""
+SERVERS = "RewardServer"
+"""The deployment in each application."""
 PACKED = "pack"
 """The first part of the name of an application that holds several rewards."""
 _PLACES = ("num_gpus", "accelerator_type", "node_labels", "env")

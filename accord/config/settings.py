@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from accord.config.files import Roots
+from accord.errors import ServiceError
 from accord.run_folder import RunFolder
 
 KEY_LENGTH = 16
@@ -25,6 +27,14 @@ def usable_key(key: str) -> str:
     if not (key.isascii() and key.isprintable()) or " " in key:
         raise ValueError("it holds characters that a header cannot carry; use letters, digits and -._~+/=")
     return key
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def variable_of(field: str) -> str:
@@ -70,6 +80,17 @@ class Settings(BaseSettings):
     """How long the servers of a reward stay after the last job that used them."""
     reward_hosts: Annotated[tuple[str, ...], NoDecode] = ()
     """Where rewards may ask someone else's server: `host` or `host:port`, joined by commas. Unset: nowhere."""
+    rewards_token: SecretStr | None = None
+    """Who asks rewards over HTTP sends it; at least 16 characters. Unset: nobody is asked for one."""
+    rewards_token_file: Path | None = None
+    """File that holds it, instead."""
+    rewards_host: str = "127.0.0.1"
+    """Address of the Ray head on which rewards are served over HTTP. Beyond loopback there must be a token."""
+    rewards_port: int = Field(default=8421, ge=0, le=65535)
+    """0 = rewards are served to jobs alone."""
+    rewards_tls_cert: Path | None = None
+    """PEM file on the Ray head, with its key beside it: HTTPS."""
+    rewards_tls_key: Path | None = Field(default=None, validate_default=True)
     reward_envs: Path | None = None
     """Folder of the environments that rewards may name: `NAME.json`, each a Ray runtime environment."""
     max_body_bytes: int = Field(default=1_048_576, gt=0)
@@ -115,10 +136,32 @@ class Settings(BaseSettings):
             raise ValueError("is set but empty; give it a value, or unset it")
         return text.strip()
 
-    @field_validator("api_key")
+    @field_validator("api_key", "rewards_token")
     @classmethod
     def _key_is_usable(cls, value: SecretStr | None) -> SecretStr | None:
         return value if value is None else SecretStr(usable_key(value.get_secret_value()))
+
+    @field_validator("rewards_token_file")
+    @classmethod
+    def _one_token(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if value is not None and info.data.get("rewards_token") is not None:
+            raise ValueError("is set, and so is ACCORD_REWARDS_TOKEN; unset one of them")
+        return value
+
+    @field_validator("rewards_host")
+    @classmethod
+    def _exposed_with_a_token(cls, value: str, info: ValidationInfo) -> str:
+        known = info.data.keys() >= {"rewards_token", "rewards_token_file"}
+        if known and not is_loopback(value) and not (info.data["rewards_token"] or info.data["rewards_token_file"]):
+            raise ValueError(f"{value} is beyond loopback; set ACCORD_REWARDS_TOKEN or ACCORD_REWARDS_TOKEN_FILE, too")
+        return value
+
+    @field_validator("rewards_tls_key")
+    @classmethod
+    def _both_for_tls(cls, value: Path | None, info: ValidationInfo) -> Path | None:
+        if (value is None) != (info.data.get("rewards_tls_cert") is None):
+            raise ValueError("HTTPS needs ACCORD_REWARDS_TLS_CERT and ACCORD_REWARDS_TLS_KEY; set both or none")
+        return value
 
     @field_validator("reward_hosts", mode="before")
     @classmethod
@@ -137,6 +180,17 @@ class Settings(BaseSettings):
         if not found:
             raise ValueError("names no folder; give at least one, or unset it")
         return found
+
+    def rewards_secret(self) -> str:
+        """The token of the rewards' HTTP, "" for none. Raises ServiceError when its file holds no usable one."""
+        if self.rewards_token is not None:
+            return self.rewards_token.get_secret_value()
+        if self.rewards_token_file is None:
+            return ""
+        try:
+            return usable_key(self.rewards_token_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ServiceError(f"ACCORD_REWARDS_TOKEN_FILE: {self.rewards_token_file} has no token: {error}") from error
 
     def run_folder(self, job_id: str) -> RunFolder:
         """Where a job leaves what it makes."""

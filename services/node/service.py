@@ -77,6 +77,7 @@ class Service:
     def run(self) -> None:
         """Start, tell when ready, stay until a signal, shut down. Raises AccordError when a part does not start."""
         prepare_directories(self._settings)
+        self._settings.rewards_secret()  # one that cannot be read is told now, not by the first job
         data_dir = self._settings.data_dir
         taken = f"another service runs on {data_dir.absolute()}; stop it, or choose another ACCORD_DATA_DIR"
         with sole_user(data_dir / "lock", taken), contextlib.ExitStack() as stack:
@@ -158,6 +159,7 @@ def run_api(settings: Settings, signals: Signals, say: Say) -> None:
 def run_runner(settings: Settings, signals: Signals, say: Say) -> None:
     """A supervisor alone, against a shared store and Ray."""
     prepare_directories(settings)
+    settings.rewards_secret()
     store = open_store(settings)
     store.ready()
     ray_environment(settings)

@@ -141,13 +141,14 @@ def _train(
 
     from learner import workers
     from reward_servers import app
+    from reward_servers.door import Door
     from reward_servers.serve_handles import ServeScorer
     from rollout_workers.actor import start_stream
     from services.runner.clips import ClipsSource
 
     deadline = started + job.max_runtime_s
     _begin("starting reward servers", sink)
-    app.deploy(job.rewards, idle_s=settings.reward_idle_s, envs=settings.reward_envs)
+    app.deploy(job.rewards, door=Door.of(settings), idle_s=settings.reward_idle_s, envs=settings.reward_envs)
     scorer = ServeScorer(job.rewards)
     roster = asyncio.run(scorer.roster())
     _patient(settings, sink)(partial(hold_roster, job, folder, roster))

@@ -23,6 +23,7 @@ DOORS: dict[str, set[str]] = {
         "reward_servers/serve_handles.py",
         "reward_servers/controller.py",
         "reward_servers/deployment.py",
+        "reward_servers/door.py",
     },
     "ray.serve._private": {"reward_servers/controller.py"},
     "ray.serve.context": {"reward_servers/controller.py"},

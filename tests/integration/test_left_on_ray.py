@@ -73,7 +73,7 @@ from accord.config.rewards.panel import SyncReward
 from accord.config.rewards.sound import ClapReward
 from reward_servers import app
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
-print(*app.deploy([SyncReward(num_cpus=0.1), ClapReward(path=sys.argv[2], num_cpus=0.1)], http_port=None, idle_s=1.0))
+print(*app.deploy([SyncReward(num_cpus=0.1), ClapReward(path=sys.argv[2], num_cpus=0.1)], idle_s=1.0))
 sys.stdout.flush()
 time.sleep(600)
 """
@@ -101,7 +101,7 @@ def test_rewards_end_with_the_last_job_that_uses_them(cluster, tmp_path):
         assert other.stdout is not None
         shared, own = other.stdout.readline().split()
         assert (shared, there()) == ("sync", {"sync", own})
-        app.deploy([SyncReward(num_cpus=0.1)], http_port=None, idle_s=IDLE_S)
+        app.deploy([SyncReward(num_cpus=0.1)], idle_s=IDLE_S)
     finally:
         other.kill()
         other.wait(10)
@@ -110,7 +110,7 @@ def test_rewards_end_with_the_last_job_that_uses_them(cluster, tmp_path):
     assert there() == {"sync"}, "this process uses it"
     owners.let_go("sync")
     until(lambda: not there(), "its last owner let it go")
-    app.deploy([SyncReward(num_cpus=0.1)], http_port=None, idle_s=IDLE_S)
+    app.deploy([SyncReward(num_cpus=0.1)], idle_s=IDLE_S)
     assert there() == {"sync"}, "and the next job gets it anew"
 
 

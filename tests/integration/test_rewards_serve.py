@@ -1,16 +1,20 @@
-"""Reward servers on a real Ray Serve: by handle and over HTTP, scaled under traffic, and with a replica killed."""
+"""Reward servers on a real Ray Serve: by handle and through the door, scaled under traffic, and with parts killed."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import ray
 from ray import serve
@@ -23,6 +27,7 @@ from accord.errors import DeadlineExceeded, RewardError, SpecError
 from accord.types import Clip, Prompt
 from accord.world.scene import IMPERFECT, make_clips
 from reward_servers import app
+from reward_servers.door import APPLICATION, Door
 from reward_servers.placement import app_name
 from reward_servers.scorer import LocalScorer
 from reward_servers.serve_handles import ServeScorer
@@ -30,6 +35,9 @@ from reward_servers.wire import write_body
 
 SPECS = [spec(num_cpus=0.1, remember=0) for spec in (SyncReward, SoundReward, ClapReward)]
 GROUPS = 3
+TOKEN = "a-token-of-thirty-characters-x"
+HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/octet-stream"}
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,7 @@ def cluster(port):
         num_cpus=2, labels={"pool": "rewards"}, include_dashboard=False, log_to_driver=False, logging_level="error"
     )
     try:
-        names = app.deploy(SPECS, http_port=port)
+        names = app.deploy(SPECS, door=Door(port=port, token=TOKEN))
         assert names == ["sync", "sound", "clap"]
         yield
     finally:
@@ -80,9 +88,9 @@ def expected(groups):
 
 
 def replicas(name: str) -> dict[str, int]:
-    """Replica ids and process ids of a reward that run now."""
+    """Replica ids and process ids of an application that run now."""
     client = _get_global_client()
-    deployment = client.get_serve_details()["applications"][name]["deployments"]["RewardServer"]
+    (deployment,) = client.get_serve_details()["applications"][name]["deployments"].values()
     return {entry["replica_id"]: entry["pid"] for entry in deployment["replicas"] if entry["state"] == "RUNNING"}
 
 
@@ -118,24 +126,127 @@ def test_a_roster_by_handle_is_that_of_this_process():
     assert asyncio.run(ServeScorer(SPECS).roster()) == asyncio.run(LocalScorer(SPECS).roster())
 
 
-def test_people_are_served_over_http(port, groups, expected):
+@pytest.fixture
+def http(port):
+    """A client with the token, once the door is open."""
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=HEADERS, timeout=60) as client:
+        opened(client)
+        yield client
+
+
+def opened(client: httpx.Client) -> None:
+    """Wait until the door answers; it is started beside the rewards, and again after a death."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            if client.get("/v1/rewards").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_cards_tell_strangers_what_the_rewards_are(http):
+    cards = {card["name"]: card for card in http.get("/v1/rewards").json()["rewards"]}
+    assert cards.keys() == {"sync", "sound", "clap"}
+    roster = asyncio.run(LocalScorer(SPECS).roster())
+    for spec in SPECS:
+        card = http.get(f"/v1/rewards/{spec.name}").json()
+        assert (card["version"], card["weights_digest"]) == (spec.version, roster[spec.name].weights_digest)
+        assert (card["needs"], card["route"]) == (list(spec.needs), spec.route)
+
+
+def test_scores_over_http_have_the_bits_of_this_process(http, groups, expected):
+    """And so has each clip that is sent alone."""
+    for spec in SPECS:
+        for index, (prompt, clips) in enumerate(groups):
+            answer = http.post("/v1/score", params={"reward": spec.name}, content=write_body(prompt, clips))
+            assert answer.status_code == 200, answer.text
+            assert tuple(answer.json()["values"]) == expected[spec.name, index]
+    prompt, clips = groups[0][0], groups[0][1] + groups[1][1]
+    for spec in SPECS:
+        ways = [write_body(prompt, clips), *(write_body(prompt, [clip]) for clip in clips)]
+        answers = [http.post("/v1/score", params={"reward": spec.name}, content=body).json() for body in ways]
+        assert len(clips) == 8 and answers[0]["values"] == [one["values"][0] for one in answers[1:]]
+
+
+def test_the_door_refuses_before_it_reads(http, port, groups):
+    body = write_body(*groups[0])
+    for headers in ({"Authorization": ""}, {"Authorization": "Bearer wrong"}):
+        refused = http.post("/v1/score?reward=sync", content=body, headers=headers)
+        assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
+    torn = http.post("/v1/score?reward=sync", content=body[:-5])
+    assert (torn.status_code, torn.json()["field"]) == (400, "/video")
+    assert torn.headers["content-type"] == "application/problem+json"
+    assert http.post("/v1/score?reward=sync", content=iter([body])).status_code == 411
+    assert http.get("/v1/score").status_code == 405
+    unknown = http.get("/v1/rewards/beauty")
+    assert unknown.status_code == 404 and "clap, sound, sync" in unknown.json()["detail"]
+    late = http.post("/v1/score?reward=sync&deadline_s=0.001", content=body)
+    assert late.status_code == 504
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as wire:
+        lines = ["POST /v1/score?reward=sync HTTP/1.1", "Host: door", f"Content-Length: {10**12}"]
+        lines += [f"{name}: {value}" for name, value in HEADERS.items()]
+        wire.sendall("\r\n".join([*lines, "", ""]).encode())
+        assert wire.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_the_client_of_the_docs_works_as_it_is_written(http, port, groups, expected, tmp_path):
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (client,) = re.findall(r"```python\n(# score\.py\n.*?)```", page, re.DOTALL)
+    (tmp_path / "score.py").write_text(client.replace("http://127.0.0.1:8421", f"http://127.0.0.1:{port}"))
     prompt, clips = groups[0]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as http:
-        card = http.get("/rewards/sync").json()
-        assert card["name"] == "sync" and card["route"] == "both" and card["range"] == list(SyncReward.range)
-        answer = http.post("/rewards/sync/score", content=write_body(prompt, clips))
-        assert answer.status_code == 200
-        assert tuple(answer.json()["values"]) == expected["sync", 0]
-        bad = http.post("/rewards/sync/score", content=write_body(prompt, clips)[:-5])
-        assert bad.status_code == 400 and bad.headers["content-type"].startswith("application/problem+json")
-        assert "safetensors" in bad.json()["detail"]
-        assert http.get("/rewards/sync/score").status_code == 405
-        assert http.get("/rewards/sync/else").status_code == 404
+    np.savez(
+        tmp_path / "clips.npz",
+        video=np.stack([clip.video_FHWC for clip in clips]),
+        audio=np.stack([clip.audio_CS for clip in clips]),
+        fps=clips[0].fps,
+        sample_rate=clips[0].sample_rate,
+    )
+    asked = subprocess.run(
+        [sys.executable, "score.py", prompt.prompt_av], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        env={**os.environ, "ACCORD_REWARDS_TOKEN": TOKEN},
+    )  # fmt: skip
+    assert asked.returncode == 0, asked.stderr
+    values = [float(line.split()[0]) for line in asked.stdout.splitlines()]
+    assert tuple(values) == expected["sync", 0], "sync is blind to the prompt"
 
 
-def test_deploying_again_and_scaling_leave_running_replicas_alone(groups, expected):
+def test_a_door_that_is_killed_costs_no_job_a_score_and_opens_again(http, groups, expected):
+    """The gateway dies while a scorer scores; the token holds afterwards, too."""
+
+    async def traffic(stop: asyncio.Event):
+        scorer, found = ServeScorer(SPECS), []
+        while not stop.is_set():
+            for index, (prompt, clips) in enumerate(groups):
+                found.append((index, await scorer.score("sound", prompt, clips, len(clips))))
+            await asyncio.sleep(0.1)
+        return found
+
+    async def kill_under_traffic():
+        stop = asyncio.Event()
+        stream = asyncio.create_task(traffic(stop))
+        await asyncio.sleep(0.3)
+        for pid in victims.values():
+            os.kill(pid, signal.SIGKILL)
+        await asyncio.sleep(0.2)
+        await asyncio.to_thread(opened, http)
+        stop.set()
+        return await stream
+
+    victims = replicas(APPLICATION)
+    began = time.monotonic()
+    found = asyncio.run(kill_under_traffic())
+    print(f"{len(found)} groups scored until the door was open again, {time.monotonic() - began:.1f} s")
+    assert len(found) > 3 and not set(replicas(APPLICATION)) & set(victims)
+    assert all(scores.values == expected["sound", index] for index, scores in found)
+    assert http.get("/v1/rewards", headers={"Authorization": "Bearer wrong"}).status_code == 401
+
+
+def test_deploying_again_and_scaling_leave_running_replicas_alone(port, groups, expected):
     """Sync goes to two replicas and back under traffic: no score fails, and nobody else is restarted."""
-    before = {spec.name: replicas(spec.name) for spec in SPECS}
+    before = {name: replicas(name) for name in ("sync", "sound", "clap", APPLICATION)}
 
     async def traffic(stop: asyncio.Event):
         scorer, found = ServeScorer(SPECS), []
@@ -149,7 +260,7 @@ def test_deploying_again_and_scaling_leave_running_replicas_alone(groups, expect
         streams = [asyncio.create_task(traffic(stop)) for _ in range(2)]
         await asyncio.sleep(0.5)
         try:
-            await asyncio.to_thread(app.deploy, SPECS)
+            await asyncio.to_thread(app.deploy, SPECS, door=Door(port=port, token=TOKEN))
             began = time.monotonic()
             await asyncio.to_thread(app.scale, "sync", 2)
             print(f"sync has 2 replicas after {time.monotonic() - began:.1f} s")
@@ -170,7 +281,7 @@ def test_deploying_again_and_scaling_leave_running_replicas_alone(groups, expect
     assert len(found) > 10
     assert all(scores.values == expected["sync", index] for index, scores in found)
     assert one("sync").replicas_ready == 1
-    for name in ("sound", "clap"):
+    for name in ("sound", "clap", APPLICATION):
         assert replicas(name) == before[name]
 
 
@@ -202,7 +313,7 @@ def test_a_killed_replica_comes_back_and_the_scores_are_the_same(groups, expecte
     assert {name: replicas(name) for name in others} == others
 
 
-def test_serve_itself_killed_costs_no_score(groups, expected):
+def test_serve_itself_killed_costs_no_score(http, groups, expected):
     """The proxy and the controller die under traffic, and right after it the replica that it would replace."""
 
     async def traffic(stop: asyncio.Event):
@@ -231,6 +342,7 @@ def test_serve_itself_killed_costs_no_score(groups, expected):
     found = asyncio.run(kill_under_traffic())
     assert len(found) > 3
     assert all(scores.values == expected["sync", index] for index, scores in found)
+    opened(http)
 
 
 def test_options_change_without_a_restart(groups, expected):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from pydantic import ValidationError
 
 from accord.config.settings import Settings, usable_key, variable_of
+from accord.errors import ServiceError
 
 
 @pytest.mark.parametrize("field", Settings.model_fields)
@@ -42,3 +45,37 @@ def test_a_key_that_is_short_or_cannot_be_sent_is_refused(monkeypatch: pytest.Mo
         with pytest.raises(ValidationError) as caught:
             Settings()
         assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.7", "rewards.example.org"])
+def test_rewards_beyond_loopback_need_a_token(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, host: str) -> None:
+    monkeypatch.setenv("ACCORD_REWARDS_HOST", host)
+    with pytest.raises(ValidationError, match=r"beyond loopback; set ACCORD_REWARDS_TOKEN"):
+        Settings()
+    monkeypatch.setenv("ACCORD_REWARDS_TOKEN", "0123456789abcdef")
+    assert Settings().rewards_secret() == "0123456789abcdef"
+    file = tmp_path / "token"
+    monkeypatch.setenv("ACCORD_REWARDS_TOKEN_FILE", str(file))
+    with pytest.raises(ValidationError, match="unset one of them"):
+        Settings()
+    monkeypatch.delenv("ACCORD_REWARDS_TOKEN")
+    for content in (None, "short", "\x00" * 20):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(ServiceError, match=str(file)):
+            Settings().rewards_secret()
+    file.write_text("fedcba9876543210\n")
+    assert Settings().rewards_secret() == "fedcba9876543210"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.3.2.1", "::1", "localhost"])
+def test_rewards_on_loopback_need_none(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ACCORD_REWARDS_HOST", host)
+    assert Settings().rewards_secret() == ""
+
+
+@pytest.mark.parametrize("half", ["ACCORD_REWARDS_TLS_CERT", "ACCORD_REWARDS_TLS_KEY"])
+def test_half_of_a_certificate_is_refused(monkeypatch: pytest.MonkeyPatch, half: str) -> None:
+    monkeypatch.setenv(half, "/etc/accord/half.pem")
+    with pytest.raises(ValidationError, match="set both or none"):
+        Settings()

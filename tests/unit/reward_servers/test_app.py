@@ -9,6 +9,7 @@ import pytest
 from accord.config.rewards.panel import SyncReward
 from accord.config.rewards.sound import ClapReward
 from reward_servers import app
+from reward_servers.door import Door
 from reward_servers.placement import app_name
 
 
@@ -39,8 +40,9 @@ def test_a_failed_start_is_told_by_its_last_exception(message, cause):
 
 def test_a_port_in_use_is_seen():
     with socket.socket() as taken:
-        taken.bind((app.HTTP_HOST, 0))
+        taken.bind(("127.0.0.1", 0))
         taken.listen()
-        port = taken.getsockname()[1]
-        assert not app._free(port)
-    assert app._free(port)
+        door = Door(port=taken.getsockname()[1])
+        assert not app._free(door)
+    assert app._free(door)
+    assert app._free(Door(host="192.0.2.1")), "another machine's address says nothing of its port"
