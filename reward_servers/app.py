@@ -5,11 +5,9 @@ An application lives while an attempt uses it, and an idle time longer, so that 
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import re
-import socket
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,7 +34,6 @@ log = logging.getLogger(__name__)
 
 _POLL_S = 0.25
 _CONTROLLER_ENV = {
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",  # a proxy that takes 5 s to import is killed otherwise
     "RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "0.5",  # ten looks a second cost a twelfth of a core
 }
 
@@ -71,9 +68,8 @@ def deploy(
     """Start the servers of `specs` on the connected cluster and wait until all of them answer.
 
     This process is an owner of them until it ends, and they stay `idle_s` after their last one. What runs already is
-    left alone, scaled or not. `door`: where they are served over HTTP, too, unless its port is in use; a Serve instance
-    that is up keeps the address it has. `envs`: folder with the environments that rewards may name. Returns the
-    application of each of `specs`.
+    left alone, scaled or not. `door`: where they are served over HTTP, too; it is not waited for. `envs`: folder with
+    the environments that rewards may name. Returns the application of each of `specs`.
 
     Raises:
         SpecError: a model refuses its options (a wrong path, say), or there is no such environment; the pointer is the
@@ -85,7 +81,7 @@ def deploy(
     wanted = {application.name: application for application in applications(specs)}
     known = environments(specs, envs)
     places = {spec.name: f"/rewards/{index}" for index, spec in enumerate(specs)}
-    _start(door)
+    _start()
     held = owners.hold(wanted, idle_s)
     _retire_leftovers(wanted)
     missing = _missing(wanted, deadline)
@@ -206,34 +202,17 @@ def status() -> list[RewardStatus]:
     return [_status_of(name, found, behind.get(name)) for name, found in known.items()]
 
 
-def _start(door: Door | None) -> None:
-    """Start Serve unless it is up. A port that somebody else has costs the HTTP route, never the job."""
+def _start() -> None:
+    """Start Serve unless it is up, without its HTTP proxy: jobs call by handle, and people come through the door."""
     if controller.is_up():
         return
-    if door is not None and not _free(door):
-        log.warning("%s:%s cannot be had: rewards are served to jobs but not over HTTP", door.host, door.port)
-        door = None
     try:
         serve.start(
-            proxy_location=ProxyLocation.Disabled if door is None else ProxyLocation.HeadOnly,
-            http_options=(door or Door()).http_options,
+            proxy_location=ProxyLocation.Disabled,
             controller_options={"runtime_env": {"env_vars": _CONTROLLER_ENV}},
         )
     except (ray.exceptions.RayError, TimeoutError) as error:
-        if not controller.is_up():
-            raise RewardError(f"Ray Serve did not start: {error}") from error
-        # Only the proxy is late. The controller tries it again, and jobs do not need it.
-        log.warning("the HTTP proxy of the rewards is not up yet: %s", str(error).splitlines()[0])
-
-
-def _free(door: Door) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in door.host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((door.host, door.port))
-        except OSError as error:
-            return error.errno != errno.EADDRINUSE  # the address may be that of another machine, the head
-    return True
+        raise RewardError(f"Ray Serve did not start: {error}") from error
 
 
 def _application(wanted: Application, bounds: tuple[int, int], env: dict[str, Any] | None) -> serve.Application:

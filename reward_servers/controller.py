@@ -9,7 +9,6 @@ from typing import Any
 
 import ray
 from ray.serve._private.constants import SERVE_NAMESPACE
-from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 
 log = logging.getLogger(__name__)
@@ -48,13 +47,6 @@ class Served:
 def is_up() -> bool:
     """Whether Serve runs on the connected cluster, with applications or without."""
     return _get_global_client(raise_if_no_controller_running=False) is not None
-
-
-def http_options() -> HTTPOptions | None:
-    """How HTTP is served on the connected cluster; None without a proxy."""
-    client = _get_global_client(raise_if_no_controller_running=False)
-    options = client.http_config if client is not None else None
-    return options if options is not None and options.location != ProxyLocation.Disabled else None
 
 
 def served(deployment: str) -> dict[str, Served]:

@@ -1,6 +1,7 @@
 """The HTTP door as a Serve application of its own: where it stands, who opens it, and how it reaches the rewards.
 
-Whoever starts Serve says where it listens; that stays as long as Serve does. No job ever asks through it.
+Its one replica listens by itself, on the Ray head: Serve's proxy would add two processes' hops to every call, and takes
+in bodies as fast as they come before anybody has looked at who sends them. No job ever asks through the door.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,23 +17,29 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import uvicorn
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from starlette.requests import Request
-from starlette.responses import JSONResponse
 
 from accord.config.settings import Settings, is_loopback
+from accord.errors import UserError
 from accord.types import Clip, Modality, Prompt
 from reward_servers import controller
 from reward_servers.controller import Served
-from reward_servers.gateway import MAX_CALLS, Gateway, Refusal, one_of, token_digest
+from reward_servers.gateway import Gateway, Refusal, one_of, token_digest
 from reward_servers.placement import SERVERS
 
 log = logging.getLogger(__name__)
 
 APPLICATION = "rewards-door"
-ROUTE = "/v1"
+_HEAD = {"node:__internal_head__": 0.001}
+"""Ray's own resource of the head's node."""
+_BIND_S = 20.0
+"""How long the port may still be that of a door that ended."""
+_CONNECTIONS = 512
+_LONGEST_HEAD = 32 * 1024
+"""Bytes of a request line with its headers."""
 _LOOK_S = 2.0
 """How old what is known of the applications may be."""
 _LOOK_AGAIN_S = 0.25
@@ -42,7 +50,7 @@ _UP = frozenset({"RUNNING", "UNHEALTHY"})
 
 @dataclass(frozen=True, slots=True)
 class Door:
-    """Where rewards are served over HTTP, and to whom."""
+    """Where rewards are served over HTTP, and to whom. Raises UserError beyond loopback without a token."""
 
     host: str = "127.0.0.1"
     port: int = 8421
@@ -50,6 +58,10 @@ class Door:
     """For callers to send; "" = anybody is served."""
     certificate: Path | None = None
     key: Path | None = None
+
+    def __post_init__(self) -> None:
+        if not self.token and not is_loopback(self.host):
+            raise UserError(f"rewards on {self.host} are beyond loopback; set a token, too")
 
     @classmethod
     def of(cls, settings: Settings) -> Door | None:
@@ -62,23 +74,55 @@ class Door:
         )  # fmt: skip
 
     @property
-    def http_options(self) -> dict[str, Any]:
-        """For Serve."""
-        options: dict[str, Any] = {"host": self.host, "port": self.port, "request_timeout_s": 660.0}
-        if self.certificate and self.key:
-            options |= {"ssl_certfile": str(self.certificate), "ssl_keyfile": str(self.key)}
-        return options
+    def place(self) -> dict[str, Any]:
+        """Where it listens; with another one the replica is another."""
+        return {
+            "host": self.host, "port": self.port, "ssl_certfile": self.certificate and str(self.certificate),
+            "ssl_keyfile": self.key and str(self.key),
+        }  # fmt: skip
 
 
 class HttpDoor:
-    """The deployment: the gateway before the rewards of the cluster."""
+    """The deployment: a web server with the gateway before the rewards of the cluster."""
 
-    def __init__(self, token_digest: str) -> None:
-        self._gateway = Gateway(ClusterRewards(), token_digest)
+    async def __init__(self, place: Mapping[str, Any]) -> None:  # type: ignore[misc]  # Serve awaits it
+        """Listens when it returns. Raises OSError where the port cannot be had."""
+        self._gateway = Gateway(ClusterRewards(), "no digest")  # nobody is served before `reconfigure`
+        listener = await asyncio.to_thread(_listen, place["host"], place["port"])
+        config = uvicorn.Config(
+            self._gateway, **place, http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
+            server_header=False, limit_concurrency=_CONNECTIONS, h11_max_incomplete_event_size=_LONGEST_HEAD,
+            timeout_graceful_shutdown=3,
+        )  # fmt: skip
+        self._server = uvicorn.Server(config)
+        self._serving = asyncio.create_task(self._server.serve([listener]))
 
-    async def __call__(self, request: Request) -> JSONResponse:
-        """Any request below the route."""
-        return await self._gateway.answer(request)
+    def reconfigure(self, config: Mapping[str, Any]) -> None:
+        """Take over the digest of the token, at the start and whenever it changes."""
+        self._gateway.token_digest = config["token_digest"]
+
+    def check_health(self) -> None:
+        """Raises when nobody listens any more: Serve then starts another."""
+        if self._serving.done():
+            raise RuntimeError("the web server of the rewards has ended")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Waits for the port while it is taken."""
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    deadline = time.monotonic() + _BIND_S
+    while True:
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(address)
+            listener.listen(1024)
+            return listener
+        except OSError:
+            listener.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.25)
 
 
 class ClusterRewards:
@@ -173,35 +217,26 @@ class ClusterRewards:
 
 
 def open_door(door: Door) -> None:
-    """Start the door, or tell a running one its token, and wait for nothing. Serve is up.
+    """Open it, or tell one that is open its token, and wait for nothing: what keeps it shut costs no job anything.
 
-    A door without a token is opened to this machine alone, and never in the place of one that has one.
+    One that is open is changed by a door with a token alone, so nothing that asks for one ever ceases to.
     """
-    options = controller.http_options()
-    if options is None:
+    there = serve.status().applications.get(APPLICATION)
+    if there is not None and there.status in {"RUNNING", "DEPLOYING"} and not door.token:
         return
-    if (options.host, options.port) != (door.host, door.port):
-        log.warning("rewards are served on %s:%s until Serve ends, not on %s:%s", options.host, options.port,
-                    door.host, door.port)  # fmt: skip
-    if not door.token:
-        if APPLICATION in serve.status().applications:
-            return
-        if not is_loopback(options.host or ""):
-            log.warning("rewards are not served over HTTP: %s is beyond loopback, and there is no token", options.host)
-            return
-    digest = token_digest(door.token) if door.token else ""
     deployment: Any = serve.deployment(HttpDoor)
     application = deployment.options(
         name="HttpDoor",
-        version=digest or "open",  # the same again restarts nothing
+        version=repr(sorted(door.place.items())),  # the same again restarts nothing
         _internal=True,
-        ray_actor_options={"num_cpus": 0},
-        max_ongoing_requests=MAX_CALLS + 64,  # those that it refuses, too
+        user_config={"token_digest": token_digest(door.token) if door.token else ""},
+        ray_actor_options={"num_cpus": 0, "resources": _HEAD},
         health_check_period_s=5.0,
         graceful_shutdown_timeout_s=5.0,
-    )  # fmt: skip
+        max_constructor_retry_count=2,
+    ).bind(door.place)
     serve.run_many(
-        [serve.RunTarget(application.bind(digest), APPLICATION, ROUTE)],
+        [serve.RunTarget(application, APPLICATION, None)],
         wait_for_ingress_deployment_creation=False,
         wait_for_applications_running=False,
     )

@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import hmac
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -70,11 +70,12 @@ class Rewards(Protocol):
 
 
 class Gateway:
-    """Answers requests for a set of rewards. An ASGI application of its own; a Serve replica calls `answer`."""
+    """Answers requests for a set of rewards: an ASGI application."""
 
     def __init__(self, rewards: Rewards, token_digest: str = "") -> None:
-        """`token_digest`: SHA-256 of the token that a caller must have, hexadecimal; "" = anybody is served."""
-        self._rewards, self._token_digest = rewards, token_digest
+        self._rewards = rewards
+        self.token_digest = token_digest
+        """SHA-256 of the token that a caller must have, hexadecimal; "" = anybody is served."""
         self._calls = self._held = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -92,11 +93,11 @@ class Gateway:
 
     def _check_token(self, request: Request) -> None:
         """No token and a wrong one are told the same, after the same time."""
-        if not self._token_digest:
+        if not self.token_digest:
             return
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         given = token_digest(token.strip() if scheme.lower() == "bearer" else "")
-        if not hmac.compare_digest(given, self._token_digest):
+        if not hmac.compare_digest(given, self.token_digest):
             raise Refusal(
                 401, "send the token of this server as Authorization: Bearer TOKEN", WWW_Authenticate="Bearer"
             )
@@ -128,7 +129,7 @@ class Gateway:
                         prompt, clips = read_body(body, needs)
                     except BadBody as error:
                         raise Refusal(400, error.detail, error.field) from error
-                    return await self._rewards.score(name, prompt, clips)
+                    return await _unless_gone(request, self._rewards.score(name, prompt, clips))
             except TimeoutError as error:
                 raise Refusal(504, f"no score within {deadline_s:g} s, and the call is cancelled") from error
 
@@ -236,6 +237,24 @@ async def _body(request: Request, length: int) -> bytearray:
     if len(body) != length:
         raise Refusal(400, f"the body has not the {length} bytes that Content-Length says", "content-length")
     return body
+
+
+async def _unless_gone(request: Request, call: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """The answer of a call, which is cancelled when its caller has gone."""
+    scoring, gone = asyncio.create_task(call), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({scoring, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not scoring.done():
+            raise Refusal(400, "the caller has gone", "")
+        return scoring.result()
+    finally:
+        scoring.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _plain(values: Sequence[float]) -> list[float | None]:

@@ -314,7 +314,7 @@ def test_a_killed_replica_comes_back_and_the_scores_are_the_same(groups, expecte
 
 
 def test_serve_itself_killed_costs_no_score(http, groups, expected):
-    """The proxy and the controller die under traffic, and right after it the replica that it would replace."""
+    """The controller dies under traffic with the door, and right after it the replica that it would replace."""
 
     async def traffic(stop: asyncio.Event):
         scorer, found = ServeScorer(SPECS), []
@@ -327,9 +327,9 @@ def test_serve_itself_killed_costs_no_score(http, groups, expected):
         stop = asyncio.Event()
         stream = asyncio.create_task(traffic(stop))
         await asyncio.sleep(0.3)
-        for pid in pids_of("ProxyActor", "ServeController"):
+        for pid in pids_of("ServeController"):
             os.kill(pid, signal.SIGKILL)
-        for pid in victims.values():
+        for pid in [*victims.values(), *replicas_of_door.values()]:
             os.kill(pid, signal.SIGKILL)
         began = time.monotonic()
         while not (alive := await asyncio.to_thread(replicas, "sync")) or set(alive) & set(victims):
@@ -338,7 +338,7 @@ def test_serve_itself_killed_costs_no_score(http, groups, expected):
         stop.set()
         return await stream
 
-    victims = replicas("sync")
+    victims, replicas_of_door = replicas("sync"), replicas(APPLICATION)
     found = asyncio.run(kill_under_traffic())
     assert len(found) > 3
     assert all(scores.values == expected["sync", index] for index, scores in found)

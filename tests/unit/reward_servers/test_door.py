@@ -1,0 +1,93 @@
+"""The web server of the door by itself: address, port, TLS. With a cluster behind it: tests/integration."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import ipaddress
+import socket
+import ssl
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from accord.config.settings import Settings
+from accord.errors import UserError
+from reward_servers import door
+from reward_servers.door import Door, HttpDoor
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1, signed by itself, and its key."""
+    x509 = pytest.importorskip("cryptography.x509")
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "door")])
+    made = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now, now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    cert, secret = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    secret.write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )  # fmt: skip
+    return cert, secret
+
+
+def test_beyond_loopback_there_is_a_token():
+    with pytest.raises(UserError, match=r"0\.0\.0\.0.*token"):
+        Door(host="0.0.0.0")
+    assert "secret" not in repr(Door(host="0.0.0.0", token="secret"))
+    assert Door.of(Settings(rewards_port=0)) is None
+    assert Door.of(Settings()) == Door()
+
+
+def test_https_is_spoken_where_there_is_a_certificate(tmp_path):
+    """And nobody is served before it is told whom; a token that changes holds from then on."""
+    cert, key = certificate(tmp_path)
+    where = Door(port=free_port(), certificate=cert, key=key)
+
+    async def asked():
+        server = HttpDoor.__new__(HttpDoor)
+        await server.__init__(where.place)
+        trust = ssl.create_default_context(cafile=cert)
+        async with httpx.AsyncClient(base_url=f"https://127.0.0.1:{where.port}", verify=trust) as http:
+            found = [(await http.get("/else")).status_code]
+            for digest in ("", "0" * 64):
+                server.reconfigure({"token_digest": digest})
+                found.append((await http.get("/else")).status_code)
+        server.check_health()
+        server._server.should_exit = True
+        await asyncio.wait_for(server._serving, 10)
+        with pytest.raises(RuntimeError, match="ended"):
+            server.check_health()
+        return found
+
+    assert asyncio.run(asked()) == [401, 404, 401]
+
+
+def test_a_port_that_is_still_taken_is_waited_for(monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        threading.Timer(0.3, taken.close).start()
+        with door._listen("127.0.0.1", port) as listener:
+            assert listener.getsockname()[1] == port
+            monkeypatch.setattr(door, "_BIND_S", 0.0)
+            with pytest.raises(OSError, match="in use"):
+                door._listen("127.0.0.1", port)
