@@ -47,6 +47,10 @@ priorityClassName: {{ . }}
     secretKeyRef:
       name: {{ include "accord.storeSecret" . }}
       key: {{ if .Values.store.enabled }}redis-url{{ else }}{{ .Values.externalStore.key }}{{ end }}
+{{- with .Values.rewards.hosts }}
+- name: ACCORD_REWARD_HOSTS
+  value: {{ join "," . | quote }}
+{{- end }}
 {{- range $name, $value := .Values.env }}
 - name: {{ $name }}
   value: {{ $value | quote }}

@@ -199,6 +199,27 @@ def test_environment_reaches_settings(render):
                 assert entry["name"] in known
 
 
+def test_rewards_are_served_to_others_with_a_secret_alone(render):
+    """One port for the runner's setting, the head's pod and the network."""
+    closed = render()
+    assert "ACCORD_REWARDS_HOST" not in str(closed) and not [name for _, name in _kinds(closed) if "rewards" in name]
+    values = {"rewards": {"hosts": ["a.example:8000", "b"], "http": {"existingSecret": "s", "port": 8500}}}
+    opened = render(values)
+    runner = _one(opened, "Deployment", "-runner")["spec"]["template"]["spec"]["containers"][0]["env"]
+    known = {entry["name"]: entry for entry in runner}
+    assert known["ACCORD_REWARDS_HOST"]["value"] == "0.0.0.0" and known["ACCORD_REWARDS_PORT"]["value"] == "8500"
+    assert known["ACCORD_REWARDS_TOKEN"]["valueFrom"]["secretKeyRef"] == {"name": "s", "key": "token"}
+    (cluster,) = (item for item in opened if item["kind"] == "RayCluster")
+    head = cluster["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {"name": "rewards", "containerPort": 8500} in head["ports"]
+    assert {"name": "ACCORD_REWARD_HOSTS", "value": "a.example:8000,b"} in head["env"]
+    policy = _one(opened, "NetworkPolicy", "-rewards")["spec"]
+    assert policy["ingress"] == [{"ports": [{"port": 8500, "protocol": "TCP"}]}]
+    assert policy["podSelector"]["matchLabels"]["ray.io/node-type"] == "head"
+    with pytest.raises(helm.HelmError, match=r"needs ray\.enabled"):
+        render({**values, "ray": {"enabled": False}})
+
+
 def test_the_rays_of_chart_image_and_constraints_are_one():
     version = yaml.safe_load((CHART / "values.yaml").read_text())["ray"]["version"]
     assert f"ray=={version}" in (ROOT / "constraints.txt").read_text().splitlines()
