@@ -208,9 +208,40 @@ def test_with_the_token_one_is_served():
 def test_at_the_deadline_the_call_is_cancelled():
     rewards = InProcess()
     rewards.hold.clear()
-    answer = ask("POST", "/v1/score?reward=sync&deadline_s=0.05", Gateway(rewards), content=BODY, headers=OCTETS)
+
+    async def waited():
+        path = "/v1/score?reward=sync&deadline_s=0.05"
+        answer = await asked("POST", path, Gateway(rewards), content=BODY, headers=OCTETS)
+        await asyncio.sleep(0)
+        return answer, rewards.cancelled
+
+    answer, cancelled = asyncio.run(waited())
     assert answer.status_code == 504 and "0.05 s" in refused(answer)["detail"]
-    assert rewards.cancelled
+    assert cancelled
+
+
+def test_when_its_caller_has_gone_a_call_is_cancelled():
+    rewards = InProcess()
+    rewards.hold.clear()
+    messages = [{"type": "http.request", "body": BODY}, {"type": "http.disconnect"}]
+
+    async def receive():
+        return messages.pop(0)
+
+    async def send(message):
+        del message
+
+    async def left():
+        scope = {
+            "type": "http", "method": "POST", "path": "/v1/score", "query_string": b"reward=sync", "root_path": "",
+            "headers": [(b"content-type", b"application/octet-stream"), (b"content-length", str(len(BODY)).encode())],
+        }  # fmt: skip
+        async with asyncio.timeout(10):
+            await Gateway(rewards)(scope, receive, send)
+        await asyncio.sleep(0)
+        return rewards.cancelled
+
+    assert asyncio.run(left())
 
 
 def test_where_there_is_no_room_one_may_ask_again(monkeypatch):
