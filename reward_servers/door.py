@@ -192,7 +192,7 @@ class ClusterRewards:
                 cards: list[dict[str, Any]] = await self._called(application, "cards")
         except TimeoutError as error:
             raise _not_up(f"{application} does not say what it is") from error
-        return cards
+        return [card | {"application": application} for card in cards]
 
     async def _called(self, application: str, method: str, *arguments: Any) -> Any:
         """One call by handle, cancelled at the replica as well when it is given up."""

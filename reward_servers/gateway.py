@@ -28,7 +28,7 @@ MAX_HELD_BYTES = 2**30
 MAX_CALLS = 256
 """Calls that are here at once."""
 DEADLINE_S = 30.0
-LONGEST_DEADLINE_S = 600.0
+LONGEST_DEADLINE_S = 3600.0
 _MEDIA_TYPE = "application/octet-stream"
 _TITLES = {
     400: "Bad request", 401: "Unauthorised", 404: "Not found", 405: "Method not allowed", 411: "Length required",
@@ -110,7 +110,7 @@ class Gateway:
                 return JSONResponse({"rewards": await self._rewards.cards()})
             case ["v1", "rewards", name]:
                 _allow(request, "GET")
-                return JSONResponse(await self._rewards.card(name))
+                return JSONResponse(await self._rewards.card(name) | {"name": name})
             case ["v1", "score"]:
                 _allow(request, "POST")
                 return JSONResponse(await self._score(request))
@@ -129,7 +129,8 @@ class Gateway:
                         prompt, clips = read_body(body, needs)
                     except BadBody as error:
                         raise Refusal(400, error.detail, error.field) from error
-                    return await _unless_gone(request, self._rewards.score(name, prompt, clips))
+                    answer = await _unless_gone(request, self._rewards.score(name, prompt, clips))
+                    return answer | {"reward": name}
             except TimeoutError as error:
                 raise Refusal(504, f"no score within {deadline_s:g} s, and the call is cancelled") from error
 
@@ -178,20 +179,20 @@ def answer_of(scores: RewardScores, weights_digest: str) -> dict[str, Any]:
 
 
 def one_of(name: str, served: Mapping[str, Sequence[str]]) -> tuple[str, str]:
-    """Application and reward behind `NAME` or `NAME@APPLICATION`. `served`: rewards by application.
+    """Application and reward behind `NAME` or `NAME:APPLICATION`. `served`: rewards by application.
 
     The application that is called like the reward is meant before any other. Raises Refusal when none is meant, or
     several may be.
     """
-    reward, _, wanted = name.partition("@")
-    found = [app for app, rewards in served.items() if reward in rewards and app == (wanted or app)]
-    found = [app for app in found if app == reward] or found
+    pairs = [(app, reward) for app, rewards in served.items() for reward in rewards]
+    found = [(app, reward) for app, reward in pairs if name in (reward, f"{reward}:{app}")]
+    found = [pair for pair in found if pair[0] == name] or found
     if len(found) == 1:
-        return found[0], reward
+        return found[0]
     if found:
-        ways = ", ".join(f"{reward}@{app}" for app in found)
-        raise Refusal(404, f"{reward!r} is served by several applications; say which: {ways}", "reward")
-    there = sorted({reward for rewards in served.values() for reward in rewards})
+        ways = ", ".join(f"{reward}:{app}" for app, reward in found)
+        raise Refusal(404, f"{name!r} is served by several applications; say which: {ways}", "reward")
+    there = sorted({reward for _, reward in pairs})
     raise Refusal(404, f"no reward {name[:80]!r} is here; there are: {', '.join(there) or 'none'}", "reward")
 
 

@@ -22,11 +22,13 @@ from ray._private import state as ray_state
 from ray.serve.context import _get_global_client
 
 from accord.config.rewards.panel import SoundReward, SyncReward
+from accord.config.rewards.remote import CardSpec, RemoteReward
 from accord.config.rewards.sound import ClapReward
 from accord.errors import DeadlineExceeded, RewardError, SpecError
 from accord.types import Clip, Prompt
 from accord.world.scene import IMPERFECT, make_clips
 from reward_servers import app
+from reward_servers.base import build, score_groups
 from reward_servers.door import APPLICATION, Door
 from reward_servers.placement import app_name
 from reward_servers.scorer import LocalScorer
@@ -135,11 +137,11 @@ def http(port):
 
 
 def opened(client: httpx.Client) -> None:
-    """Wait until the door answers; it is started beside the rewards, and again after a death."""
+    """Wait until the door answers and Serve knows; it is started beside the rewards, and again after a death."""
     deadline = time.monotonic() + 60
     while True:
         try:
-            if client.get("/v1/rewards").status_code == 200:
+            if client.get("/v1/rewards").status_code == 200 and replicas(APPLICATION):
                 return
         except httpx.TransportError:
             pass
@@ -190,6 +192,23 @@ def test_the_door_refuses_before_it_reads(http, port, groups):
         lines += [f"{name}: {value}" for name, value in HEADERS.items()]
         wire.sendall("\r\n".join([*lines, "", ""]).encode())
         assert wire.recv(4096).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_job_elsewhere_asks_through_the_door(http, port, groups, expected, monkeypatch):
+    """The reward behind a URL, whose URL is this door."""
+    monkeypatch.setenv("ACCORD_REWARD_HOSTS", "127.0.0.1")
+    monkeypatch.setenv("ACCORD_TOKEN_DOOR", TOKEN)
+    card = http.get("/v1/rewards/clap").json()
+    low, high = card["range"]
+    agreed = {key: card[key] for key in ("version", "weights_digest", "needs", "floor", "prompt_anchored")}
+    for name in ("clap", "clap:clap"):
+        spec = RemoteReward(
+            name="remote:far", route="audio", url=f"http://127.0.0.1:{port}/v1", reward=name,
+            token_env="ACCORD_TOKEN_DOOR",
+            card=CardSpec(low=low, high=high, component_names=tuple(card["components"]), **agreed),
+        )  # fmt: skip
+        scores = score_groups(build(spec), [prompt for prompt, _ in groups], [clips for _, clips in groups])
+        assert [found.values for found in scores] == [expected["clap", index] for index in range(GROUPS)]
 
 
 def test_the_client_of_the_docs_works_as_it_is_written(http, port, groups, expected, tmp_path):

@@ -18,7 +18,13 @@ from reward_servers.gateway import Gateway, Refusal, answer_of, card_of, one_of,
 from reward_servers.wire import write_body
 
 TOKEN = "a-token-of-thirty-characters-x"
-SERVED = {"sync": ("sync",), "sound-1": ("sound",), "sound-2": ("sound",), "pack-a-9": ("sync", "motion")}
+SERVED = {
+    "sync": ("sync",),
+    "sound-1": ("sound",),
+    "sound-2": ("sound",),
+    "pack-a-9": ("sync", "motion"),
+    "remote-1": ("remote:motion",),
+}
 OCTETS = {"Content-Type": "application/octet-stream"}
 
 
@@ -269,8 +275,8 @@ def test_where_there_is_no_room_one_may_ask_again(monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "found"),
-    [("sync", ("sync", "sync")), ("motion", ("pack-a-9", "motion")), ("sync@pack-a-9", ("pack-a-9", "sync")),
-     ("sound@sound-2", ("sound-2", "sound"))],
+    [("sync", ("sync", "sync")), ("motion", ("pack-a-9", "motion")), ("sync:pack-a-9", ("pack-a-9", "sync")),
+     ("sound:sound-2", ("sound-2", "sound")), ("remote:motion", ("remote-1", "remote:motion"))],
 )  # fmt: skip
 def test_a_name_means_one_reward(name, found):
     assert one_of(name, SERVED) == found
@@ -278,7 +284,7 @@ def test_a_name_means_one_reward(name, found):
 
 @pytest.mark.parametrize(
     ("name", "told"),
-    [("sound", "sound@sound-1, sound@sound-2"), ("sound@sync", "no reward"), ("", "no reward"), ("@sync", "no reward")],
+    [("sound", "sound:sound-1, sound:sound-2"), ("sound:sync", "no reward"), ("", "no reward"), (":sync", "no reward")],
 )
 def test_a_name_that_means_none_or_several_is_refused(name, told):
     with pytest.raises(Refusal) as caught:
