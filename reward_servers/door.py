@@ -224,6 +224,8 @@ def open_door(door: Door) -> None:
     there = serve.status().applications.get(APPLICATION)
     if there is not None and there.status in {"RUNNING", "DEPLOYING"} and not door.token:
         return
+    if there is not None and there.status == "DEPLOY_FAILED":
+        log.warning("the HTTP door of the rewards could not be opened, and is tried again: %s", there.message)
     deployment: Any = serve.deployment(HttpDoor)
     application = deployment.options(
         name="HttpDoor",

@@ -104,6 +104,7 @@ def running_service(root: Path, **settings: str) -> Iterator[Service]:
         "ACCORD_RUNS_DIR": str(root / "runs"),
         "ACCORD_PORT": str(port),
         "ACCORD_GRACE_S": "10",
+        "ACCORD_REWARDS_PORT": "0",  # nobody asks here; tests/integration/test_rewards_serve.py does
         **dict.fromkeys(("http_proxy", "https_proxy", "all_proxy"), "http://127.0.0.1:9"),  # loopback needs no proxy
         **settings,
     }

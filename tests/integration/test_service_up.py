@@ -176,6 +176,15 @@ class TestClearRefusals:
         assert done.returncode == 2
         assert "cannot be written" in done.stderr and "ACCORD_DATA_DIR" in done.stderr and done.stderr.count("\n") == 1
 
+    def test_rewards_exposed_without_a_token(self, tmp_path: Path) -> None:
+        done = run(tmp_path, "up", ACCORD_REWARDS_HOST="0.0.0.0")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+        assert "ACCORD_REWARDS_HOST: 0.0.0.0 is beyond loopback; set ACCORD_REWARDS_TOKEN" in done.stderr
+        token = tmp_path / "token"
+        named = {"ACCORD_REWARDS_HOST": "0.0.0.0", "ACCORD_REWARDS_TOKEN_FILE": str(token)}
+        done = run(tmp_path, "up", ACCORD_PORT=str(free_port()), **named)
+        assert done.returncode == 2 and f"{token} has no token" in done.stderr, done.stderr
+
     @pytest.mark.parametrize("command", ["up", "api", "runner"])
     def test_store_does_not_answer(self, tmp_path: Path, command: str) -> None:
         url = f"redis://:hush@127.0.0.1:{free_port()}/0"
