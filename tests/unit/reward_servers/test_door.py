@@ -9,14 +9,20 @@ import socket
 import ssl
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
+from ray.exceptions import ActorDiedError, RayTaskError
+from ray.serve.exceptions import BackPressureError, RayServeException
 
 from accord.config.settings import Settings
 from accord.errors import UserError
+from accord.types import Prompt
 from reward_servers import door
-from reward_servers.door import Door, HttpDoor
+from reward_servers.controller import Served
+from reward_servers.door import ClusterRewards, Door, HttpDoor
+from reward_servers.gateway import Refusal
 
 
 def free_port() -> int:
@@ -91,3 +97,37 @@ def test_a_port_that_is_still_taken_is_waited_for(monkeypatch):
             monkeypatch.setattr(door, "_BIND_S", 0.0)
             with pytest.raises(OSError, match="in use"):
                 door._listen("127.0.0.1", port)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (BackPressureError(num_queued_requests=1, max_queued_requests=1), 429),
+        (ActorDiedError(), 503),
+        (RayServeException("no replica"), 503),
+        (RayTaskError("answer", "trace", ActorDiedError()), 503),
+        (RayTaskError("answer", "trace", ValueError("bug")), 500),
+    ],
+)
+def test_why_a_replica_has_no_answer_is_told(monkeypatch, error, status):
+    """A handle whose call ends in an error, as Serve raises it."""
+
+    async def lost():
+        raise error
+
+    handle = SimpleNamespace(answer=SimpleNamespace(remote=lambda *_: lost()))
+    monkeypatch.setattr(door.serve, "get_app_handle", lambda _application: handle)
+    monkeypatch.setattr(door.ray, "put", lambda clips: clips)
+    monkeypatch.setattr(door.controller, "served", lambda _deployment: {"sync": Served("RUNNING", 1, ("sync",))})
+    with pytest.raises(Refusal) as caught:
+        asyncio.run(ClusterRewards().score("sync", Prompt("p", "x", "x", "x"), []))
+    assert caught.value.status == status
+    assert ("Retry-After" in caught.value.headers) == (status != 500)
+
+
+@pytest.mark.parametrize("state", ["DEPLOYING", "DEPLOY_FAILED", "DELETING"])
+def test_a_reward_that_is_not_up_is_told_so(monkeypatch, state):
+    monkeypatch.setattr(door.controller, "served", lambda _deployment: {"sync": Served(state, 0, ("sync",))})
+    with pytest.raises(Refusal, match=state) as caught:
+        asyncio.run(ClusterRewards().card("sync"))
+    assert caught.value.status == 503 and caught.value.headers["Retry-After"]
