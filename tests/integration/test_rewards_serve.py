@@ -200,12 +200,14 @@ def test_a_job_elsewhere_asks_through_the_door(http, port, groups, expected, mon
     monkeypatch.setenv("ACCORD_TOKEN_DOOR", TOKEN)
     card = http.get("/v1/rewards/clap").json()
     low, high = card["range"]
-    agreed = {key: card[key] for key in ("version", "weights_digest", "needs", "floor", "prompt_anchored")}
+    agreed = {key: card[key] for key in ("version", "weights_digest", "floor", "prompt_anchored")}
     for name in ("clap", "clap:clap"):
         spec = RemoteReward(
             name="remote:far", route="audio", url=f"http://127.0.0.1:{port}/v1", reward=name,
             token_env="ACCORD_TOKEN_DOOR",
-            card=CardSpec(low=low, high=high, component_names=tuple(card["components"]), **agreed),
+            card=CardSpec(
+                low=low, high=high, needs=tuple(card["needs"]), component_names=tuple(card["components"]), **agreed
+            ),
         )  # fmt: skip
         scores = score_groups(build(spec), [prompt for prompt, _ in groups], [clips for _, clips in groups])
         assert [found.values for found in scores] == [expected["clap", index] for index in range(GROUPS)]
@@ -376,7 +378,8 @@ def test_options_change_without_a_restart(groups, expected):
     prompt, clips = groups[0]
     scores = asyncio.run(ServeScorer(SPECS).score("sync", prompt, clips, len(clips)))
     assert scores.values == expected["sync", 0]
-    assert {spec.name: replicas(spec.name) for spec in SPECS} == before
+    for name, those in before.items():  # load of before may have brought another one
+        assert those.items() <= replicas(name).items()
 
 
 def test_a_pack_has_its_place_its_environment_and_the_same_scores(tmp_path, groups, expected):
