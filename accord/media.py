@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 AAC_RATES = (44_100, 48_000)
 """Sample rates that are kept; any other is resampled to 48 kHz, where an AAC frame is only 21 ms long."""
+CONTAINERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
+"""What a clip's file may end in, and how it is read: never by its content, as a playlist would lead to other files."""
 
 
 def write_mp4(clip: Clip, folder: RunFolder, name: str, *, min_side: int = 256) -> None:
@@ -49,28 +51,32 @@ def write_mp4(clip: Clip, folder: RunFolder, name: str, *, min_side: int = 256) 
 def read_mp4(path: Path) -> Clip:
     """Read a file back as people see and hear it: uint8 video [F, H, W, 3], float32 audio [C, S], both from time 0.
 
-    Sizes and rates are those of the file, so a small clip comes back enlarged. A file without sound gives [1, 0].
+    Sizes and rates are those of the file, so a small clip comes back enlarged. Frames that do not come evenly are taken
+    at the file's mean rate: at each of its ticks the one that is seen then. A file without sound gives [1, 0]. One that
+    ends in none of `CONTAINERS` is read as MP4.
 
     Raises:
-        MediaError: the file is missing, is no video, or is torn.
+        MediaError: the file is missing, has no picture, or is torn.
     """
     import av
 
     try:
-        with av.open(str(path), format="mp4") as container:  # a playlist of that name would lead to other files
+        with av.open(str(path), format=CONTAINERS.get(path.suffix.lower(), "mp4")) as container:
             if not container.streams.video:
-                raise MediaError(f"{path} has no video stream; it is not a clip that write_mp4 wrote")
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
-            fps = float(container.streams.video[0].average_rate or 0)
+                raise MediaError(f"{path} has no video stream; a clip has a picture, with or without sound")
+            video, fps = _decode_video(container)
             container.seek(0)
             audio, rate = (
                 _decode_audio(container) if container.streams.audio else (np.zeros((1, 0), np.float32), 48_000)
             )
     except (OSError, av.FFmpegError) as error:
-        raise MediaError(f"cannot read the clip {path}: {error}; the file is missing, torn or no MP4") from error
-    if not frames or fps <= 0:
+        raise MediaError(
+            f"cannot read the clip {path}: {error}; it is missing or torn, or its content is not what its name ends in "
+            f"({', '.join(CONTAINERS)})"
+        ) from error
+    if not len(video) or fps <= 0:
         raise MediaError(f"{path} holds no video frames; the file is torn")
-    return Clip(np.stack(frames), fps, audio, rate)
+    return Clip(video, fps, audio, rate)
 
 
 def enlarge(video: NDArray[np.uint8], min_side: int) -> NDArray[np.uint8]:
@@ -149,6 +155,23 @@ def _audio_frame(clip: Clip) -> Any:
     frame.pts = 0
     frame.time_base = Fraction(1, clip.sample_rate)
     return frame
+
+
+def _decode_video(container: Any) -> tuple[NDArray[np.uint8], float]:
+    """Decode the picture [F, H, W, 3] and its rate; frames more than half a frame off an even pace are paced anew."""
+    frames, times = [], []
+    for frame in container.decode(video=0):
+        frames.append(frame.to_ndarray(format="rgb24"))
+        times.append(frame.time)
+    fps = float(container.streams.video[0].average_rate or 0)
+    if len(frames) < 2 or None in times or times[-1] <= times[0]:
+        return np.asarray(frames, np.uint8), fps
+    times_F, number_F = np.asarray(times) - times[0], np.arange(len(frames))
+    if fps > 0 and np.abs(times_F * fps - number_F).max() <= 0.5:
+        return np.stack(frames), fps
+    fps = (len(frames) - 1) / float(times_F[-1])
+    shown_F = np.searchsorted(times_F, number_F / fps + 1e-6, side="right") - 1
+    return np.stack([frames[index] for index in shown_F]), fps
 
 
 def _decode_audio(container: Any) -> tuple[NDArray[np.float32], int]:

@@ -25,7 +25,7 @@ from accord.config.contract import RewardSpec
 from accord.config.paths import InputPath
 from accord.drift import FILE, CanaryScores, drift
 from accord.errors import MediaError, UserError
-from accord.media import read_mp4
+from accord.media import CONTAINERS, read_mp4
 from accord.plugins import answering, names, spec_class
 from accord.run_folder import CANARIES
 from accord.types import Clip, Prompt
@@ -33,7 +33,6 @@ from reward_servers.base import Curve, RewardModel, Score, build, contiguous, un
 from reward_servers.contract import Verdict
 from services.cli.job_file import reward_fields
 
-VIDEO_FILES = frozenset({".mp4", ".mov", ".m4v", ".mkv", ".webm"})
 MIB = 2**20
 MOST_BREACHES = 5
 """Lines that a promise gets in the table; the rest is counted."""
@@ -100,9 +99,9 @@ def files_of(paths: Sequence[Path]) -> list[Path]:
     """The clips among files and folders, a folder's sorted by name. Raises UserError where one has none."""
     found: list[Path] = []
     for path in paths:
-        inside = sorted(file for file in path.iterdir() if file.suffix.lower() in VIDEO_FILES) if path.is_dir() else []
+        inside = sorted(file for file in path.glob("*") if file.suffix.lower() in CONTAINERS and file.is_file())
         if path.is_dir() and not inside:
-            raise UserError(f"{path} holds no clip; one ends in {', '.join(sorted(VIDEO_FILES))}")
+            raise UserError(f"{path} holds no clip; one ends in {', '.join(CONTAINERS)}")
         found += inside or [path]
     return found
 

@@ -26,8 +26,6 @@ from reward_servers.trial import Trial
 from tests.tiny_checkpoints import WRITERS, spec_with_weights
 
 STEPS = {"level": Component("loudness of the sound", low=0.0, high=1e6)}
-NOT_YET_DECLARED: set[str] = {"text_video"}
-"""Rewards whose specs do not say yet what their values are made of."""
 
 
 class JudgeReward(RewardSpec):
@@ -95,8 +93,6 @@ def test_a_reward_keeps_its_promises(name, promise, trial_of):
     trial = trial_of(name)
     if not promised(promise, trial.spec):
         pytest.skip(f"{name} compares clips")
-    if promise.name in {"facts", "components"} and name in NOT_YET_DECLARED and not trial.spec.components:
-        pytest.skip(f"{name} does not declare its components")
     assert judged(trial, promise).breaches == ()
 
 

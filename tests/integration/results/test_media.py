@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from accord.errors import MediaError
-from accord.media import read_mp4, write_mp4
+from accord.media import CONTAINERS, read_mp4, write_mp4
 from accord.run_folder import RunFolder
 from accord.types import Clip
 
@@ -123,6 +125,55 @@ def test_files_that_are_no_clip_are_refused(tmp_path: Path) -> None:
     write_mp4(flash_and_click(), RunFolder(tmp_path), "whole.mp4", min_side=64)
     (tmp_path / "torn.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:600])
     (tmp_path / "text.mp4").write_text("hello")
-    for name in ("torn.mp4", "text.mp4", "missing.mp4"):
+    (tmp_path / "playlist.mkv").write_text("#EXTM3U\nwhole.mp4\n")
+    (tmp_path / "whole.mkv").write_bytes((tmp_path / "whole.mp4").read_bytes())
+    for name in ("torn.mp4", "text.mp4", "missing.mp4", "playlist.mkv", "whole.mkv"):
         with pytest.raises(MediaError, match=name):
             read_mp4(tmp_path / name)
+
+
+def picture_file(path: Path, ticks: list[int], *, encoder: str = "libx264", sound: bool = False) -> None:
+    """A picture that is as bright as ten times the number of its frame, shown from these twelfths of a second on."""
+    with av.open(str(path), "w", format=CONTAINERS[path.suffix.lower()]) as container:
+        picture = container.add_stream(encoder, rate=12)
+        picture.width, picture.height, picture.pix_fmt = 64, 48, "yuv420p"
+        voice = container.add_stream("libopus" if encoder != "libx264" else "aac", rate=48_000) if sound else None
+        for index, tick in enumerate(ticks):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * (index + 1), np.uint8), format="rgb24")
+            frame.pts, frame.time_base = tick, Fraction(1, 12)
+            container.mux(picture.encode(frame))
+        container.mux(picture.encode(None))
+        if voice is not None:
+            frame = av.AudioFrame.from_ndarray(np.zeros((2, 48_000), np.float32), format="fltp", layout="stereo")
+            frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+            container.mux(voice.encode(frame))
+            container.mux(voice.encode(None))
+
+
+@pytest.mark.parametrize("name", ["clip.MP4", "clip.m4v", "clip.mov", "clip.mkv", "clip.webm"])
+def test_each_container_that_is_named_is_read(name: str, tmp_path: Path) -> None:
+    encoder = "libvpx-vp9" if name.endswith("webm") else "libx264"
+    picture_file(tmp_path / name, list(range(12)), encoder=encoder, sound=True)
+    clip = read_mp4(tmp_path / name)
+    assert clip.video_FHWC.shape == (12, 48, 64, 3) and clip.fps == pytest.approx(12.0, rel=1e-3)
+    assert clip.audio_CS.shape[0] == 2 and abs(clip.audio_CS.shape[1] - 48_000) < 4096 and clip.sample_rate == 48_000
+
+
+def test_uneven_frames_are_seen_at_their_times(tmp_path: Path) -> None:
+    """Of 12 frames the first four are shown for half a second each, the others for a twelfth."""
+    picture_file(tmp_path / "uneven.mp4", [0, 6, 12, 18, *range(24, 32)])
+    clip = read_mp4(tmp_path / "uneven.mp4")
+    assert clip.fps == pytest.approx(12 * 11 / 31, rel=1e-3) and len(clip.video_FHWC) == 12
+    shown = np.rint(clip.video_FHWC.mean(axis=(1, 2, 3)) / 10)
+    assert shown.tolist() == [1, 1, 1, 2, 2, 3, 3, 4, 4, 6, 9, 12]
+
+
+def test_a_file_of_sound_alone_is_told(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "song.mp4"), "w", format="mp4") as container:
+        voice = container.add_stream("aac", rate=48_000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 4800), np.float32), format="fltp", layout="stereo")
+        frame.sample_rate = 48_000
+        container.mux(voice.encode(frame))
+        container.mux(voice.encode(None))
+    with pytest.raises(MediaError, match=r"song\.mp4 has no video stream; a clip has a picture"):
+        read_mp4(tmp_path / "song.mp4")

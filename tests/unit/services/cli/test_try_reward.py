@@ -84,6 +84,7 @@ def folder(tmp_path_factory):
     for canary in canaries(GlowReward())[:2]:
         write_mp4(canary.clip, RunFolder(place), f"{canary.name}.mp4", min_side=64)
     (place / "notes.txt").write_text("no clip")
+    (place / "later.mp4").mkdir()
     return place
 
 
@@ -152,7 +153,8 @@ def test_a_reward_behind_a_url_is_tried_like_any_other(folder):
         (["score", "{}/late.mp4", "--reward", "nosuch"], "unknown reward 'nosuch'; known: "),
         (["score", "{}/none.mp4", "--reward", "glow"], "none.mp4: [Errno 2]"),
         (["score", "{}/notes.txt", "--reward", "glow"], "notes.txt"),
-        (["score", "{}/..", "--reward", "glow"], "holds no clip; one ends in .m4v, .mkv"),
+        (["score", "{}/later.mp4", "--reward", "glow"], "later.mp4 holds no clip"),
+        (["score", "{}/..", "--reward", "glow"], "holds no clip; one ends in .mp4, .m4v"),
         (["score", "{}/late.mp4", "--reward", "glow", "--set", "factor=2"], "begin with one of the rewards"),
         (["score", "{}/late.mp4", "--reward", "glow", "--set", "glow.factor=much"], "/factor: "),
         (["score", "{}/late.mp4", "--reward", "glow", "--plot", "{}/x.nokind"], "name a file that can be written"),
