@@ -7,7 +7,7 @@ Gaussian derivatives of s pixels, and c its standard deviation at a quarter of t
 * sharpness r^2, r = 1 - <G_2, G_2> / <G_0.7, G_2>: how much of the structure's gradient is lost at 2 px. The fine
   gradient enters only as far as it agrees with the coarse one, so noise does not (what is left of it by chance is taken
   out, and a little more); the height of a step cancels, so contrast does not either. At least 0.02.
-* cleanness 1 / (1 + (n / (c + 5)) / 0.15), n the deviation of the noise: Immerkaer's Laplacian (CVIU 1996) in the 30 %
+* cleanness 1 / (1 + (n / (c + 5) / 0.15)^1.5), n the deviation of the noise: Immerkaer's Laplacian (CVIU 1996) in the 30 %
   of the 8x8 blocks that are smoothest at half size, less 0.8 of what half the size has. Pictures look alike at half
   their size (Field, JOSA 1987), noise does not, so texture is not taken for grain.
 * contrast c / (c + 40).
@@ -101,7 +101,7 @@ def quality(part: dict[str, float]) -> float:
     colour = part["colourfulness"]
     terms = (
         part["sharpness"] ** 2,
-        1.0 / (1.0 + noise / (contrast + 5.0) / 0.15),
+        1.0 / (1.0 + (noise / (contrast + 5.0) / 0.15) ** 1.5),
         contrast / (contrast + 40.0),
         math.exp(-(((part["brightness"] - 0.5) / 0.6) ** 2)) / (1.0 + part["clipped"] / 0.3),
         1.0 / (1.0 + part["blockiness"] / 0.3),
