@@ -7,9 +7,9 @@ Gaussian derivatives of s pixels, and c its standard deviation at a quarter of t
 * sharpness r^2, r = 1 - <G_2, G_2> / <G_0.7, G_2>: how much of the structure's gradient is lost at 2 px. The fine
   gradient enters only as far as it agrees with the coarse one, so noise does not (what is left of it by chance is taken
   out, and a little more); the height of a step cancels, so contrast does not either. At least 0.02.
-* cleanness 1 / (1 + (n / (c + 5) / 0.15)^1.5), n the deviation of the noise: Immerkaer's Laplacian (CVIU 1996) in the 30 %
-  of the 8x8 blocks that are smoothest at half size, less 0.8 of what half the size has. Pictures look alike at half
-  their size (Field, JOSA 1987), noise does not, so texture is not taken for grain.
+* cleanness 1 / (1 + (n / (c + 5) / 0.15)^1.5), n the deviation of the noise: Immerkaer's Laplacian (CVIU 1996) in the
+  30 % of the 8x8 blocks that are smoothest at half size, less 0.8 of what half the size has. Pictures look alike at
+  half their size (Field, JOSA 1987), noise does not, so texture is not taken for grain.
 * contrast c / (c + 40).
 * exposure exp(-((mean Y / 255 - 0.5) / 0.6)^2) / (1 + clipped / 0.3), `clipped` the share of black and white pixels.
 * wholeness 1 / (1 + b / 0.3), b by how much neighbours across the borders of 8x8 blocks differ more than beside them
@@ -19,8 +19,9 @@ Gaussian derivatives of s pixels, and c its standard deviation at a quarter of t
 
 Range [0, 1), higher is better; photographs 0.3 to 0.5. No term has a ceiling. A clip of one colour gets the floor.
 Limits: blind to content, composition and motion; night, fog and shallow focus cost, so compare clips of one prompt
-only; a texture as fine as noise all over the frame (gravel, static) counts as noise; blocks off the grid of 8 are not
-seen. Known hacks: a frozen picture (train `motion` beside it), hard shapes on a plain ground (a text-video reward).
+only; a texture as fine as noise all over the frame (gravel, static) counts as noise, and rises under a blur of 1 px, as
+do grainy nights and hard patterns; small frames that never were coded rise when they are; blocks off the grid of 8 are
+not seen. Known hacks: a frozen picture (train `motion` beside it), hard shapes on a plain ground (a text-video reward).
 """
 
 from __future__ import annotations

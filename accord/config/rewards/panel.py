@@ -92,6 +92,7 @@ class PictureReward(_Seen):
     """Technical frame quality."""
 
     impl: ClassVar[str] = "reward_servers.panel.picture:PictureModel"
+    version: ClassVar[str] = "2"
     about: ClassVar[str] = "frames are sharp, clean, with contrast, well exposed, and not too colourful"
     components: ClassVar[Mapping[str, Component]] = {
         "sharpness": Component("gradient that ends within two pixels", "", 0.0, 1.0, "higher"),
