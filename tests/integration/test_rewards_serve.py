@@ -25,7 +25,7 @@ from accord.config.rewards.panel import SoundReward, SyncReward
 from accord.config.rewards.remote import CardSpec, RemoteReward
 from accord.config.rewards.sound import ClapReward
 from accord.errors import DeadlineExceeded, RewardError, SpecError
-from accord.types import Clip, Prompt
+from accord.types import Clip, Prompt, RewardIdentity
 from accord.world.scene import IMPERFECT, make_clips
 from reward_servers import app
 from reward_servers.base import build, score_groups
@@ -211,6 +211,35 @@ def test_a_job_elsewhere_asks_through_the_door(http, port, groups, expected, mon
         )  # fmt: skip
         scores = score_groups(build(spec), [prompt for prompt, _ in groups], [clips for _, clips in groups])
         assert [found.values for found in scores] == [expected["clap", index] for index in range(GROUPS)]
+
+
+def test_a_reward_behind_a_url_is_served_like_any_other(http, port, groups, expected, tmp_path):
+    """By handle to its own server here, which asks through the door; one whose card is another never starts."""
+    (tmp_path / "far.json").write_text(
+        json.dumps({"env_vars": {"ACCORD_REWARD_HOSTS": "127.0.0.1", "ACCORD_TOKEN_DOOR": TOKEN}})
+    )
+    card = http.get("/v1/rewards/sound").json()
+    low, high = card["range"]
+    agreed = CardSpec(version=card["version"], needs=("audio",), low=low, high=high, floor=card["floor"])
+    spec = RemoteReward(
+        name="remote:far", route="audio", url=f"http://127.0.0.1:{port}/v1", reward="sound", card=agreed,
+        token_env="ACCORD_TOKEN_DOOR", env="far", remember=0,
+    )  # fmt: skip
+    (name,) = app.deploy([spec], envs=tmp_path, idle_s=0.5)
+    assert name == app_name(spec) and one(name).rewards == ("remote:far",)
+
+    async def asked():
+        scorer = ServeScorer([spec])
+        calls = (scorer.score("remote:far", prompt, ray.put(clips), len(clips)) for prompt, clips in groups)
+        return await scorer.roster(), await asyncio.gather(*calls)
+
+    roster, found = asyncio.run(asked())
+    assert roster == {"remote:far": RewardIdentity(card["version"], "")}
+    assert [scores.values for scores in found] == [expected["sound", index] for index in range(GROUPS)]
+    liar = spec.model_copy(update={"card": agreed.model_copy(update={"version": "0"})})
+    with pytest.raises(SpecError, match=rf"says version '{card['version']}', and the job's card '0'") as caught:
+        app.deploy([liar], envs=tmp_path, idle_s=0.5)
+    assert [pointer for pointer, _ in caught.value.problems] == ["/rewards/0"]
 
 
 def test_the_client_of_the_docs_works_as_it_is_written(http, port, groups, expected, tmp_path):
