@@ -26,7 +26,10 @@ JSON_BYTES = 64 * MIB
 """Largest config or index."""
 MAX_ENTRIES = 10_000
 """Most files and folders below a directory that a job names."""
-NOT_FOUND = "not found or not allowed; jobs may name what lies below the folders in ACCORD_INPUT_ROOTS"
+NOT_FOUND = (
+    "not found or not allowed; jobs may name what lies below the folders in ACCORD_INPUT_ROOTS, run folders only where "
+    "one is such a folder"
+)
 
 Stamp = tuple[int, int, int, int, int]
 """Device, inode, size, and the times of the last change of content and of status (which cannot be set by hand)."""

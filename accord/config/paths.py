@@ -115,11 +115,11 @@ def _marked(kind: Any, marks: list[Any], value: Any, place: Place) -> Iterator[N
 
 
 def _of_union(kinds: tuple[Any, ...], value: Any, place: Place) -> Iterator[NamedPath]:
-    """Specs of a union are told apart by their `name`; of anything else, the first that finds a path."""
+    """Specs of a union are told apart by their `name`, where they have one; else the first that finds a path is it."""
     name = value.get("name") if isinstance(value, dict) else None
     for kind in kinds:
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            fits = isinstance(value, kind) or name in _names(kind)
+            fits = isinstance(value, kind) or "name" not in kind.model_fields or name in _names(kind)
         else:
             fits = True
         found = list(input_paths(kind, value, place)) if fits else []

@@ -34,20 +34,25 @@ class Eyes(BaseModel):
     note: str = ""
 
 
+class Hat(BaseModel):
+    shape: Annotated[str, InputPath()] = ""
+
+
 class Head(Spec):
     """What a plug-in may make of it: unions told apart by name, lists, optional ones, dictionaries."""
 
     parts: tuple[Annotated[Union[Ears, Eyes], Field(discriminator="name")], ...] = ()  # noqa: UP007
     spare: Annotated[str, InputPath()] | None = None
+    hat: Hat | None = None
     by_name: dict[str, Annotated[str, InputPath()]] = Field(default_factory=dict)
 
 
 def test_paths_are_found_by_their_type_in_specs_and_in_trees_that_need_not_be_valid() -> None:
     tree: dict[str, Any] = {
         "parts": [{"name": "eyes", "looks": ["a", "b"], "note": "c"}, {"name": "ears", "weights": "d"}],
-        "spare": "e", "by_name": {"x/y": "f", "z": "builtin:g"},
+        "spare": "e", "hat": {"shape": "h"}, "by_name": {"x/y": "f", "z": "builtin:g"},
     }  # fmt: skip
-    expected = ["/parts/0/looks/0", "/parts/0/looks/1", "/parts/1/weights", "/spare", "/by_name/x~1y"]
+    expected = ["/parts/0/looks/0", "/parts/0/looks/1", "/parts/1/weights", "/spare", "/hat/shape", "/by_name/x~1y"]
     assert [named.pointer for named in input_paths(Head, tree)] == expected
     assert [named.pointer for named in input_paths(Head, Head.parse(json.dumps(tree)))] == expected
     broken = {"parts": [{"name": "mouth", "weights": "d"}, 3, {"name": "ears", "weights": 3}], "spare": []}

@@ -163,6 +163,9 @@ def test_paths_are_relative_to_the_file(job_file: Path, tmp_path: Path) -> None:
     job_file.write_text(JOB.replace('name = "ltx2"', 'name = "ltx2"\ntext_cache = ""\ninit_lora = "a.safetensors"'))
     backbone = read_job(job_file, ["backbone.path=~/model"])["backbone"]
     assert backbone["init_lora"] == str(tmp_path / "a.safetensors")
+    job_file.write_text(JOB + '[subject]\nclips = "tuned"\n')
+    subject = read_job(job_file, ["subject.clips_base=base"])["subject"]
+    assert subject == {"clips": str(tmp_path / "tuned"), "clips_base": str(Path.cwd() / "base")}
     assert backbone["text_cache"] == "" and backbone["path"] == str(Path.home() / "model")
 
 
