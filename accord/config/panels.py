@@ -79,11 +79,14 @@ PANELS: Mapping[PanelName, Panel] = {
 
 
 def with_panel(name: Any, rewards: Any) -> Any:
-    """The rewards of a job's tree behind those of its panel; one that the job names itself is as it says there."""
+    """The rewards of a job's tree, so that a wrong one is told at its number there, and those of its panel behind them.
+
+    One that the job names itself is as it says there.
+    """
     if not isinstance(name, str) or name not in PANELS or not isinstance(rewards, list):
         return rewards
     own = {one.get("name") for one in rewards if isinstance(one, dict)}
-    return [*({"name": light} for light in PANELS[cast(PanelName, name)].light if light not in own), *rewards]
+    return [*rewards, *({"name": light} for light in PANELS[cast(PanelName, name)].light if light not in own)]
 
 
 def missing(name: PanelName, measured: Set[str]) -> str:

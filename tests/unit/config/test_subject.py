@@ -93,10 +93,12 @@ class TestPanels:
             for name in panel.light:
                 assert list(spec_class("rewards", name)().files()) == []
 
-    def test_its_rewards_come_before_those_of_the_job_which_win(self) -> None:
+    def test_its_rewards_come_behind_those_of_the_job_which_win_and_keep_their_numbers(self) -> None:
         made = job(panel="javis", rewards=[{"name": "clap"}, {"name": "sync", "deadline_s": 5.0}])
-        assert [reward.name for reward in made.rewards] == ["text_audio", "text_video", "clap", "sync"]
-        assert made.rewards[-1].deadline_s == 5.0
+        assert [reward.name for reward in made.rewards] == ["clap", "sync", "text_audio", "text_video"]
+        assert made.rewards[1].deadline_s == 5.0
+        with pytest.raises(SpecError, match="/rewards/0/deadline_s"):
+            job(panel="javis", rewards=[{"name": "clap", "deadline_s": -1.0}])
 
     def test_it_needs_no_rewards_beside_it(self) -> None:
         tree = {name: value for name, value in ADAPTER.items() if name != "rewards"} | {"panel": "vbench"}
