@@ -8,8 +8,9 @@ affine fit, which is the camera (pan, zoom, roll). Four courses: *motion* is the
 fastest 3 % of pixels plus the flux of the histogram of flow directions (motion ends in one direction *and* begins in
 another; after the directogram of Davis and Agrawala 2018); *brighter* and *darker* are changes of local brightness
 beyond the frame's median change (flashes, fire, mouths, things that appear); *any* is the sum. Across a cut nothing
-is seen: an editor made it, not the scene. A picture of fewer than `LEAST_SIDE` pixels holds no flow: its one course is
-how much each frame looks like a contact of its most colourful thing (a white flash, a kink of its path).
+is seen: an editor made it, not the scene. Light from nowhere that leaves no trace within `BRIEF` frames is easily made
+beside any click, and counts for little (`flashes`). A picture of fewer than `LEAST_SIDE` pixels holds no flow: its one
+course is how much each frame looks like a contact of its most colourful thing (a white flash, a kink of its path).
 
 Heard. Log-mel level above each band's own floor, and power-law loudness; the positive change over 10 and 20 ms, over
 all bands. A bed of music or of noise is in the floors.
@@ -26,7 +27,7 @@ import cv2
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter1d, maximum_filter1d
+from scipy.ndimage import gaussian_filter1d, maximum_filter, maximum_filter1d
 
 from accord.types import Clip
 from accord.world.measure import contact_evidence
@@ -52,6 +53,14 @@ BLOCK = 6
 MEMORY = 3
 LEAST_CHANGE = {"turns": 0.3, "directions": 0.003, "light": 3.0}
 """Strong changes below these count for what they are, not as events: pixels per frame, and levels of 255."""
+BRIEF = 4
+"""Frames that a flash lasts which counts for little."""
+NEAR = 5
+"""Blocks across the surroundings in which what is bright may have been before: it moved, and is no flash."""
+TRACE = 4.0
+"""How much a level that stays changed takes from a flash."""
+FLASH_LEVELS = 5.0
+"""Height of a flash at which what is seen counts half."""
 SAME_SCENE = 0.6
 """Two frames whose blocks correlate less than this are of two scenes, if most blocks
 changed by more than the levels beside it."""
@@ -128,24 +137,56 @@ def _redirections(flow_FHW2: Float) -> Float:
 
 
 def _blocks(grey_FHW: Pixels) -> Float:
-    """Mean brightness of blocks, in levels: [F, blocks]."""
+    """Mean brightness of blocks, in levels: [F, rows, columns]."""
     rows, columns = grey_FHW.shape[1:]
     size = (max(8, columns // BLOCK), max(8, rows // BLOCK))
     blocks = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in grey_FHW.astype(np.float32)]
-    return np.stack(blocks).reshape(len(blocks), -1).astype(np.float64)
+    return np.stack(blocks).astype(np.float64)
 
 
-def _light(blocks_FB: Float) -> tuple[Float, Float]:
-    """Growth of local brightness, and loss below all of the last `MEMORY` frames: in levels, [F - 1] each.
+def _beyond_common(blocks_FRC: Float) -> Float:
+    """The same without the median block's changes, which are those of the whole frame."""
+    common = np.cumsum(np.median(np.diff(blocks_FRC, axis=0), axis=(1, 2)))
+    return blocks_FRC - np.concatenate([[0.0], common])[:, None, None]
 
-    Both beyond the median block's. A flash that ends falls back to where it came from, and darkens nothing.
+
+def flashes(local_FRC: Float) -> Float:
+    """How far each frame is lit from nowhere, in levels, [F].
+
+    A block's is its brightness over `b` frames, least of them, above all that is `NEAR` in the frames before and after,
+    minus `TRACE` times how much those two differ in it; the frame's is the mean of its highest hundredth, for the b up
+    to `BRIEF` that gives most. What moves was near before, and what happens leaves something changed; a lamp that
+    flickers, or a patch that is pasted over one frame, does neither.
     """
-    common = np.cumsum(np.median(np.diff(blocks_FB, axis=0), axis=1))
-    local = blocks_FB - np.concatenate([[0.0], common])[:, None]
-    past = sliding_window_view(np.pad(local[:-1], ((MEMORY - 1, 0), (0, 0)), mode="edge"), MEMORY, axis=0).min(axis=2)
-    count = 1 + int(FAST_SHARE * local.shape[1])
-    grown = np.sort(np.diff(local, axis=0), axis=1)[:, -count:].mean(axis=1)
-    lost = np.sort(past - local[1:], axis=1)[:, -count:].mean(axis=1)
+    frames = len(local_FRC)
+    around = maximum_filter(local_FRC, size=(1, NEAR, NEAR))
+    found = np.zeros(frames)
+    for brief in range(1, BRIEF + 1):
+        last = frames - brief - 1
+        if last < 1:
+            break
+        lit = sliding_window_view(local_FRC[1:-1], brief, axis=0).min(axis=3)
+        left = np.abs(local_FRC[brief + 1 :] - local_FRC[:last])
+        height = lit - np.maximum(around[:last], around[brief + 1 :]) - TRACE * left
+        highest = np.sort(height.reshape(last, -1), axis=1)
+        height_F = highest[:, -max(2, highest.shape[1] // 100) :].mean(axis=1)
+        for offset in range(1, brief + 1):
+            part = found[offset : offset + last]
+            np.maximum(part, height_F, out=part)
+    return found
+
+
+def _light(local_FB: Float) -> tuple[Float, Float]:
+    """Growth of brightness, and loss below all of the last `MEMORY` frames: in levels, [F - 1] each.
+
+    A flash that ends falls back to where it came from, and darkens nothing.
+    """
+    past = sliding_window_view(np.pad(local_FB[:-1], ((MEMORY - 1, 0), (0, 0)), mode="edge"), MEMORY, axis=0).min(
+        axis=2
+    )
+    count = 1 + int(FAST_SHARE * local_FB.shape[1])
+    grown = np.sort(np.diff(local_FB, axis=0), axis=1)[:, -count:].mean(axis=1)
+    lost = np.sort(past - local_FB[1:], axis=1)[:, -count:].mean(axis=1)
     return np.clip(grown, 0.0, None), np.clip(lost, 0.0, None)
 
 
@@ -166,20 +207,23 @@ def seen(clip: Clip) -> dict[str, Float]:
     pictures = grey(clip.video_FHWC)
     flow = local_flow(pictures)
     blocks = _blocks(pictures)
-    grown, lost = _light(blocks)
-    steady = _same_scene(blocks)
-    within = steady[1:] & steady[:-1]
+    local = _beyond_common(blocks)
     frames = len(pictures)
+    grown, lost = _light(local.reshape(frames, -1))
+    steady = _same_scene(blocks.reshape(frames, -1)).astype(np.float64)
+    kept = 1.0 / (1.0 + (flashes(local) / FLASH_LEVELS) ** 2)
+    of_light = steady * np.minimum(kept[1:], kept[:-1])
+    of_motion = np.minimum(of_light[1:], of_light[:-1])
     at_frame, between = np.arange(1, frames - 1) / clip.fps, (np.arange(1, frames) - 0.35) / clip.fps
     times = np.arange(round(frames / clip.fps * GRID_HZ)) / GRID_HZ
 
-    def course(at: NDArray[np.floating], values: Float, usable: NDArray[np.bool_], least: float) -> Float:
-        return np.interp(times, at, events(np.where(usable, values, 0.0), least), left=0.0, right=0.0)
+    def course(at: NDArray[np.floating], values: Float, counts: Float, least: float) -> Float:
+        return np.interp(times, at, events(values * counts, least), left=0.0, right=0.0)
 
-    motion = course(at_frame, _turns(flow), within, LEAST_CHANGE["turns"])
-    motion += course(at_frame, _redirections(flow), within, LEAST_CHANGE["directions"])
-    brighter = course(between, grown, steady, LEAST_CHANGE["light"])
-    darker = course(between, lost, steady, LEAST_CHANGE["light"])
+    motion = course(at_frame, _turns(flow), of_motion, LEAST_CHANGE["turns"])
+    motion += course(at_frame, _redirections(flow), of_motion, LEAST_CHANGE["directions"])
+    brighter = course(between, grown, of_light, LEAST_CHANGE["light"])
+    darker = course(between, lost, of_light, LEAST_CHANGE["light"])
     return {"motion": motion, "brighter": brighter, "darker": darker, "any": motion + brighter + darker}
 
 

@@ -31,9 +31,10 @@ Limits: events at even spacing match again one period later, and few of them can
 believed by two thirds; sources outside of the picture, speech without a visible mouth, beds of music and sustained
 sounds have no events to judge; cuts and changes of the whole frame are not seen at all. It judges time, not identity.
 A few weak events under a bed of music stay below what chance gives, and get 0. Walking, single hits under noise,
-local flashes under music and regular hits rank poorly or not at all. Known hacks: local flashes with clicks; it is
-blind to the prompt, so train anchored rewards beside it. Always report it with its control: the same score on sound
-and pictures of different clips.
+local flashes under music and regular hits rank poorly or not at all. Known hacks: something that moves at each sound,
+whatever it is (flashes with clicks earn next to nothing, see `events.py`, but a click at the moment of something that
+is seen raises it); it is blind to the prompt, so train anchored rewards beside it. Always report it with its control:
+the same score on sound and pictures of different clips.
 """
 
 from __future__ import annotations

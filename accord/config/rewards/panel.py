@@ -41,7 +41,7 @@ class SyncReward(_Bounded):
     """Evidence that sounds begin when something is seen to happen."""
 
     impl: ClassVar[str] = "reward_servers.panel.sync:SyncModel"
-    version: ClassVar[str] = "2"
+    version: ClassVar[str] = "3"
     about: ClassVar[str] = "sounds begin when something is seen to happen, more than at other lags"
     components: ClassVar[Mapping[str, Component]] = {
         "offset_s": Component("most probable lag of the sound, positive when it is late", "s", -1.25, 1.25),

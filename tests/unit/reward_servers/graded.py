@@ -181,14 +181,14 @@ AXES: dict[str, Axis] = {
 # ---------------------------------------------------------------- cheats
 
 
-def clicked(clip: Clip) -> Clip:
-    """A small flash and a click, at once, every 0.4 s."""
+def clicked(clip: Clip, frames: int = 1) -> Clip:
+    """A flash in a part of the picture and a click, at once, every 0.4 s."""
     video, audio = clip.video_FHWC.copy(), clip.audio_CS.copy()
     height, width = video.shape[1:3]
     click = np.random.default_rng(2).uniform(-0.8, 0.8, clip.sample_rate // 50)
     for at in np.arange(0.3, len(video) / clip.fps - 0.2, 0.41):
         frame, start = round(at * clip.fps), round(at * clip.sample_rate)
-        video[frame : frame + 1, height // 3 : height // 2, width // 3 : width // 2] = 250
+        video[frame : frame + frames, height // 3 : height // 2, width // 3 : width // 2] = 250
         audio[:, start : start + len(click)] += click[: audio.shape[1] - start]
     return dataclasses.replace(clip, video_FHWC=video, audio_CS=np.clip(audio, -1, 1))
 

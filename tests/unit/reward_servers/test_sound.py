@@ -170,13 +170,13 @@ FAULTLESS = {
 @pytest.mark.parametrize(
     ("part", "amount", "left"),
     [
-        ("snr_db", 15.0, 0.5),
-        ("snr_db", 15.0 + 12.0 * np.log(3), 0.75),
-        ("bandwidth", 1 / 8, 0.5),
+        ("snr_db", 12.0, 0.5),
+        ("snr_db", 12.0 + 9.0 * np.log(3), 0.75),
+        ("bandwidth", 0.5 ** (4 / 3), 0.5),
         ("clipped_share", 0.01, 0.5),
         ("clipped_share", 0.09, 0.25),
         ("active_share", 0.25, 0.5),
-        ("loudness_db", -58.0, 0.5),
+        ("loudness_db", -70.0, 0.5),
         ("loudness_db", -8.0, 0.5),
         ("steady_share", 0.25, 0.5),
         ("dc_share", 0.01, 1.0),

@@ -16,7 +16,9 @@ from accord.media import read_mp4
 from accord.types import Clip
 from accord.world.scene import render_audio
 from reward_servers.base import build, score_groups
-from reward_servers.panel.events import seen
+from reward_servers.panel.events import flashes, seen
+from tests.unit.reward_servers.graded import PROMPT, clicked
+from tests.unit.reward_servers.staged_clips import staged
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +133,30 @@ def test_the_own_sound_of_a_real_clip_beats_five_others(model, real):
 def test_rain_has_no_events(model, real):
     score = model.compared(*real["rain"])
     assert (score.valid, score.value, score.reason) == (True, model.spec.floor, "no_events")
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_flashes_with_clicks_do_not_pay_on_real_clips(model, real, frames):
+    """Rain has nothing else to see: what they earn there is a fraction of what events earn."""
+    for name in ("drum", "flash", "rain"):
+        courses, clip = real[name]
+        own, cheated = model.compared(courses, clip).value, model.score_clip(PROMPT, clicked(clip, frames)).value
+        assert cheated < (own / 4 if own else 0.15), (name, own, cheated)
+
+
+def test_flashes_with_clicks_do_not_pay_on_staged_clips(model):
+    for family in ("steps", "drive", "world_b"):
+        clip = staged(family, 0).clip
+        assert model.score_clip(PROMPT, clicked(clip)).value < model.score_clip(PROMPT, clip).value + 0.05, family
+
+
+def test_a_pasted_patch_is_a_flash_and_a_thing_that_moves_or_comes_to_stay_is_none():
+    """By levels: a patch 90 above its ground for one frame, a block that crosses in eight, one that stays."""
+    ground = np.full((12, 20, 30), 100.0)
+    pasted, moving, staying = ground.copy(), ground.copy(), ground.copy()
+    pasted[5, 6:10, 10:15] = 190.0
+    for frame in range(12):
+        moving[frame, 8:11, 2 * frame : 2 * frame + 3] = 190.0
+    staying[5:, 6:10, 10:15] = 190.0
+    assert np.allclose(flashes(pasted), [0, 0, 0, 0, 0, 90, 0, 0, 0, 0, 0, 0])
+    assert flashes(moving).max() <= 0 and flashes(staying).max() <= 0
