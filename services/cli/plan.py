@@ -33,8 +33,14 @@ _HELD = (
 def plan(job: JobSpec) -> dict[str, Any]:
     """Count a job: sizes of its model, bytes per process by role, forwards per step.
 
-    Raises UserError for a backbone that cannot be sized, ModelError for a directory that cannot be read.
+    Raises UserError for a backbone that cannot be sized and for a job without one, ModelError for a directory that
+    cannot be read.
     """
+    if not job.samples:
+        raise UserError(
+            "an evaluation of clips loads no model, so there is nothing to plan; `accord validate` looks at its clips "
+            "and at the files of its rewards"
+        )
     if not job.backbone.sizes:
         raise UserError(f"backbone {job.backbone.name} cannot be planned: its spec has no `sizes`, which counts it")
     sizes: ModelSizes = resolve(job.backbone.sizes)(job.backbone, job.sampling)
@@ -51,7 +57,7 @@ def plan(job: JobSpec) -> dict[str, Any]:
         },
         "step": _step(job),
         "rollout_worker": _rollout(job, sizes),
-        "learner_rank": {f"zero_{stage}": _rank(job, sizes, stage) for stage in STAGES},
+        "learner_rank": {f"zero_{stage}": _rank(job, sizes, stage) for stage in STAGES if job.trains},
         "engine": "torch" if job.cluster.engine == "torch" else f"zero_{job.cluster.zero_stage}",
         "rewards": {reward.name: _reward(reward) for reward in job.rewards},
         "gpus": _gpus(job),
@@ -60,16 +66,23 @@ def plan(job: JobSpec) -> dict[str, Any]:
 
 
 def _roles(job: JobSpec) -> tuple[Role, ...]:
-    """Whose adapters a learner rank holds; a rollout worker holds the first two."""
+    """Whose adapters a learner rank holds, nobody's where nothing is trained; a rollout worker holds policy and old."""
+    if not job.trains:
+        return ()
     return ("policy", "old") if job.guards.reference_reset is None else ("policy", "old", "ref")
+
+
+def _group(job: JobSpec) -> int:
+    """Clips of a prompt that are sampled together."""
+    return job.prompts.group_size if job.trains else job.evaluate.samples_per_prompt
 
 
 def _rollout(job: JobSpec, sizes: ModelSizes) -> Bytes:
     """Bytes of one rollout worker; `clips` lie in host memory."""
     rows = dict(sizes.weight_bytes)
     rows["adapters"] = 8 * sizes.adapter_parameters
-    rows["activations"] = job.prompts.group_size * sizes.activations.forward
-    rows["clips"] = job.prompts.group_size * sizes.clip_bytes
+    rows["activations"] = _group(job) * sizes.activations.forward
+    rows["clips"] = _group(job) * sizes.clip_bytes
     return rows | {"total": sum(rows.values())}
 
 
@@ -128,18 +141,25 @@ def reward_notes(rewards: Iterable[RewardSpec]) -> Iterator[str]:
 
 
 def _step(job: JobSpec) -> dict[str, int]:
-    """How often the model runs in one step. Forwards of sampling count a whole group as one batch."""
+    """How often the model runs in one step, of an evaluation in one batch of prompts. Forwards of sampling count a
+    whole group as one batch."""
+    groups = math.ceil(job.prompts.per_step / job.cluster.rollout_workers)
+    sampled = {
+        "clips": job.prompts.per_step * _group(job),
+        "rollout_batch": _group(job),
+        "rollout_passes": job.sampling.passes,
+        "rollout_forwards": groups * job.sampling.num_steps * job.sampling.passes,
+    }
+    return sampled | _learned(job) if job.trains else sampled
+
+
+def _learned(job: JobSpec) -> dict[str, int]:
     algorithm = load_impl(job.algorithm)(job.algorithm)
     samples = job.prompts.per_step // job.cluster.learner_ranks * job.prompts.group_size
     items = samples * job.algorithm.draws(job)
     batches = math.ceil(items / job.optimizer.micro_batch)
     again = 1 if job.backbone.gradient_checkpointing else 0
-    groups = math.ceil(job.prompts.per_step / job.cluster.rollout_workers)
     return {
-        "clips": job.prompts.per_step * job.prompts.group_size,
-        "rollout_batch": job.prompts.group_size,
-        "rollout_passes": job.sampling.passes,
-        "rollout_forwards": groups * job.sampling.num_steps * job.sampling.passes,
         "micro_batch": job.optimizer.micro_batch,
         "micro_batches": batches,
         "learner_forwards": batches * (len(algorithm.anchors) + 1 + again),
@@ -153,14 +173,17 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     tokens = ", ".join(f"{count} {name}" for name, count in model["tokens"].items())
     billions = sum(model["parameters"].values()) / 1e9
     console.print(f"[bold]{model['path']}[/bold]: {billions:.3g} B parameters, {model['depth']} blocks", soft_wrap=True)
-    roles = ", ".join(model["adapter_roles"])
-    console.print(f"tokens of a clip: {tokens}; LoRA: {model['adapter_parameters']:,} parameters for each of {roles}")
-    console.print(
-        f"a step: {step['clips']} clips; {step['rollout_forwards']} forwards of {step['rollout_batch']} per rollout "
-        f"worker; {step['micro_batches']} micro-batches of {step['micro_batch']} per rank, "
-        f"{step['learner_forwards']} forwards and {step['learner_backwards']} backwards"
-    )
     ranks: Mapping[str, Bytes] = found["learner_rank"]
+    roles = f" for each of {', '.join(model['adapter_roles'])}" if ranks else ""
+    console.print(f"tokens of a clip: {tokens}; LoRA: {model['adapter_parameters']:,} parameters{roles}")
+    sampled = (
+        f"{step['clips']} clips; {step['rollout_forwards']} forwards of {step['rollout_batch']} per rollout worker"
+    )
+    learned = (
+        f"; {step['micro_batches']} micro-batches of {step['micro_batch']} per rank, "
+        f"{step['learner_forwards']} forwards and {step['learner_backwards']} backwards"
+    ) if ranks else ""  # fmt: skip
+    console.print(f"{'a step' if ranks else 'a batch of prompts'}: {sampled}{learned}")
     own = found["engine"]
     table = Table(box=None, header_style="dim", title="GiB per process", title_justify="left")
     table.add_column("", no_wrap=True)
@@ -168,16 +191,17 @@ def show(found: Mapping[str, Any], console: Console) -> None:
     for name in ranks:
         chosen = name == own or (own == "torch" and name == "zero_0")
         table.add_column(f"rank, {name.replace('_', '-')}{' *' if chosen else ''}", justify="right")
-    for row in [*model["parameters"], *_HELD]:
-        columns = [found["rollout_worker"], *ranks.values()]
+    columns = [found["rollout_worker"], *ranks.values()]
+    for row in [row for row in [*model["parameters"], *_HELD] if any(row in rows for rows in columns)]:
         table.add_row(row.replace("_", " "), *(f"{rows[row] / GIB:.3g}" if row in rows else "" for rows in columns))
     console.print(table)
     _show_places(found, console)
     for note in found["notes"]:
         console.print(f"Note: {note}.", style="dim")
-    console.print(
-        "* the job's own. The totals hold one kind of activations: the one that the job computes with.", style="dim"
-    )
+    if ranks:
+        console.print(
+            "* the job's own. The totals hold one kind of activations: the one that the job computes with.", style="dim"
+        )
 
 
 def _show_places(found: Mapping[str, Any], console: Console) -> None:

@@ -120,6 +120,42 @@ def test_stochastic_steps_count_as_draws():
     assert step["micro_batches"] == 2 * 4 * 2 // 4 and step["learner_forwards"] == step["micro_batches"]
 
 
+def test_an_evaluation_has_no_learner(tmp_path):
+    path = tmp_path / "eval.toml"
+    path.write_text("""
+kind = "evaluate"
+subject = { adapter = "a.safetensors" }
+backbone = { name = "ltx2" }
+prompts = { held_out = "h", per_step = 4 }
+evaluate = { samples_per_prompt = 5 }
+rewards = [{ name = "sync" }]
+""")
+    result = CliRunner().invoke(app, ["plan", str(path), "--json"])
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["learner_rank"] == {} and found["model"]["adapter_roles"] == []
+    assert {name.partition("_")[0] for name in found["step"]} == {"clips", "rollout"}
+    assert (found["step"]["clips"], found["step"]["rollout_batch"]) == (4 * 5, 5)
+    assert found["rollout_worker"]["clips"] == 5 * (25 * 32 * 32 * 3 + 4 * round(25 / 12 * 16_000))
+    console = Console(file=io.StringIO(), width=200)
+    show(found, console)
+    text = console.file.getvalue()
+    assert "a batch of prompts: 20 clips" in text and "rollout worker" in text
+    assert not any(word in text for word in ("backwards", "gradients", "optimizer", "old", "rank", "the job's own"))
+
+
+def test_clips_that_are_judged_have_nothing_to_plan(tmp_path):
+    path = tmp_path / "clips.toml"
+    path.write_text("""
+kind = "evaluate"
+subject = { clips = "c" }
+prompts = { held_out = "h" }
+rewards = [{ name = "sync" }]
+""")
+    result = CliRunner().invoke(app, ["plan", str(path)])
+    assert result.exit_code == 2 and "clips loads no model" in result.stderr and "accord validate" in result.stderr
+
+
 def test_what_is_wrong_is_one_line(command):
     path, _ = command
     result = CliRunner().invoke(app, ["plan", str(path), "--set", "backbone.path=/nowhere"])
