@@ -391,5 +391,5 @@ class RewardSpec(PluginSpec):
                 yield field, f"{list(bounds)} holds nothing; give the lower bound first"
         if self.noncommercial and not self.allow_noncommercial:
             yield "allow_noncommercial", f"{self.name} is {self.licence}; set it to true where that licence is kept"
-        if self.weight and not self.train_allowed:
+        if self.weight and not self.train_allowed and job.trains:
             yield "weight", f"{self.name} may be measured but not trained on; use 0"

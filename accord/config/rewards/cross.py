@@ -45,7 +45,7 @@ class DesyncReward(BundledReward):
         """Besides its base's: the checkpoint's file, and a job whose clips are too short to be judged."""
         yield from super().problems(job, facts)
         length = job.sampling.frames / job.sampling.fps
-        if length < self.min_audio_s:
+        if job.samples and length < self.min_audio_s:
             yield "", f"judges no less than {self.min_audio_s:g} s; /sampling makes {length:.2f} s, take more frames"
         if facts is not None:
             yield from told("path", _inspect, str(self.weights))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,21 @@ def test_what_only_training_needs_may_be_left_out() -> None:
     assert (made.kind, made.steps, made.cluster.learner_ranks) == ("evaluate", 1, 1)
     assert [reward.weight for reward in made.rewards] == [0.0]
     assert job(rewards=[{"name": "sync", "weight": 2.0}]).rewards[0].weight == 2.0
+
+
+def test_what_weights_and_groups_would_forbid_a_training_job_is_measured() -> None:
+    imagebind = {"name": "imagebind_av", "path": "/p", "allow_noncommercial": True, "weight": 1.0}
+    vendi = {"name": "audio_vendi", "weight": 1.0}
+    made = job(rewards=[imagebind, vendi], prompts={"held_out": "/p/held_out", "group_size": 2})
+    assert [reward.name for reward in made.rewards] == ["imagebind_av", "audio_vendi"]
+
+
+def test_the_example_of_the_page_is_a_job_whatever_it_does_not_sample() -> None:
+    (example,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    made = JobSpec.parse(json.dumps(tomllib.loads(example)))
+    assert made.rewards[0].name == "desync"
+    with pytest.raises(SpecError, match=r"desync: judges no less than 4\.8 s"):
+        job(rewards=[{"name": "desync", "path": "/p"}])
 
 
 def test_the_resolved_job_is_the_same_job() -> None:

@@ -277,6 +277,8 @@ def test_what_has_no_answer(model):
 class _Job:
     """As much of a job as the check of its clips' length reads."""
 
+    samples = True
+
     def __init__(self, frames: int, fps: float) -> None:
         self.sampling = type("Sampling", (), {"frames": frames, "fps": fps})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -228,7 +229,8 @@ def test_a_text_longer_than_77_tokens_is_cut(bundle):
 
 
 def test_it_is_measured_alone_and_where_its_licence_is_kept(bundle):
-    told = {where for where, _ in spec(bundle, "av").problems(None, ModelFacts())}
+    job = SimpleNamespace(trains=True)
+    told = {where for where, _ in spec(bundle, "av").problems(job, ModelFacts())}
     assert told == {"weight", "allow_noncommercial"}
     kept = spec(bundle, "tv", weight=0.0, allow_noncommercial=True)
     assert not list(kept.problems(None, ModelFacts()))
