@@ -1,7 +1,8 @@
 """Rewards of sets: embed every clip, measure the set, give each clip what the measure would lose without it.
 
-The set is all clips that can be measured: of the prompt, or of the step. A set of two is the least; a step's Frechet
-distance is biased upwards by few clips, the more so the more dimensions there are, so compare steps of one size only.
+The set is all clips that can be measured: of the prompt, or of the step. Three are the least, since two must be left
+when one is out. A step's Frechet distance is biased upwards by few clips, the more so the more dimensions there are, so
+compare steps of one size only.
 """
 
 from __future__ import annotations
@@ -53,9 +54,20 @@ class SetModel(RewardModel):
     @override
     def score_set(self, prompts: Sequence[Prompt], clips: Sequence[Clip]) -> Sequence[Score]:
         """Component: the measure of the whole set, the same for each of its clips."""
-        if len(clips) < LEAST:
-            return [Score.invalid("too_few") for _ in clips]
-        rows = np.stack([self.embedder(clip) for clip in clips])
+        found = [self._row(prompt, clip) for prompt, clip in zip(prompts, clips, strict=True)]
+        rows = [row for row in found if not isinstance(row, Score)]
+        gains = iter(self._gains(np.stack(rows)) if len(rows) >= LEAST else [Score.invalid("too_few")] * len(rows))
+        return [row if isinstance(row, Score) else next(gains) for row in found]
+
+    def _row(self, prompt: Prompt, clip: Clip) -> Floats | Score:
+        """The clip's row; an invalid score where there is none, so that the set is measured without it."""
+        try:
+            row = self.embedder(clip)
+        except Exception as error:
+            return self._failed(prompt, error)
+        return row if np.isfinite(row).all() else Score.invalid("non_finite")
+
+    def _gains(self, rows: Floats) -> list[Score]:
         order = np.lexsort(rows.T)  # sums have the same bits in whatever order the clips come
         whole, gains = self.measure(rows[order]), np.empty(len(rows))
         gains[order] = leave_one_out(self.measure, rows[order])

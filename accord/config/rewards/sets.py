@@ -19,7 +19,7 @@ from accord.config.ast_dir import inspect_ast
 from accord.config.clap_dir import inspect_clap_dir
 from accord.config.clip_dir import inspect_clip_image
 from accord.config.contract import Component, ModelFacts, Problem, RewardSpec
-from accord.config.exemplars import EXEMPLARS_BYTES, inspect_exemplars
+from accord.config.exemplars import EXEMPLARS_BYTES, LEAST, inspect_exemplars
 from accord.config.paths import InputPath, NamedPath, is_path
 from accord.config.rewards.bundle import part, told
 from accord.errors import ModelError
@@ -72,11 +72,16 @@ class SetReward(RewardSpec):
             yield NamedPath(("path",), str(self.weights), InputPath("directory"))
 
     def problems(self, job: JobSpec, facts: ModelFacts | None) -> Iterable[Problem]:
-        """Besides its base's: the embedder's directory."""
+        """Besides its base's: the embedder's directory, and sets that are too small to be measured."""
         yield from super().problems(job, facts)
         if self.misplaced_path:
             yield "path", self.misplaced_path
-        elif facts is not None and self.weights is not None:
+        elif facts is None:
+            size = job.prompts.group_size * (job.prompts.per_step if self.scope == "step" else 1)
+            if job.trains and size < LEAST:
+                why = f"{size} clips are too few to be measured as a set; use {LEAST} or more in a {self.scope}"
+                yield "/prompts/group_size", f"{self.name}: {why}"
+        elif self.weights is not None:
             yield from told("path", LEARNED[self.embedder][1], str(self.weights))
 
 

@@ -49,6 +49,10 @@ BROKEN = {
     "no label where there are several": (
         {"rewards": [remote() | {"name": "remote"}]}, "/rewards/0/name", "should match pattern '^remote:"
     ),
+    "groups that are too small for a set": (
+        {"rewards": [*BOTH, {"name": "audio_vendi"}], "prompts": {"train": "t", "held_out": "h", "group_size": 2}},
+        "/prompts/group_size", "audio_vendi: 2 clips are too few to be measured as a set; use 3 or more in a group",
+    ),
     "one label twice": ({"rewards": [*BOTH, remote(), remote()]}, "/rewards", "remote:motion listed more than once"),
     "a host that the operator does not list": (
         {"rewards": [*BOTH, remote(url="http://10.0.0.1/v1")]}, "/rewards/2/url", "lists hosts in ACCORD_REWARD_HOSTS"

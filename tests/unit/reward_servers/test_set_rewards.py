@@ -54,6 +54,24 @@ def test_a_set_too_small_to_leave_one_out_has_no_score_and_a_bad_clip_leaves_the
     assert mixed.values[:3] == clean.values and mixed.reasons[3] == "non_finite"
 
 
+@pytest.mark.parametrize(("row", "reason"), [(np.full(128, np.nan), "non_finite"), (None, "model_error")])
+def test_a_clip_without_a_row_leaves_the_set(row, reason):
+    model, clips = build(AudioVendiReward()), [clip(hz) for hz in (400, 500, 3000, 900)]
+    (clean,) = score_groups(model, [PROMPT], [clips[:3]])
+    embed = model.embedder
+
+    def failing(one):
+        if not np.array_equal(one.audio_CS, clips[3].audio_CS):
+            return embed(one)
+        if row is None:
+            raise RuntimeError("out of memory")
+        return row
+
+    model.embedder = failing
+    (mixed,) = score_groups(model, [PROMPT], [clips])
+    assert mixed.values[:3] == clean.values and mixed.reasons == ("ok", "ok", "ok", reason)
+
+
 class TestExemplars:
     @pytest.fixture
     def spec(self, tmp_path):
