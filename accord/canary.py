@@ -28,7 +28,6 @@ Float = NDArray[np.float64]
 SIDE, FPS, SECONDS, SAMPLE_RATE = 64, 24.0, 2.0, 48_000
 """Of the set, where the reward takes them."""
 EVENTS_EVERY_S = 0.5
-_MARK = "canary-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +83,9 @@ def canaries(spec: RewardSpec) -> tuple[Canary, ...]:
 
 
 def is_canary(prompt: Prompt) -> bool:
-    """Whether a prompt is one of a canary set: its clip is judged anew whenever it comes."""
-    return prompt.id.startswith(_MARK)
+    """Whether a prompt is one of a canary set: its clip is judged anew whenever it comes. An id alone says nothing:
+    prompts of jobs are called as they like."""
+    return prompt in _PROMPTS.values()
 
 
 def digest(clips: Iterable[Clip]) -> str:
@@ -99,15 +99,11 @@ def digest(clips: Iterable[Clip]) -> str:
 
 
 def _canary(name: str, size: Size) -> Canary:
-    seen, heard, picture, sound = _SCENES[name]
+    _, _, picture, sound = _SCENES[name]
     video = np.clip(np.rint(picture(size)), 0, 255).astype(np.uint8)
     levels = np.clip(np.rint(sound(size) * 32_767), -32_768, 32_767)
-    whole = f"{seen} {heard}"
-    return Canary(
-        name,
-        Prompt(f"{_MARK}{name}", whole, seen, heard),
-        Clip(video, size.fps, (levels / 32_768).astype(np.float32), size.sample_rate),
-    )
+    clip = Clip(video, size.fps, (levels / 32_768).astype(np.float32), size.sample_rate)
+    return Canary(name, _PROMPTS[name], clip)
 
 
 def _ground(size: Size, seed: int, width: int | None = None) -> Float:
@@ -240,4 +236,7 @@ _SCENES: dict[str, tuple[str, str, _Media, _Media]] = {
     "static": ("The static of a television.", "Loud hiss.", _static, lambda of: 0.3 * _hiss(of, 15)),
     "flashes": ("White flashes light a dark room.", "A click at each flash.", _flashing, _clicks),
     "voice": ("A mouth speaks to the camera.", 'A person says "good morning".', _speaking, _voice),
+}
+_PROMPTS = {
+    name: Prompt(f"canary-{name}", f"{seen} {heard}", seen, heard) for name, (seen, heard, _, _) in _SCENES.items()
 }

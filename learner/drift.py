@@ -16,10 +16,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from enum import IntEnum
 from typing import Any
 
+from pydantic import ValidationError
+
 from accord.canary import Canary, Size, canaries
 from accord.config.contract import RewardSpec
 from accord.config.job import JobSpec
 from accord.drift import FILE, CanaryScores, Drift, drift
+from accord.errors import UserError
 from accord.run_folder import CANARIES, RunFolder
 from accord.types import SERVERS_FAULT, GroupSource, PolicyState
 
@@ -82,9 +85,9 @@ class RewardWatch:
         return {name: found for name, found in self.found.items() if found.beyond}
 
     def metrics(self) -> dict[str, float | None]:
-        """`canary/<reward>/{distance,degraded}` as the latest comparison has them."""
+        """`canary/<reward>/{distance,degraded}` as the latest comparison has them; None where none could be made."""
         return {
-            f"canary/{name}/{what}": value
+            f"canary/{name}/{what}": value if found.distances else None
             for name, found in self.found.items()
             for what, value in (("distance", found.distance), ("degraded", float(found.beyond)))
         }
@@ -147,13 +150,14 @@ class RewardWatch:
     def _judged(self, rewards: Sequence[RewardSpec]) -> Iterator[tuple[str, CanaryScores]]:
         clips = canaries(rewards[0])
         found: dict[str, dict[str, tuple[float, str]]] = {reward.name: {} for reward in rewards}
-        late = {reward.name: self.clock() + reward.deadline_s for reward in rewards}
+        left_s = {reward.name: reward.deadline_s for reward in rewards}  # of its own time: none pays for a slow one
         for canary in clips:
-            asked = [name for name, until in late.items() if self.clock() < until]
+            asked = [name for name, seconds in left_s.items() if seconds > 0]
             scores = self.source.rescore(canary.prompt, [canary.clip], asked) if asked else {}
             for name in found:
                 if name in scores:
                     found[name][canary.name] = (scores[name].values[0], scores[name].reasons[0])
+                    left_s[name] -= scores[name].seconds
                 elif name not in asked:
                     found[name][canary.name] = (float("nan"), "timeout")
         for reward in rewards:
@@ -183,7 +187,16 @@ class RewardWatch:
             self.warn("reward_recovered", f"step {step}: reward {name!r} judges the canaries as it did first")
 
     def _noted(self) -> dict[str, CanaryScores]:
-        return FILE.validate_json(self.folder.read(CANARIES)) if self.folder.exists(CANARIES) else {}
+        """Raises UserError for a file that holds none."""
+        if not self.folder.exists(CANARIES):
+            return {}
+        try:
+            return FILE.validate_json(self.folder.read(CANARIES))
+        except ValidationError as error:
+            raise UserError(
+                f"{CANARIES} of the run folder holds no canary scores ({error.error_count()} problems); put back what "
+                "the job wrote, or remove it to compare with what the rewards say now"
+            ) from error
 
     def _tell_unscored(self, step: int, name: str, first: CanaryScores, now: CanaryScores) -> None:
         """Say to which canaries a reward gives no score and gave one first, or gives none for a fault of its own."""

@@ -74,7 +74,12 @@ class Outside:
     def session(self) -> httpx.AsyncClient:
         """Connections to it, for `ask`; used as a context."""
         return httpx.AsyncClient(
-            headers=self._headers, follow_redirects=False, trust_env=False, timeout=None, verify=self._tls
+            headers=self._headers,
+            follow_redirects=False,
+            trust_env=False,
+            timeout=None,
+            verify=self._tls,
+            limits=httpx.Limits(),  # who asks bounds its calls; in a queue here they would spend their time
         )
 
     async def ask(

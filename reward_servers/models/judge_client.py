@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from accord.config.base import glimpse
 from accord.config.rewards.judges import JudgeReward
 from accord.types import Clip
 from reward_servers.outside import NoAnswer, Outside
@@ -73,9 +74,9 @@ class JudgeClient:
         except (ValueError, RecursionError) as error:
             raise NoAnswer("bad_answer", f"the answer is no JSON ({error})") from error
         if not isinstance(answer, dict):
-            raise NoAnswer("bad_answer", f"the answer is {answer!r:.100}, and no object")
+            raise NoAnswer("bad_answer", f"the answer is a {type(answer).__name__}, and no object")
         if answer.get("model") != self._spec.model:
-            raise NoAnswer("wrong_version", f"it is of {answer.get('model')!r:.100}, not of {self._spec.model!r}")
+            raise NoAnswer("wrong_version", f"it is of {glimpse(answer.get('model'))}, not of {self._spec.model!r}")
         return answer
 
 
@@ -101,8 +102,8 @@ def tokens_of(answer: Mapping[str, Any]) -> Tokens:
     try:
         entries = answer["choices"][0]["logprobs"]["content"]
         tokens = [(_text(entry["token"]), _probabilities(entry["top_logprobs"])) for entry in entries]
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise NoAnswer("bad_answer", f"the answer has no log-probabilities ({error!r})") from error
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise NoAnswer("bad_answer", f"the answer has no log-probabilities ({error!r:.200})") from error
     if not tokens:
         raise NoAnswer("bad_answer", "the answer is empty")
     return tokens
@@ -110,7 +111,7 @@ def tokens_of(answer: Mapping[str, Any]) -> Tokens:
 
 def _text(found: Any) -> str:
     if not isinstance(found, str):
-        raise ValueError(f"{found!r} is no token")
+        raise ValueError(f"{glimpse(found)} is no token")
     return found
 
 
@@ -120,7 +121,7 @@ def _probabilities(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     for entry in entries:
         logprob = entry["logprob"]
         if not isinstance(logprob, int | float) or math.isnan(logprob) or logprob > 1e-3:
-            raise ValueError(f"{logprob!r} is no log-probability")
+            raise ValueError(f"{glimpse(logprob)} is no log-probability")
         text = _text(entry["token"]).strip().lower()
         found[text] = found.get(text, 0.0) + math.exp(logprob)
     return found

@@ -7,9 +7,10 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from accord.canary import EVENTS_EVERY_S, FPS, SAMPLE_RATE, canaries, digest
+from accord.canary import EVENTS_EVERY_S, FPS, SAMPLE_RATE, canaries, digest, is_canary
 from accord.config.contract import RewardSpec
 from accord.config.rewards.panel import SyncReward
+from accord.types import Prompt
 from reward_servers.base import unusable
 
 DIGEST = "501847ada7c1e75d4214ec5e4af2a0f7c727a44d3b81b4a5e60ba2086e782d3b"
@@ -61,3 +62,8 @@ def test_the_set_has_its_extremes(found):
     assert not np.diff(found["still"].clip.video_FHWC.astype(int), axis=0).any()
     assert found["static"].clip.video_FHWC.std() > 70
     assert len({canary.prompt.id for canary in found.values()}) == len(found) == 8
+
+
+def test_a_prompt_of_a_job_is_no_canary_whatever_it_is_called(found):
+    assert all(is_canary(canary.prompt) for canary in found.values())
+    assert not is_canary(Prompt("canary-in_step", "a canary sings", "a canary", "birdsong"))

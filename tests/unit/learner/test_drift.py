@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from accord.canary import canaries
 from accord.config.rewards.panel import SyncReward
 from accord.drift import FILE
+from accord.errors import UserError
 from accord.run_folder import CANARIES, RunFolder
 from accord.types import RewardScores
 from learner import drift
@@ -220,17 +222,35 @@ def test_a_source_that_judges_nothing_has_nothing_that_drifts(case):
     assert one.told == [] and one.watch.metrics() == {} and not one.folder.exists(CANARIES)
 
 
-def test_a_slow_reward_is_asked_no_longer_than_its_deadline(case):
+def test_a_slow_reward_is_asked_no_longer_than_its_deadline_and_costs_the_others_nothing(case):
     one = case()
     plain = one.source.rescore
 
     def slow(prompt, clips, rewards):
-        one.time.now += 50.0
-        return plain(prompt, clips, rewards)
+        found = plain(prompt, clips, rewards)
+        one.time.now += 50.0 if "sync" in found else 0.1
+        return {name: replace(scores, seconds=50.0 if name == "sync" else 0.1) for name, scores in found.items()}
 
     one.source.rescore = slow
     one.word(1)
-    assert len(one.source.asked) == 3, "120 s are over"
-    values = FILE.validate_json(one.folder.read(CANARIES))["sync"]
-    assert list(values.reasons.values()) == ["ok"] * 3 + ["timeout"] * 5
-    assert "still (timeout)" in one.told[0][1]
+    assert [rewards for _, _, rewards in one.source.asked[2:4]] == [("sync", "dynamic_degree"), ("dynamic_degree",)]
+    values = FILE.validate_json(one.folder.read(CANARIES))
+    assert list(values["sync"].reasons.values()) == ["ok"] * 3 + ["timeout"] * 5, "120 s are over"
+    assert set(values["dynamic_degree"].reasons.values()) == {"ok"}
+    assert "still (timeout)" in one.told[0][1] and len(one.told) == 1
+
+
+def test_a_reward_of_which_nothing_can_be_compared_has_no_distance(case):
+    one = case()
+    one.source.more, one.source.reason = {"sync": math.nan}, "unreachable"
+    one.word(1)
+    told = one.watch.metrics()
+    assert told["canary/sync/distance"] is told["canary/sync/degraded"] is None
+    assert told["canary/dynamic_degree/distance"] == 0.0
+
+
+def test_first_values_that_cannot_be_read_are_told_with_a_remedy(case):
+    one = case()
+    one.folder.write_whole(CANARIES, "{]")
+    with pytest.raises(UserError, match=r"canaries\.json .* remove it"):
+        one.word(1)

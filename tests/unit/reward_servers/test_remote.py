@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import ipaddress
 import math
@@ -23,6 +24,7 @@ from accord.types import (
     RewardIdentity,
 )
 from reward_servers.base import RewardModel, Score, build, score_groups
+from reward_servers.outside import Outside
 from reward_servers.placement import app_name
 from reward_servers.results import ClipDigest, Results, score_once
 from tests.unit.reward_servers.bad_servers import cut, drip, gives
@@ -176,6 +178,30 @@ def test_a_server_that_is_busy_or_lost_for_a_moment_is_asked_again(server):
     script[:] = [gives({}, 429, Retry_After="1"), usual]
     (scores,) = score_groups(build(spec(server)), [PROMPT], [[clip()]])
     assert scores.reasons == ("ok",) and 1.0 <= waits[4] - waits[3] < 2.0
+
+
+def test_as_many_calls_are_under_way_as_are_made(monkeypatch):
+    """More than an HTTP client's usual hundred: none spends its time waiting for another's connection."""
+    count, answer = 110, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}"
+    monkeypatch.setenv("ACCORD_REWARD_HOSTS", "127.0.0.1")
+
+    async def asked():
+        everyone = asyncio.Barrier(count)
+
+        async def serve(reader, writer):
+            await reader.readuntil(b"\r\n\r\n")
+            await everyone.wait()
+            writer.write(answer)
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0, backlog=count) as listening:
+            url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+            there = Outside(url, "", call_s=5.0, retries=0, max_answer_bytes=1024)
+            async with there.session() as http:
+                return await asyncio.gather(*(there.ask(http, "GET", "/") for _ in range(count)))
+
+    assert asyncio.run(asked()) == [b"{}"] * count
 
 
 def test_a_redirect_leads_nowhere(server):

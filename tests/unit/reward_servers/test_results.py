@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
+from accord.canary import canaries
 from accord.config.contract import RewardSpec
 from accord.config.rewards.panel import SyncReward
 from accord.types import Clip, Prompt
@@ -15,7 +16,7 @@ from reward_servers.base import RewardModel, Score, score_groups
 from reward_servers.results import ClipDigest, Results, score_once
 
 PROMPT = Prompt("p", "av", "v", "a")
-CANARY = Prompt("canary-still", "av", "v", "a")
+CANARY = canaries(SyncReward())[0].prompt
 
 
 class Counting(RewardModel):

@@ -17,7 +17,7 @@ from accord.config.rewards.judges import VLMJudgeReward
 from accord.errors import UserError
 from accord.types import Clip, Prompt
 from reward_servers.base import build, score_groups
-from tests.unit.reward_servers.judge_server import running
+from tests.unit.reward_servers.judge_server import completion, running
 from tests.unit.reward_servers.wrong_answers import WRONG
 
 PROMPT = Prompt("p", "av", "a red ball bouncing", "a")
@@ -135,6 +135,17 @@ def test_a_wrong_answer_is_no_number_and_spoils_no_other(judge, kind):
 def test_an_answer_without_its_ratings_is_none(judge, text):
     judge.say([(text, {text: 1.0})])
     assert scored(model(judge, preset="videoscore2"), [clip()]).reasons == ("bad_answer",)
+
+
+@pytest.mark.parametrize("field", ["token", "logprob"])
+def test_what_is_said_of_an_answer_is_short_however_long_it_is(judge, field, caplog):
+    """A list, and digits that no number holds."""
+    answer = completion([("Yes", {"Yes": 0.9, "No": 0.1})])
+    likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"][0]
+    likeliest[field] = {"token": [7] * 1000, "logprob": -(10**4000)}[field]
+    judge.answer = lambda handler, asked: handler.give(answer)
+    assert scored(model(judge), [clip()]).reasons == ("bad_answer",)
+    assert caplog.text and max(len(record.getMessage()) for record in caplog.records) < 500
 
 
 def test_a_server_that_is_gone_is_unreachable(judge):
