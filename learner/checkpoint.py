@@ -1,7 +1,7 @@
 """Checkpoints that are either whole or not there.
 
     checkpoints/step-000005/
-        policy-000005.safetensors            both roles of version 5; one file per version still needed
+        policy-000005.safetensors            the roles of version 5; one file per version still needed
         optimizer-00000-of-00002.safetensors one per rank when the engine shards its state, else one
         job.json                             the resolved spec; a job with another one does not resume from here
         manifest.json                        written last: sha256 and size of every file above

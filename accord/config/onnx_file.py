@@ -7,7 +7,7 @@ want operators from a library of somebody's; neither is ever needed here, and ei
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,8 @@ def inspect_onnx(path: str | Path) -> OnnxModel:
         graphs = [bytes_ for number, bytes_ in _fields(content) if number == 7 and isinstance(bytes_, memoryview)]
         if len(graphs) != 1:
             raise ValueError("it holds no graph")
+        if any(True for _ in _parts(content, 25)):
+            raise ModelError(f"{path}: brings functions of its own, which nothing here reads; export it without them")
         _refuse_foreign(path, graphs[0], 0)
         return _signature(graphs[0])
     except (ValueError, IndexError) as error:
@@ -74,8 +76,7 @@ def _refuse_foreign(path: str | Path, graph: memoryview, depth: int) -> None:
         raise ValueError("graphs within graphs without an end")
     for tensor in _parts(graph, 5):
         _refuse_external(path, tensor)
-    if any(True for _ in _parts(graph, 15)):
-        raise ModelError(f"{path}: holds sparse weights, which nothing here reads; export it with plain ones")
+    _refuse_sparse(path, graph, {15})
     for node in _parts(graph, 1):
         domain, operator = _text(node, 7), _text(node, 4)
         if domain not in DOMAINS:
@@ -84,10 +85,16 @@ def _refuse_foreign(path: str | Path, graph: memoryview, depth: int) -> None:
                 "standard operators"
             )
         for attribute in _parts(node, 5):
+            _refuse_sparse(path, attribute, {22, 23})
             for tensor in (*_parts(attribute, 5), *_parts(attribute, 10)):
                 _refuse_external(path, tensor)
             for inner in (*_parts(attribute, 6), *_parts(attribute, 11)):
                 _refuse_foreign(path, inner, depth + 1)
+
+
+def _refuse_sparse(path: str | Path, message: memoryview, numbers: Set[int]) -> None:
+    if any(number in numbers for number, _ in _fields(message)):
+        raise ModelError(f"{path}: holds sparse weights, which nothing here reads; export it with plain ones")
 
 
 def _refuse_external(path: str | Path, tensor: memoryview) -> None:

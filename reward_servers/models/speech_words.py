@@ -9,10 +9,11 @@ Sound is mixed to mono at 16 kHz and cut into stretches of the checkpoint's leng
 transcripts are joined. Decoding is greedy: no sampling, one beam, no fallback to another temperature, no timestamps,
 `max_tokens` tokens a stretch at most.
 
-Limits: judges what is understood, not how natural it sounds; steps are coarse where few words are said; a number
-written in digits is another word than one spelled out; words at the edge of two stretches may be lost; Whisper guesses
-words into noise, and corrects mumbled ones by what is likely. Known hacks: plain, loud, slow speech over anything; keep
-`dnsmos` and a reward of the rest of the text beside it.
+Limits: judges what is understood, not how natural it sounds; steps are coarse where few words are said, and all or
+nothing in a script that parts no words (Chinese, Japanese, Thai); a number written in digits is another word than one
+spelled out; words at the edge of two stretches may be lost; Whisper guesses words into noise, and corrects mumbled ones
+by what is likely. Known hacks: plain, loud, slow speech over anything; keep `dnsmos` and a reward of the rest of the
+text beside it.
 
 Files: a transformers directory of `WhisperForConditionalGeneration`, as openai/whisper-base. Each stretch is decoded
 alone on one thread, so a score has the same bits in any company.

@@ -144,6 +144,22 @@ def _external(inside: bool) -> onnx.ModelProto:
     return made
 
 
+def _function() -> onnx.ModelProto:
+    """A function of its own, with a weight in another file."""
+    made = _external(True)
+    hidden, told = made.graph.node.pop(), made.opset_import
+    made.functions.append(helper.make_function("ai.onnx.ml", "Load", [], ["x"], [hidden], told))
+    return made
+
+
+def _sparse() -> onnx.ModelProto:
+    """A sparse constant, whose parts may lie in other files."""
+    made = tiny.model()
+    parts = numpy_helper.from_array(np.ones(1, np.float32)), numpy_helper.from_array(np.zeros(1, np.int64))
+    made.graph.node.append(helper.make_node("Constant", [], ["x"], sparse_value=helper.make_sparse_tensor(*parts, [3])))
+    return made
+
+
 def _custom() -> onnx.ModelProto:
     made = tiny.model()
     made.graph.node[2].domain = "evil.ops"
@@ -180,7 +196,7 @@ MADE = {
     "custom": _custom, "nested": _nested, "external": lambda: _external(False), "constant": lambda: _external(True),
     "length": lambda: tiny.model((1, 16_000)), "rank": lambda: tiny.model((1, WINDOW, 1)),
     "kind": lambda: tiny.model(kind=TensorProto.INT64), "two": _two_inputs, "five": lambda: _gives([1, 5]),
-    "log": _not_a_number, "operator": _unknown_operator,
+    "log": _not_a_number, "operator": _unknown_operator, "function": _function, "sparse": _sparse,
 }  # fmt: skip
 
 
@@ -203,7 +219,8 @@ def _bytes(way: str) -> bytes:
         ("pickle", "torn, or not an ONNX model", True), ("empty", "holds no graph", True),
         ("text", "torn, or not an ONNX model", True), ("log", "must give three numbers", False),
         ("operator", "no model that can be run", False), ("missing", "No such file", True),
-        ("huge", "at most 16777216 are read", True),
+        ("huge", "at most 16777216 are read", True), ("function", "brings functions of its own", True),
+        ("sparse", "holds sparse weights", True),
     ],
 )  # fmt: skip
 def test_files_that_will_not_do_are_named(tmp_path: Path, way: str, why: str, early: bool):
