@@ -78,11 +78,13 @@ def _group(job: JobSpec) -> int:
 
 
 def _rollout(job: JobSpec, sizes: ModelSizes) -> Bytes:
-    """Bytes of one rollout worker; `clips` lie in host memory."""
+    """Bytes of one rollout worker when it has most clips to make, for an evaluation or a step; `clips` lie in host
+    memory."""
+    most = max(_group(job), job.evaluate.samples_per_prompt)
     rows = dict(sizes.weight_bytes)
     rows["adapters"] = 8 * sizes.adapter_parameters
-    rows["activations"] = _group(job) * sizes.activations.forward
-    rows["clips"] = _group(job) * sizes.clip_bytes
+    rows["activations"] = most * sizes.activations.forward
+    rows["clips"] = most * sizes.clip_bytes
     return rows | {"total": sum(rows.values())}
 
 
