@@ -34,6 +34,8 @@ from services.node.ray_holder import MARK as RAY_MARK
 
 log = logging.getLogger("accord.embedded")
 
+_NOT_FOR_RAY = ("ACCORD_API_KEY", "ACCORD_REWARDS_")
+"""Variables of the service alone: in Ray's processes runs code of jobs, which could read key and token."""
 _SOCKET_PATH_LIMIT = 100
 """Unix socket paths end at 107 bytes."""
 
@@ -216,7 +218,7 @@ class EmbeddedRay(_Watched):
         self._folder = _short_folder("accord-ray-")
         write_whole(self._token, secrets.token_hex(32), private=True)
         environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith(_NOT_FOR_RAY)},
             **ray_token(self._token),
             RAY_MARK: str(self._folder),
             "RAY_USAGE_STATS_ENABLED": "0",
