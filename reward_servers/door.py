@@ -158,7 +158,11 @@ class ClusterRewards:
     async def score(self, name: str, prompt: Prompt, clips: list[Clip]) -> dict[str, Any]:
         """Score one group. Raises Refusal."""
         application, reward = await self._found(name)
-        reference = await asyncio.to_thread(ray.put, clips)
+        try:
+            reference = await asyncio.to_thread(ray.put, clips)
+        except RayError as error:
+            log.warning("clips for reward %s were not taken in: %r", application, error)
+            raise Refusal(429, "the cluster has no room for these clips", Retry_After="1") from error
         answer: dict[str, Any] = await self._called(application, "answer", reward, prompt, reference)
         return answer
 
@@ -222,7 +226,7 @@ def open_door(door: Door) -> None:
     One that is open is changed by a door with a token alone, so nothing that asks for one ever ceases to.
     """
     there = serve.status().applications.get(APPLICATION)
-    if there is not None and there.status in {"RUNNING", "DEPLOYING"} and not door.token:
+    if there is not None and there.status != "DEPLOY_FAILED" and not door.token:
         return
     if there is not None and there.status == "DEPLOY_FAILED":
         log.warning("the HTTP door of the rewards could not be opened, and is tried again: %s", there.message)

@@ -286,6 +286,10 @@ def compared(spec: RewardSpec, found: dict[str, Any], path: Path, tolerance: flo
     if was.clips != now.clips:
         raise UserError(f"--against {path}: its canaries are other clips than those of this release; write it anew")
     apart = drift(spec, was, now, tolerance)
+    if not apart.distances:
+        said = ", ".join(sorted({*now.reasons.values()}))
+        why = f"no canary has a score both there and now (now: {said}), so nothing is compared"
+        raise UserError(f"--against {path}: {why}; run the check without it, and see what the reward lacks")
     for row in found["canaries"]:
         row |= {"first": was.values.get(row["canary"]), "distance": apart.distances.get(row["canary"])}
     found |= {"first_version": was.version, "tolerance": apart.bound, "drifted": apart.beyond}

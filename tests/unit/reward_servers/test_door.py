@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
-from ray.exceptions import ActorDiedError, RayTaskError
+from ray.exceptions import ActorDiedError, ObjectStoreFullError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
 from accord.config.settings import Settings
@@ -123,6 +123,28 @@ def test_why_a_replica_has_no_answer_is_told(monkeypatch, error, status):
         asyncio.run(ClusterRewards().score("sync", Prompt("p", "x", "x", "x"), []))
     assert caught.value.status == status
     assert ("Retry-After" in caught.value.headers) == (status != 500)
+
+
+def test_clips_that_the_cluster_has_no_room_for_are_told_so(monkeypatch):
+    def full(_clips):
+        raise ObjectStoreFullError("full")
+
+    monkeypatch.setattr(door.ray, "put", full)
+    monkeypatch.setattr(door.controller, "served", lambda _deployment: {"sync": Served("RUNNING", 1, ("sync",))})
+    with pytest.raises(Refusal, match="no room") as caught:
+        asyncio.run(ClusterRewards().score("sync", Prompt("p", "x", "x", "x"), []))
+    assert caught.value.status == 429 and caught.value.headers["Retry-After"]
+
+
+@pytest.mark.parametrize(("state", "opened"), [("RUNNING", 0), ("UNHEALTHY", 0), ("DEPLOY_FAILED", 1)])
+def test_a_door_that_asks_for_a_token_is_not_opened_to_all(monkeypatch, state, opened):
+    """Not by a service that knows of no token, however the door is."""
+    runs = []
+    there = SimpleNamespace(status=state, message="")
+    monkeypatch.setattr(door.serve, "status", lambda: SimpleNamespace(applications={door.APPLICATION: there}))
+    monkeypatch.setattr(door.serve, "run_many", lambda targets, **_: runs.append(targets))
+    door.open_door(Door())
+    assert len(runs) == opened
 
 
 @pytest.mark.parametrize("state", ["DEPLOYING", "DEPLOY_FAILED", "DELETING"])

@@ -195,6 +195,12 @@ def test_a_check_is_held_against_an_earlier_one(tmp_path):
     run("check", "glow", "--set", "factor=1.2", "--against", first, "--tolerance", str(max(expected) * 1.01))
 
 
+def test_a_reward_without_scores_is_not_what_it_was(tmp_path):
+    run("check", "glow", "--out", tmp_path / "first.json")
+    shown = run("check", "glow", "--set", "factor=1e9", "--against", tmp_path / "first.json", status=2)
+    assert "no canary has a score both there and now (now: out_of_range)" in " ".join(shown.split())
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
