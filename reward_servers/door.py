@@ -44,7 +44,8 @@ _LOOK_S = 2.0
 """How old what is known of the applications may be."""
 _LOOK_AGAIN_S = 0.25
 """The same, where a reward is not among them."""
-_CARD_S = 5.0
+_SOON_S = 5.0
+"""How long what a reward is, and which there are, is waited for."""
 _UP = frozenset({"RUNNING", "UNHEALTHY"})
 
 
@@ -129,9 +130,9 @@ class ClusterRewards:
     """The rewards of the cluster that this process is in, asked by handle."""
 
     def __init__(self) -> None:
-        self._served: dict[str, Served] = {}
+        self._served: dict[str, Served] | None = None
         self._looked = -math.inf
-        self._looking = asyncio.Lock()
+        self._looking: asyncio.Task[None] | None = None
         self._handles: dict[str, Any] = {}
         self._needs: dict[tuple[str, str], list[Modality]] = {}
 
@@ -179,20 +180,31 @@ class ClusterRewards:
         return application, reward
 
     async def _applications(self, age_s: float = _LOOK_S) -> dict[str, Served]:
-        """Those of the cluster, as they were lately. Where nobody tells, as they were last seen."""
-        async with self._looking:
-            if time.monotonic() - self._looked > age_s:
-                try:
-                    self._served = await asyncio.to_thread(controller.served, SERVERS)
-                except (RayError, RayServeException) as error:
-                    log.info("Serve does not tell its applications: %s", error)
-                self._looked = time.monotonic()
-            return self._served
+        """Those of the cluster, as they were lately. Where nobody tells soon, as they were last seen.
+
+        Raises Refusal where they were not seen yet.
+        """
+        if self._looking is None and time.monotonic() - self._looked > age_s:
+            self._looking = asyncio.create_task(self._look())
+        if self._looking is not None:
+            await asyncio.wait({self._looking}, timeout=_SOON_S)
+        if self._served is None:
+            raise _not_up("the cluster does not tell its rewards")
+        return self._served
+
+    async def _look(self) -> None:
+        """Ask for the applications: once for all that want to know, however long it takes."""
+        try:
+            self._served = await asyncio.to_thread(controller.served, SERVERS)
+        except (RayError, RayServeException) as error:
+            log.info("Serve does not tell its applications: %s", error)
+        finally:
+            self._looked, self._looking = time.monotonic(), None
 
     async def _cards(self, application: str) -> list[dict[str, Any]]:
         """Of all rewards of an application, soon."""
         try:
-            async with asyncio.timeout(_CARD_S):
+            async with asyncio.timeout(_SOON_S):
                 cards: list[dict[str, Any]] = await self._called(application, "cards")
         except TimeoutError as error:
             raise _not_up(f"{application} does not say what it is") from error

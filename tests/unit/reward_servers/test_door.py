@@ -8,6 +8,7 @@ import ipaddress
 import socket
 import ssl
 import threading
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -134,6 +135,31 @@ def test_clips_that_the_cluster_has_no_room_for_are_told_so(monkeypatch):
     with pytest.raises(Refusal, match="no room") as caught:
         asyncio.run(ClusterRewards().score("sync", Prompt("p", "x", "x", "x"), []))
     assert caught.value.status == 429 and caught.value.headers["Retry-After"]
+
+
+def test_a_controller_that_hangs_is_asked_once_and_holds_up_nobody(monkeypatch):
+    free, asks = threading.Event(), []
+
+    def served(_deployment):
+        asks.append(free.wait(10))
+        return {"sync": Served("DEPLOYING", 0, ("sync",))}
+
+    monkeypatch.setattr(door.controller, "served", served)
+    monkeypatch.setattr(door, "_SOON_S", 0.05)
+
+    async def asked():
+        rewards = ClusterRewards()
+        for call in (rewards.cards, partial(rewards.needs, "sync"), rewards.cards):
+            with pytest.raises(Refusal, match="does not tell") as caught:
+                await asyncio.wait_for(call(), 5)
+            assert caught.value.status == 503
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(rewards.cards(), 0.01)
+        free.set()
+        await asyncio.wait_for(rewards._looking, 5)
+        return await rewards.cards()
+
+    assert asyncio.run(asked()) == [] and asks == [True]
 
 
 @pytest.mark.parametrize(("state", "opened"), [("RUNNING", 0), ("UNHEALTHY", 0), ("DEPLOY_FAILED", 1)])
