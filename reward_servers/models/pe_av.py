@@ -13,7 +13,8 @@ PE-Core is a module of Accord's own (`pe_core.py`), the rest are transformers' c
 parts are loaded one by one, because `PeAudioVideoModel.from_pretrained` fails on the rotary table of timm's.
 
 Limits: `pe_av` is blind to the prompt, and says whether, not when. Known hack: as ImageBind's, coloured noise; never
-train `pe_av` without rewards that read the prompt. Each clip's forwards are its own, on one thread.
+train `pe_av` without rewards that read the prompt. Sound of more than 60 s is `too_long`. Each clip's forwards are its
+own, on one thread.
 """
 
 from __future__ import annotations

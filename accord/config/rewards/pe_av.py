@@ -25,6 +25,8 @@ class PeAvReward(BundledReward):
     senses: ClassVar[tuple[Sense, Sense]]
     """Which two."""
     min_frames: ClassVar[int] = 1
+    max_audio_s: ClassVar[float] = 60.0
+    """DAC's encoder hears a clip in one piece: 64 numbers for each of its 48000 samples a second, 0.7 GB a layer."""
     range: ClassVar[tuple[float, float]] = (-1.0, 1.0)
     smallest_effect: ClassVar[float] = 0.002
     accelerator: ClassVar[bool] = True

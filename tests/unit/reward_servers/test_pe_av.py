@@ -166,6 +166,14 @@ def test_what_is_seen_and_heard_counts_and_company_does_not(folder):
     assert np.isfinite(scored(reward, clip(frames=1))[0])
 
 
+def test_sound_that_would_fill_the_memory_is_too_long_where_it_is_heard(folder):
+    long = replace(clip(), audio_CS=np.full((1, 61 * 4_000), 0.1, np.float32), sample_rate=4_000)
+    (heard,), (seen,) = (
+        score_groups(build(KINDS[kind](path=str(folder))), [PROMPT], [[long]]) for kind in ("ta", "tv")
+    )
+    assert (heard.reasons, seen.reasons) == (("too_long",), ("ok",))
+
+
 def test_a_text_counts_where_one_is_read(folder):
     other = replace(PROMPT, prompt_v="a camera", prompt_a="a camera")
     for kind, moves in (("av", False), ("tv", True), ("ta", True)):
