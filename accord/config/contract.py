@@ -328,8 +328,8 @@ class RewardSpec(PluginSpec):
     """Values within earn alike, and others less by how far they lie outside: for what has a right amount rather than a
     right direction. None: higher is better all the way."""
     required: bool = True
-    """True: a step in which no sample of any group got a valid score stops the attempt. False: a step in which its
-    server fails for any sample is trained without it."""
+    """True: a step in which no sample of any group got a valid score stops the attempt, unless it reads the prompts and
+    all of them are `unverifiable`. False: a step in which its server fails for any sample is trained without it."""
     deadline_s: float = Field(default=120.0, gt=0, le=3600)
     """Wall time for one group, retries included; what is not scored by then is invalid (`timeout`)."""
     break_after: int = Field(default=5, ge=1, le=10_000)

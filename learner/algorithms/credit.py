@@ -71,15 +71,17 @@ class ScoreTable:
 def tabulate(groups: Sequence[ScoredGroup], rewards: Sequence[RewardSpec]) -> list[ScoreTable]:
     """Collect the scores by reward, in prompt order.
 
-    Raises RewardError when a required reward has no valid score in the whole step.
+    Raises RewardError when a required reward has no valid score in the whole step, unless it reads the prompts and none
+    of them asks it anything.
     """
     tables = []
     for reward in rewards:
         scores = [group.scores[reward.name] for group in groups]
         values = torch.tensor([score.values for score in scores], dtype=torch.float64)
         valid = values.isfinite()
-        if reward.required and not valid.any():
-            reasons = sorted({reason for score in scores for reason in score.reasons})
+        reasons = sorted({reason for score in scores for reason in score.reasons})
+        unasked = reward.prompt_anchored and reasons == ["unverifiable"]
+        if reward.required and not valid.any() and not unasked:
             raise RewardError(
                 f"reward {reward.name!r} is required and none of its {valid.numel()} scores of this step is valid "
                 f"({', '.join(reasons)}); see its server, or set required = false to train without it"

@@ -300,6 +300,23 @@ def test_required_reward_that_is_down_stops_the_step():
         tabulate(scored(values), REWARDS)
 
 
+def test_a_step_whose_prompts_ask_a_required_reward_nothing_goes_on_without_it():
+    values = {"sync": [[0.0, 1.0, 3.0]], "text_video": [[0.0, 1.0, 2.0]]}
+
+    def told(name, reasons):
+        (group,) = scored(values)
+        return replace(group, scores=group.scores | {name: RewardScores(name, "1", (math.nan,) * 3, reasons)})
+
+    rewards = (SyncReward(), TextVideoReward())
+    credit = assign_credit(tabulate([told("text_video", ("unverifiable",) * 3)], rewards), CreditSpec(), BOTH)
+    alone = assign_credit(tabulate(scored(values), (SyncReward(),)), CreditSpec(), BOTH)
+    assert torch.equal(credit.advantages["video"], alone.advantages["video"])
+    assert credit.metrics["reward/text_video/invalid/unverifiable"] == 3.0
+    for name, reasons in (("sync", ("unverifiable",) * 3), ("text_video", ("unverifiable", "timeout", "timeout"))):
+        with pytest.raises(RewardError, match=f"'{name}'.*unverifiable"):
+            tabulate([told(name, reasons)], rewards)
+
+
 def test_infinite_scores_are_invalid_and_zero_weight_is_measured_only():
     rewards = (SyncReward(weight=0.0), TextVideoReward())
     values = {"sync": [[1.0, math.inf, 3.0]], "text_video": [[0.0, 1.0, 2.0]]}
