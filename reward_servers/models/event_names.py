@@ -4,7 +4,8 @@ A label's names are its parts between commas (`Walk, footsteps` has two); what i
 is no name. A text names a label when the stems of one of its names stand in the text next to each other and in this
 order; small words (`a`, `the`, `of`) do not count. The longest name at a place wins and takes its words: "a car alarm"
 names no car. A label may bear the name of another; they are one event. Some everyday words stand for a label's
-(`SAME`). What begins within three words after "no" or "without" is unwanted. Words in quotation marks are said.
+(`SAME`). What begins within three words after "no" or "without" is unwanted, in the same sentence and before a "but",
+"just" or "only"; a comma ends nothing ("no music, speech or wind"). Words in quotation marks are said.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SMALL = frozenset(
 AWAY = frozenset({"no", "without"})
 REACH = 3
 """Words after one of `AWAY` within which a name begins that is unwanted."""
+_APART = re.compile(r"[.;:!?\n]|\b(?:but|just|only)\b", re.IGNORECASE)
+"""Where a part of a text ends, and with it what `AWAY` asks away."""
 UNHEARD = frozenset({"Silence", "Field recording", "Blues", "Country", "Camera", "Hands", "Wood", "Keyboard (musical)"})
 """Labels that are no event, or whose one word mostly says something else in a text."""
 _PLAIN_WORDS = {
@@ -77,10 +80,16 @@ class EventNames:
 
     def of(self, text: str) -> Named:
         """The events that a text names, each once, in their order."""
-        said = [word for word in words(unspoken(text)) if word not in SMALL]
-        stems = [stem(word) for word in said]
         wanted: dict[frozenset[int], None] = {}
         unwanted: set[int] = set()
+        for part in _APART.split(unspoken(text)):
+            self._read(part, wanted, unwanted)
+        return Named(tuple(wanted), frozenset(unwanted))
+
+    def _read(self, part: str, wanted: dict[frozenset[int], None], unwanted: set[int]) -> None:
+        """Add what a part of a text names."""
+        said = [word for word in words(part) if word not in SMALL]
+        stems = [stem(word) for word in said]
         place = 0
         while place < len(stems):
             name = self._at(stems, place)
@@ -89,7 +98,6 @@ class EventNames:
             elif name:
                 wanted[frozenset(self._classes[name])] = None
             place += len(name) or 1
-        return Named(tuple(wanted), frozenset(unwanted))
 
     def _at(self, stems: Sequence[str], place: int) -> Stems:
         """The longest name that begins at a place; () where none does."""
