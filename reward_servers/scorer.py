@@ -23,6 +23,7 @@ from typing import Any, ClassVar, TypeVar
 
 from typing_extensions import override
 
+from accord.canary import is_canary
 from accord.config.contract import RewardSpec
 from accord.errors import AccordError, RewardError
 from accord.plugins import answering
@@ -139,7 +140,8 @@ class Scorer(ABC):
             return scores
         reasons = ", ".join(sorted({*scores.reasons}))
         log.error("reward %s gave no score for prompt %s: %s after %.1f s", reward, prompt.id, reasons, seconds)
-        if breaker.failed() and self.breaks:
+        # A server may refuse what is as small as canaries are, and judge the job's own clips.
+        if not is_canary(prompt) and breaker.failed() and self.breaks:
             log.error("reward %s failed %d times in a row; it is probed now and then", reward, spec.break_after)
         return scores
 

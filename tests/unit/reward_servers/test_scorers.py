@@ -18,6 +18,7 @@ from ray import serve
 from ray.exceptions import ActorDiedError, OwnerDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
 
+from accord.canary import canaries
 from accord.config.rewards.panel import DynamicDegreeReward, SyncReward, TemporalFlickerReward
 from accord.errors import RewardError, RolloutError, UserError
 from accord.types import Prompt, RewardIdentity, RewardScores
@@ -153,6 +154,19 @@ def test_a_reward_that_fails_in_a_row_is_left_alone_until_a_probe_succeeds(serve
         assert await ask() == "ok"
 
     asyncio.run(play())
+
+
+def test_canaries_that_are_refused_leave_a_reward_in(served):
+    """Its server may be right to want none as small as they are."""
+    small = RewardScores.failed("sync", 2, "refused")
+    handle, scorer = served(*[small] * 8, GOOD, break_after=3)
+
+    async def asked():
+        for canary in canaries(SyncReward()):
+            assert (await scorer.score("sync", canary.prompt, object(), 2)).reasons == ("refused",) * 2
+        return await scorer.score("sync", PROMPT, object(), 2)
+
+    assert asyncio.run(asked()).valid == (True, True) and handle.asked == 9
 
 
 def test_one_answer_between_failures_keeps_a_reward_in(served):
