@@ -19,8 +19,10 @@ def doubtful(
 ) -> dict[Modality, Tensor]:
     """Bool [P, G] per modality that some auxiliary speaks for: the `share` of the step's samples that is doubted most.
 
-    u[p, i] = rank(advantage) - mean over auxiliaries of rank(score), ranks in 0..1 over the samples of the step. Only
-    u > 0 is doubt: the trained rewards like the sample better than the others do. A sample that an auxiliary has no
+    u[p, i] = rank(advantage) - mean over auxiliaries of rank(score - mean score of the prompt), ranks in 0..1 over the
+    samples of the step: advantages are relative to the prompt, and so must be what they are held against, or a prompt
+    that an auxiliary likes little would be doubted whole. Only u > 0 is doubt: the trained rewards like the sample
+    better than the others do. A sample that an auxiliary has no
     score for is doubted by the others alone, and one without any is not.
     """
     found: dict[Modality, Tensor] = {}
@@ -30,13 +32,18 @@ def doubtful(
         if not speaking:
             continue
         values = [[group.scores[name].values for group in groups] for name in speaking]
-        others = torch.stack([_ranks(torch.tensor(rows, dtype=torch.float64)) for rows in values])
+        others = torch.stack([_ranks(_centred(torch.tensor(rows, dtype=torch.float64))) for rows in values])
         whole = advantage if advantage.ndim == 2 else advantage.mean(2)
         doubt = (_ranks(whole) - others.nanmean(0)).nan_to_num(-math.inf)
         count = math.ceil(spec.share * doubt.numel())
         least = doubt.flatten().sort(descending=True).values[count - 1]
         found[modality] = (doubt >= least) & (doubt > 0)
     return found
+
+
+def _centred(values_PG: Tensor) -> Tensor:
+    known = torch.where(values_PG.isfinite(), values_PG, torch.nan)
+    return known - known.nanmean(1, keepdim=True)
 
 
 def _ranks(values_PG: Tensor) -> Tensor:

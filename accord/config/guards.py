@@ -51,7 +51,8 @@ class GatedReferenceSpec(PartSpec):
     """Hold to the reference only the samples whose reward is doubtful (GARDO, arXiv 2512.24138), and set others free.
 
     A sample is doubtful when the trained rewards rank it above what light rewards, which nobody trains on, say of it:
-    its rank by advantage minus its mean rank by `auxiliaries`, among the samples of the step, both in 0..1.
+    its rank by advantage minus its mean rank by `auxiliaries`, among the samples of the step, both in 0..1. Scores of
+    auxiliaries count from their mean over the prompt, as advantages do.
     """
 
     auxiliaries: tuple[Annotated[str, Field(max_length=100)], ...] = Field(min_length=1, max_length=16)

@@ -44,10 +44,18 @@ def test_whom_the_auxiliaries_rank_higher_is_not_doubted_however_large_the_share
     assert found["video"].tolist() == [[True, False], [False, False]]
 
 
+def test_a_prompt_that_an_auxiliary_likes_little_is_not_doubted_for_it():
+    advantages = torch.tensor([[1.0, -1.0], [1.0, -1.0]])
+    found = doubtful(scored([[0.75, 0.5], [0.25, 0.0]]), REWARDS, Credit({"video": advantages}), gate(1.0))
+    assert not found["video"].any()
+
+
 def test_a_sample_without_a_score_is_not_doubted():
     advantages = torch.tensor([[4.0, 3.0], [2.0, 1.0]])
-    found = doubtful(scored([[math.nan, 0.1], [0.5, 0.9]]), REWARDS, Credit({"video": advantages}), gate(0.5))
-    assert found["video"].tolist() == [[False, True], [False, False]]
+    found = doubtful(scored([[math.nan, 0.1], [0.5, 0.9]]), REWARDS, Credit({"video": advantages}), gate(1.0))
+    assert found["video"].tolist() == [[False, True], [True, False]]  # ranks by the auxiliary: none, 1/2, 0, 1
+    nobody = doubtful(scored([[math.nan] * 2] * 2), REWARDS, Credit({"video": advantages}), gate(1.0))
+    assert not nobody["video"].any()
 
 
 def test_a_sample_that_is_free_is_at_no_distance_and_moves_no_weight():
