@@ -21,6 +21,7 @@ import uvicorn
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from accord.config.settings import Settings, is_loopback
 from accord.errors import UserError
@@ -40,6 +41,8 @@ _BIND_S = 20.0
 _CONNECTIONS = 512
 _LONGEST_HEAD = 32 * 1024
 """Bytes of a request line with its headers."""
+_HEAD_S = 10.0
+"""Time for a stranger to send it."""
 _LOOK_S = 2.0
 """How old what is known of the applications may be."""
 _LOOK_AGAIN_S = 0.25
@@ -83,6 +86,20 @@ class Door:
         }  # fmt: skip
 
 
+class TimelyProtocol(H11Protocol):
+    """Ends a connection whose first request does not come in time: strangers cannot hold all of them. Who goes on
+    after the first one had the token, for what has none ends its connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        """The time begins."""
+        super().connection_made(transport)
+        self.loop.call_later(_HEAD_S, self._end_if_silent)
+
+    def _end_if_silent(self) -> None:
+        if self.cycle is None:
+            self.transport.close()
+
+
 class HttpDoor:
     """The deployment: a web server with the gateway before the rewards of the cluster."""
 
@@ -91,7 +108,7 @@ class HttpDoor:
         self._gateway = Gateway(ClusterRewards(), "no digest")  # nobody is served before `reconfigure`
         listener = await asyncio.to_thread(_listen, place["host"], place["port"])
         config = uvicorn.Config(
-            self._gateway, **place, http="h11", ws="none", lifespan="off", log_config=None, access_log=False,
+            self._gateway, **place, http=TimelyProtocol, ws="none", lifespan="off", log_config=None, access_log=False,
             server_header=False, limit_concurrency=_CONNECTIONS, h11_max_incomplete_event_size=_LONGEST_HEAD,
             timeout_graceful_shutdown=3,
         )  # fmt: skip

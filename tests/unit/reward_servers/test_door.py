@@ -87,6 +87,31 @@ def test_https_is_spoken_where_there_is_a_certificate(tmp_path):
     assert asyncio.run(asked()) == [401, 404, 401]
 
 
+def test_strangers_hold_no_connection(monkeypatch):
+    """Not with half a head, and not with a second request after one that was refused."""
+    monkeypatch.setattr(door, "_HEAD_S", 0.3)
+    where = Door(port=free_port())
+
+    async def sent(text: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection(where.host, where.port)
+        writer.write(text)
+        try:
+            return await asyncio.wait_for(reader.read(), 3)
+        finally:
+            writer.close()
+
+    async def asked():
+        server = HttpDoor.__new__(HttpDoor)
+        await server.__init__(where.place)
+        found = await asyncio.gather(sent(b"GET /v1/rewards HT"), sent(b"GET /else HTTP/1.1\r\nHost: x\r\n\r\nGET /"))
+        server._server.should_exit = True
+        await asyncio.wait_for(server._serving, 10)
+        return found
+
+    silent, refused = asyncio.run(asked())
+    assert silent == b"" and refused.startswith(b"HTTP/1.1 401") and refused.count(b"HTTP/1.1") == 1
+
+
 def test_a_port_that_is_still_taken_is_waited_for(monkeypatch):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
