@@ -121,8 +121,8 @@ def feature_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
 class Controls:
     """One clip of every group, scored as if it belonged to another: with the other's prompt, and with its sound.
 
-    Runs beside the update, on the first rank. A step whose controls fail, in whatever way, is without their numbers;
-    that costs nothing else.
+    Runs beside the update, on the first rank. A step of one group has no other and none of these numbers. A step whose
+    controls fail, in whatever way, is without their numbers; that costs nothing else.
     """
 
     def __init__(self, job: JobSpec, source: GroupSource, warn: Callable[[str, str], None]) -> None:
@@ -148,6 +148,8 @@ class Controls:
 
     def _measured(self, groups: Sequence[ScoredGroup]) -> dict[str, float | None]:
         gaps: dict[str, list[float]] = {}
+        if len(groups) < 2:
+            return {}
         clips: list[Clip] = [self.source.fetch(group.group.clips)[0] for group in groups]
         for index, group in enumerate(groups):
             other = (index + 1) % len(groups)

@@ -13,7 +13,8 @@ predicate that the text names (components). Evidence, on power spectra of 43 ms 
 
 Range [0, 1], higher is better. A prompt without a known word is invalid (`unverifiable`). Silence is at the floor, 0,
 where the text does not ask for it. Limits: it hears pitch, rise, noisiness and rhythm, not sources: any low struck
-thing passes for a drum, any steady noise for rain, any melody for music; mixtures satisfy each word in part.
+thing passes for a drum, any steady noise for rain, any melody for music; mixtures satisfy each word in part; "no music"
+asks for music.
 Known hacks: the plainest sound of the kind, such as a sine burst at the band's middle.
 """
 

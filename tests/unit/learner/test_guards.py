@@ -165,6 +165,8 @@ def test_controls_take_the_prompt_and_the_sound_of_another_group():
     controls.begin([group(index, index / 10, 1.0) for index in range(3)])
     assert controls.gaps() == {"control/clap/prompt_gap": 1.0, "control/sync/sound_gap": 1.0}
     assert told == []
+    controls.begin([group(0, 0.1, 1.0)])
+    assert controls.gaps() == {}, "there is no other group"
 
 
 def test_controls_whose_clips_are_gone_cost_a_step_nothing_but_their_numbers():
