@@ -1,9 +1,9 @@
 """What a text has somebody say, and how many words are wrong in what was heard.
 
-Said is what stands in quotation marks: "…", “…”, „…“, «…», ‘…’, and '…' where the first mark does not follow a letter
-and the last does not precede one, so that an apostrophe is none. Words are compared after normalising: Unicode NFKC, no
-case, no apostrophes, and every other mark that is no letter and no digit parts two words. Numbers stay as they are
-written.
+Said is what stands in quotation marks: "…", “…”, „…“, «…», 「…」, 『…』, ‘…’, and '…' where the first mark does not
+follow a letter and the last does not precede one, so that an apostrophe is none. Words are compared after normalising:
+Unicode NFKC, no case, no apostrophes, and every other mark that is no letter and no digit parts two words. Numbers stay
+as they are written.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Sequence
 
 _QUOTED = re.compile(
-    r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|‘((?:[^‘’]|(?<=\w)’(?=\w))+)’|'
+    r'"([^"]+)"|“([^”]+)”|„([^“”]+)[“”]|«([^»]+)»|「([^」]+)」|『([^』]+)』|‘((?:[^‘’]|(?<=\w)’(?=\w))+)’|'
     r"(?<!\w)'((?:[^']|(?<=\w)'(?=\w))+)'(?!\w)"
 )
 

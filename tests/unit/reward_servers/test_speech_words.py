@@ -57,6 +57,7 @@ def model(home: Path):
         ("A man says: 'Good morning, it's late', and leaves", "Good morning, it's late", "A man says: , and leaves"),
         ("She shouts “Run!” and he answers ‘I can’t’.", "Run! I can’t", "She shouts and he answers ."),
         ("„Hallo“ sagt sie, «bonjour» er", "Hallo bonjour", "sagt sie, er"),
+        ("彼女は「こんにちは」と言い、『はい』と答える", "こんにちは はい", "彼女は と言い、 と答える"),
         ("the dog's bark and the cats' purr", "", "the dog's bark and the cats' purr"),
         ("an open \"quote", "", "an open \"quote"), ('""', "", '""'), ("", "", ""),
     ],
