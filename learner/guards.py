@@ -17,6 +17,9 @@ from accord.types import Clip, GroupSource, Prompt, ScoredGroup
 
 Metrics = Mapping[str, float | None]
 
+LOST = 0.75
+"""Share of a measured reward's height, above the end of its range, that no band forgives."""
+
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
@@ -82,19 +85,24 @@ class Watch:
         return total / weights if weights else 0.0
 
     def _outside(self, metrics: Metrics) -> dict[str, float]:
-        watched: dict[str, tuple[str, float]] = {name: (f"feature/{name}", least) for name, least in FEATURES.items()}
-        measured = {reward.name: reward.smallest_effect for reward in self.job.rewards if reward.weight == 0}
-        watched |= {name: (f"reward/{name}", least) for name, least in measured.items()}
-        found = {}
-        for name, (metric, least) in watched.items():
-            moved = self._moved(metrics, metric, least)
-            away = moved is not None and (moved < -self.spec.sigmas or (name in FEATURES and moved > self.spec.sigmas))
-            if moved is not None and away and name not in self.spec.ignore:
-                found[name] = moved
-        return found
+        """What left its band. A measured reward's ends where `LOST` of its height is gone, however much its first
+        samples differed: in a wider one it could fall to nothing unseen."""
+        moved = {name: self._moved(metrics, f"feature/{name}", least) for name, least in FEATURES.items()}
+        found: dict[str, float] = {
+            name: by for name, by in moved.items() if by is not None and abs(by) > self.spec.sigmas
+        }
+        for reward in self.job.rewards:
+            if reward.weight == 0:
+                by = self._moved(metrics, f"reward/{reward.name}", reward.smallest_effect, reward.range[0])
+                if by is not None and by < -self.spec.sigmas:
+                    found[reward.name] = by
+        return {name: by for name, by in found.items() if name not in self.spec.ignore}
 
-    def _moved(self, metrics: Metrics, name: str, least: float) -> float | None:
-        """A mean's change since the first steps in standard deviations of their samples; None where it has none."""
+    def _moved(self, metrics: Metrics, name: str, least: float, low: float = -math.inf) -> float | None:
+        """A mean's change since the first steps in standard deviations of their samples; None where it has none.
+
+        A deviation is at most what makes `sigmas` of them reach `LOST` of the way to `low`.
+        """
         now, means = metrics.get(f"{name}/mean"), [step.get(f"{name}/mean") for step in self.first]
         spreads = [step.get(f"{name}/std") for step in self.first]
         known = [(mean, std) for mean, std in zip(means, spreads, strict=True) if mean is not None and std is not None]
@@ -102,7 +110,7 @@ class Watch:
             return None
         centre = math.fsum(mean for mean, _ in known) / len(known)
         within = math.fsum(std**2 + (mean - centre) ** 2 for mean, std in known) / len(known)
-        return (now - centre) / max(math.sqrt(within), least)
+        return (now - centre) / max(min(math.sqrt(within), LOST * (centre - low) / self.spec.sigmas), least)
 
 
 def feature_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float | None]:

@@ -196,9 +196,9 @@ class Run:
         assert self._watch is not None, "take comes before record"
         numbers = {**metrics, **feature_metrics(groups)}
         verdict = self._watch.see(numbers)
-        if self._watch.streak == 0:
+        if not verdict.outside:
             self._best = self._sampled
-        elif self.ranks.first and self._best is not None:
+        elif self._watch.streak and self.ranks.first and self._best is not None:
             self.patiently(partial(self._export, self._best))
         beside = self.controls.gaps() if self.controls is not None else {}
         beside |= self.drift.metrics() if self.drift is not None else {}

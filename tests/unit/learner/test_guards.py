@@ -61,6 +61,15 @@ class TestTheAlarm:
         assert watch.see(numbers(0.3, 0.5, dynamic=0.9)).outside == {}
         assert watch.see(numbers(0.3, 0.5, dynamic=0.1)).outside == pytest.approx({"dynamic_degree": -4.0})
 
+    def test_a_measured_reward_cannot_fall_to_nothing_within_its_band(self):
+        """First 0.6 with a spread of 0.4: three deviations reach below 0, three quarters of the way reach 0.15."""
+        watch = Watch(job())
+        watch.see(numbers(0.0, 0.5, dynamic=0.6, std=0.4))
+        assert watch.see(numbers(0.9, 0.5, dynamic=0.16, std=0.4)).outside == {}
+        assert watch.see(numbers(0.9, 0.5, dynamic=0.14, std=0.4)).outside == pytest.approx(
+            {"dynamic_degree": (0.14 - 0.6) / (0.75 * 0.6 / 3)}
+        )
+
     def test_a_feature_that_never_varied_needs_its_least_spread(self):
         watch = Watch(job())
         watch.see(numbers(0.0, 0.5, std=0.0))
