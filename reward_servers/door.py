@@ -21,7 +21,7 @@ import uvicorn
 from ray import serve
 from ray.exceptions import RayError, RayTaskError
 from ray.serve.exceptions import BackPressureError, RayServeException
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
 from accord.config.settings import Settings, is_loopback
 from accord.errors import UserError
@@ -42,7 +42,7 @@ _CONNECTIONS = 512
 _LONGEST_HEAD = 32 * 1024
 """Bytes of a request line with its headers."""
 _HEAD_S = 10.0
-"""Time for a stranger to send it."""
+"""Time to send it."""
 _LOOK_S = 2.0
 """How old what is known of the applications may be."""
 _LOOK_AGAIN_S = 0.25
@@ -87,16 +87,22 @@ class Door:
 
 
 class TimelyProtocol(H11Protocol):
-    """Ends a connection whose first request does not come in time: strangers cannot hold all of them. Who goes on
-    after the first one had the token, for what has none ends its connection."""
+    """Ends a connection whose next request does not come in time: strangers cannot hold all of them. Neither can they
+    with a body that nobody reads, which goes on after its answer."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """The time begins."""
         super().connection_made(transport)
-        self.loop.call_later(_HEAD_S, self._end_if_silent)
+        self.loop.call_later(_HEAD_S, self._end_unless_after, None)
 
-    def _end_if_silent(self) -> None:
-        if self.cycle is None:
+    def on_response_complete(self) -> None:
+        """It begins anew."""
+        answered = self.cycle
+        super().on_response_complete()
+        self.loop.call_later(_HEAD_S, self._end_unless_after, answered)
+
+    def _end_unless_after(self, answered: RequestResponseCycle | None) -> None:
+        if self.cycle is answered:
             self.transport.close()
 
 

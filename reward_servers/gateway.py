@@ -99,9 +99,8 @@ class Gateway:
         given = token_digest(token.strip() if scheme.lower() == "bearer" else "")
         if not hmac.compare_digest(given, self.token_digest):
             raise Refusal(
-                401, "send the token of this server as Authorization: Bearer TOKEN", WWW_Authenticate="Bearer",
-                Connection="close",
-            )  # fmt: skip
+                401, "send the token of this server as Authorization: Bearer TOKEN", WWW_Authenticate="Bearer"
+            )
 
     async def _routed(self, request: Request) -> JSONResponse:
         parts = [part for part in request.scope["path"].split("/") if part]
