@@ -61,7 +61,7 @@ class RewardWatch:
         rewards = [reward for reward in job.rewards if reward.scope == "clip" and reward.name not in self.spec.ignore]
         self.rewards = {reward.name: reward for reward in rewards}
         self.found: dict[str, Drift] = {}
-        """What the latest comparison says of each reward."""
+        """What is known of each reward: of every canary, its latest comparison."""
         self.sound: PolicyState | None = None
         """The latest version whose rewards are known to be what they were."""
         self.waited = False
@@ -172,9 +172,12 @@ class RewardWatch:
             if was is not None and was.clips != now.clips:
                 self.warn("canaries", f"{name}: the canaries are other clips than when the job began; compared anew")
             first[name] = was.filled(now) if was is not None and was.clips == now.clips else now
-            found = drift(self.rewards[name], first[name], now, self.spec.tolerance)
-            if found.distances or name not in self.found:  # without a score it is neither gone nor back
-                self.found[name], self._said[name] = found, _told(name, found, first[name], now)
+            seen = drift(self.rewards[name], first[name], now, self.spec.tolerance)
+            kept = self.found[name].distances if name in self.found else {}
+            found = Drift({**kept, **seen.distances}, seen.bound)  # without a score a canary is neither gone nor back
+            self.found[name] = found
+            if found.farthest in seen.distances:
+                self._said[name] = _told(name, found, first[name], now)
             self._tell_unscored(step, name, first[name], now)
         if first != (self._first or {}):
             self.write(lambda: self.folder.write_whole(CANARIES, FILE.dump_json(first, indent=1) + b"\n"))

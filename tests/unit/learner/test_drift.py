@@ -189,6 +189,24 @@ def test_a_reward_without_scores_is_neither_drift_nor_back_and_is_told_once(case
     assert "15.0 now" in one.watch.why()
 
 
+def test_a_reward_is_not_back_while_the_canary_that_moved_has_no_score(case):
+    one = case(on_drift="pause")
+    one.word(1)
+    plain, shift = one.source.rescore, 1.0
+
+    def moved(prompt, clips, rewards):
+        by = shift if prompt == SET[0].prompt else 0.0
+        found = plain(prompt, clips, rewards)
+        return {name: replace(scores, values=(scores.values[0] + by,)) for name, scores in found.items()}
+
+    one.source.rescore = moved
+    assert one.due(2) is Word.WAIT
+    shift = math.nan
+    assert one.word(3) is Word.WAIT and "15.0 now" in one.watch.why()
+    shift = 0.0
+    assert one.word(3) is Word.GO
+
+
 def test_a_reward_that_has_no_value_for_a_clip_by_its_nature_is_not_told(case):
     one = case()
     one.source.more, one.source.reason = {"sync": math.nan, "dynamic_degree": math.nan}, "unverifiable"
