@@ -57,6 +57,8 @@ BRIEF = 4
 """Frames that a flash lasts which counts for little."""
 NEAR = 5
 """Blocks across the surroundings in which what is bright may have been before: it moved, and is no flash."""
+STILL = 0.5
+"""Pixels per frame near a flash before and after it, at which it counts half as one: what moves may light up."""
 TRACE = 4.0
 """How much a level that stays changed takes from a flash."""
 FLASH_LEVELS = 5.0
@@ -150,16 +152,17 @@ def _beyond_common(blocks_FRC: Float) -> Float:
     return blocks_FRC - np.concatenate([[0.0], common])[:, None, None]
 
 
-def flashes(local_FRC: Float) -> Float:
-    """How far each frame is lit from nowhere, in levels, [F].
+def flashes(local_FRC: Float, moving_FRC: Float) -> Float:
+    """How far each frame is lit from nowhere, in levels, [F]; from levels and speeds of blocks, [F, rows, columns].
 
     A block's is its brightness over `b` frames, least of them, above all that is `NEAR` in the frames before and after,
-    minus `TRACE` times how much those two differ in it; the frame's is the mean of its highest hundredth, for the b up
-    to `BRIEF` that gives most. What moves was near before, and what happens leaves something changed; a lamp that
-    flickers, or a patch that is pasted over one frame, does neither.
+    minus `TRACE` times how much those two differ in it, less where something moves near it before or after; the frame's
+    is the mean of its highest hundredth, for the b up to `BRIEF` that gives most. What moves was near before, and what
+    happens leaves something changed; a lamp that flickers, or a patch pasted over one frame, does neither.
     """
     frames = len(local_FRC)
     around = maximum_filter(local_FRC, size=(1, NEAR, NEAR))
+    still = 1.0 / (1.0 + (maximum_filter(moving_FRC, size=(1, NEAR, NEAR)) / STILL) ** 2)
     found = np.zeros(frames)
     for brief in range(1, BRIEF + 1):
         last = frames - brief - 1
@@ -168,12 +171,25 @@ def flashes(local_FRC: Float) -> Float:
         lit = sliding_window_view(local_FRC[1:-1], brief, axis=0).min(axis=3)
         left = np.abs(local_FRC[brief + 1 :] - local_FRC[:last])
         height = lit - np.maximum(around[:last], around[brief + 1 :]) - TRACE * left
+        height = height * still[:last] * still[brief + 1 :]
         highest = np.sort(height.reshape(last, -1), axis=1)
         height_F = highest[:, -max(2, highest.shape[1] // 100) :].mean(axis=1)
         for offset in range(1, brief + 1):
             part = found[offset : offset + last]
             np.maximum(part, height_F, out=part)
     return found
+
+
+def _speed(flow_FHW2: Float, size: tuple[int, ...]) -> Float:
+    """Mean speed of blocks at each frame, the lesser of those to it and from it: pixels per frame [F, rows, columns].
+
+    A flash is taken for motion by the flow that meets it; the one on its other side is not.
+    """
+    blocks = [
+        cv2.resize(np.hypot(*np.moveaxis(flow, 2, 0)), size[::-1], interpolation=cv2.INTER_AREA) for flow in flow_FHW2
+    ]
+    padded = np.pad(np.stack(blocks), ((1, 1), (0, 0), (0, 0)), mode="edge")
+    return np.minimum(padded[1:], padded[:-1])
 
 
 def _light(local_FB: Float) -> tuple[Float, Float]:
@@ -211,7 +227,7 @@ def seen(clip: Clip) -> dict[str, Float]:
     frames = len(pictures)
     grown, lost = _light(local.reshape(frames, -1))
     steady = _same_scene(blocks.reshape(frames, -1)).astype(np.float64)
-    kept = 1.0 / (1.0 + (flashes(local) / FLASH_LEVELS) ** 2)
+    kept = 1.0 / (1.0 + (flashes(local, _speed(flow, local.shape[1:])) / FLASH_LEVELS) ** 2)
     of_light = steady * np.minimum(kept[1:], kept[:-1])
     of_motion = np.minimum(of_light[1:], of_light[:-1])
     at_frame, between = np.arange(1, frames - 1) / clip.fps, (np.arange(1, frames) - 0.35) / clip.fps

@@ -158,5 +158,14 @@ def test_a_pasted_patch_is_a_flash_and_a_thing_that_moves_or_comes_to_stay_is_no
     for frame in range(12):
         moving[frame, 8:11, 2 * frame : 2 * frame + 3] = 190.0
     staying[5:, 6:10, 10:15] = 190.0
-    assert np.allclose(flashes(pasted), [0, 0, 0, 0, 0, 90, 0, 0, 0, 0, 0, 0])
-    assert flashes(moving).max() <= 0 and flashes(staying).max() <= 0
+    rest, passing = np.zeros_like(ground), np.full_like(ground, 2.0)
+    assert np.allclose(flashes(pasted, rest), [0, 0, 0, 0, 0, 90, 0, 0, 0, 0, 0, 0])
+    assert flashes(moving, rest).max() <= 0 and flashes(staying, rest).max() <= 0
+    assert flashes(pasted, passing).max() < 1, "what moves there may light up"
+
+
+def test_a_thing_that_lights_up_when_it_lands_is_no_pasted_flash(model, world):
+    """The built-in world shown larger: there is flow in it, and its contacts are bright for one frame."""
+    for _, clip in world["clean"][:3]:
+        large = dataclasses.replace(clip, video_FHWC=clip.video_FHWC.repeat(8, axis=1).repeat(8, axis=2))
+        assert model.score_clip(PROMPT, large).value > model.score_clip(PROMPT, delayed(large, 0.5)).value + 0.2
