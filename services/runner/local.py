@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
@@ -54,6 +55,9 @@ from services.runner.clips import ClipsSource
 from services.runner.inputs import prepare
 from services.runner.roster import hold_roster
 from services.runner.saved_groups import ReplayedSource, SavingSource
+
+PEER_END_S = 5.0
+"""How long after its connection broke the end of a rank may be seen."""
 
 
 class LocalSource(GroupSource):
@@ -247,7 +251,9 @@ def _peers(job: JobSpec, folder: RunFolder, meeting: str) -> Iterator[None]:
         if context is not None:
             context.join()
     except RuntimeError as error:  # what torch makes of a peer that is gone
-        gone = [process for process in (context.processes if context is not None else ()) if not process.is_alive()]
+        peers = context.processes if context is not None else ()
+        wait([process.sentinel for process in peers], PEER_END_S)
+        gone = [process for process in peers if not process.is_alive()]
         if not gone:
             raise
         ended = ", ".join(f"process {process.pid} with {process.exitcode}" for process in gone)
