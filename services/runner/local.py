@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -252,7 +253,8 @@ def _peers(job: JobSpec, folder: RunFolder, meeting: str) -> Iterator[None]:
             context.join()
     except RuntimeError as error:  # what torch makes of a peer that is gone
         peers = context.processes if context is not None else ()
-        wait([process.sentinel for process in peers], PEER_END_S)
+        if peers:
+            wait([process.sentinel for process in peers], PEER_END_S)
         gone = [process for process in peers if not process.is_alive()]
         if not gone:
             raise
@@ -269,7 +271,9 @@ def _peer(place: int, job: JobSpec, folder: RunFolder, meeting: str) -> None:
     rank = place + 1
     _join(job, meeting, rank)
     train(Run(job, folder, _Shared(None), None, (), device=_device(job, rank)))
-    dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # threads of its process group may still run, and abort an interpreter that is taken down around them
 
 
 def _join(job: JobSpec, meeting: str, rank: int) -> None:
